@@ -1,1 +1,14 @@
-
+//! One test binary; each module says what it guards.
+mod checkpoint;
+mod cli;
+mod config;
+mod data;
+mod faults;
+mod formats;
+mod golden;
+mod house;
+mod model;
+mod ops;
+mod resume;
+#[cfg(feature = "text")]
+mod text;

@@ -1,0 +1,4 @@
+//! What is asked for: plain, validated values.
+
+pub mod settings;
+pub use settings::*;

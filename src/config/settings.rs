@@ -1,0 +1,289 @@
+//! The resolved settings of a run. Names, defaults and meanings are the command line's contract.
+
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// Row format of a data file; `Auto` recognises it per file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum RowFormat {
+    Auto,
+    Messages,
+    Sharegpt,
+    Alpaca,
+    PromptCompletion,
+    Text,
+    Tokenized,
+}
+
+/// Chat template; `Auto` reads the model folder's own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub enum Template {
+    #[serde(rename = "auto")]
+    Auto,
+    #[serde(rename = "qwen")]
+    Qwen,
+    #[serde(rename = "qwen1.5")]
+    Qwen15,
+    #[serde(rename = "qwen2.5")]
+    Qwen25,
+    #[serde(rename = "qwen3")]
+    Qwen3,
+    #[serde(rename = "qwen3-nothink")]
+    Qwen3NoThink,
+    #[serde(rename = "deepke")]
+    Deepke,
+    #[serde(rename = "none")]
+    None,
+}
+
+/// Which tokens of a rendered row are scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainOn {
+    /// Each assistant turn's content and its `<|im_end|>`.
+    Assistant,
+    /// Only the last assistant turn.
+    LastTurn,
+    /// Every token.
+    All,
+    /// The mask of the official Qwen fine-tuning script.
+    QwenOfficial,
+}
+
+/// What happens to a row longer than the cutoff.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TooLong {
+    /// Left out and counted.
+    Drop,
+    /// Cut; template headers are kept.
+    Truncate,
+    /// Stops the run.
+    Error,
+}
+
+/// Learning-rate schedule, with the values of Hugging Face's `get_scheduler`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Scheduler {
+    Linear,
+    Cosine,
+    Constant,
+    ConstantWithWarmup,
+    Polynomial,
+    CosineWithRestarts,
+    InverseSqrt,
+    WarmupStableDecay,
+}
+
+/// When something periodic happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Strategy {
+    Steps,
+    Epoch,
+    No,
+}
+
+/// Device asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum DeviceChoice {
+    Auto,
+    Cpu,
+    Cuda(u32),
+}
+
+/// Arithmetic asked for. The CPU computes in f32 whatever the weights are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Dtype {
+    Auto,
+    Bf16,
+    F32,
+}
+
+/// Which activations are computed again in the backward pass instead of kept. Never changes bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs)]
+pub enum Recompute {
+    Auto,
+    None,
+    Mlp,
+    Full,
+}
+
+/// Which linear layers get an adapter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Targets {
+    /// Every linear layer of the blocks; never the output head.
+    AllLinear,
+    /// Module names or dotted suffixes (`q_proj`, `attn.c_proj`).
+    Names(Vec<String>),
+}
+
+/// Where a run's state comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ResumeFrom {
+    /// The newest valid checkpoint of the output folder; a new run when there is none.
+    Auto,
+    /// The checkpoint of that step in the output folder.
+    Step(u64),
+    /// A native checkpoint, a run folder, or a Hugging Face `checkpoint-N`.
+    Path(PathBuf),
+}
+
+/// Everything `train` can be told, resolved: defaults filled in, values checked one by one.
+/// Serialises to the `settings` object of `run.json` and is read back from it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+#[allow(missing_docs)]
+pub struct Settings {
+    // model, data
+    pub model: PathBuf,
+    pub train_files: Vec<PathBuf>,
+    pub valid_file: Option<PathBuf>,
+    /// A fraction below 1, or a number of rows, moved from training to evaluation.
+    pub val_set_size: f64,
+    pub format: RowFormat,
+    pub template: Template,
+    pub system_prompt: Option<String>,
+    pub train_on: TrainOn,
+    pub cutoff_len: usize,
+    pub max_source_length: Option<usize>,
+    pub max_target_length: Option<usize>,
+    pub too_long: TooLong,
+    pub packing: bool,
+    pub skip_bad_rows: usize,
+    pub cache_dir: Option<PathBuf>,
+    // length, batches
+    pub per_device_train_batch_size: usize,
+    pub per_device_eval_batch_size: usize,
+    pub gradient_accumulation_steps: usize,
+    pub tokens_per_micro_batch: usize,
+    pub num_train_epochs: f64,
+    pub max_steps: Option<u64>,
+    pub shuffle: bool,
+    pub seed: u64,
+    // optimizer
+    pub learning_rate: f64,
+    pub lr_scheduler_type: Scheduler,
+    pub lr_scheduler_kwargs: serde_json::Map<String, serde_json::Value>,
+    /// A value below 1 is a ratio of all steps.
+    pub warmup_steps: f64,
+    pub warmup_ratio: Option<f64>,
+    pub weight_decay: f64,
+    pub adam_beta1: f64,
+    pub adam_beta2: f64,
+    pub adam_epsilon: f64,
+    /// 0 means no clipping.
+    pub max_grad_norm: f64,
+    // LoRA
+    pub lora_r: usize,
+    /// Filled in as 2 × rank when not given.
+    pub lora_alpha: f64,
+    pub lora_dropout: f64,
+    pub lora_target_modules: Targets,
+    pub use_rslora: bool,
+    pub loraplus_lr_ratio: f64,
+    // output
+    pub output_dir: PathBuf,
+    pub save_strategy: Strategy,
+    /// A value below 1 is a ratio of all steps.
+    pub save_steps: f64,
+    pub save_total_limit: usize,
+    pub logging_steps: u64,
+    pub eval_strategy: Strategy,
+    /// `None`: as often as `logging_steps`, as in Hugging Face.
+    pub eval_steps: Option<f64>,
+    pub load_best_model_at_end: bool,
+    pub early_stopping_patience: Option<u64>,
+    pub overwrite_output_dir: bool,
+    // device
+    pub device: DeviceChoice,
+    pub dtype: Dtype,
+    pub recompute: Recompute,
+    pub threads: Option<usize>,
+    // start
+    pub resume_from_checkpoint: Option<ResumeFrom>,
+    pub init_adapter: Option<PathBuf>,
+    pub allow_inexact: bool,
+    pub fresh_optimizer: bool,
+    /// Print nothing but errors.
+    pub quiet: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            model: PathBuf::new(),
+            train_files: Vec::new(),
+            valid_file: None,
+            val_set_size: 0.0,
+            format: RowFormat::Auto,
+            template: Template::Auto,
+            system_prompt: None,
+            train_on: TrainOn::Assistant,
+            cutoff_len: 2048,
+            max_source_length: None,
+            max_target_length: None,
+            too_long: TooLong::Drop,
+            packing: false,
+            skip_bad_rows: 0,
+            cache_dir: None,
+            per_device_train_batch_size: 8,
+            per_device_eval_batch_size: 8,
+            gradient_accumulation_steps: 1,
+            tokens_per_micro_batch: 8192,
+            num_train_epochs: 3.0,
+            max_steps: None,
+            shuffle: true,
+            seed: 42,
+            learning_rate: 1e-4,
+            lr_scheduler_type: Scheduler::Linear,
+            lr_scheduler_kwargs: serde_json::Map::new(),
+            warmup_steps: 0.0,
+            warmup_ratio: None,
+            weight_decay: 0.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_grad_norm: 1.0,
+            lora_r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            lora_target_modules: Targets::AllLinear,
+            use_rslora: false,
+            loraplus_lr_ratio: 1.0,
+            output_dir: PathBuf::new(),
+            save_strategy: Strategy::Steps,
+            save_steps: 500.0,
+            save_total_limit: 3,
+            logging_steps: 10,
+            eval_strategy: Strategy::No,
+            eval_steps: None,
+            load_best_model_at_end: false,
+            early_stopping_patience: None,
+            overwrite_output_dir: false,
+            device: DeviceChoice::Auto,
+            dtype: Dtype::Auto,
+            recompute: Recompute::Auto,
+            threads: None,
+            resume_from_checkpoint: None,
+            init_adapter: None,
+            allow_inexact: false,
+            fresh_optimizer: false,
+            quiet: false,
+        }
+    }
+}

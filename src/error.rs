@@ -1,0 +1,126 @@
+//! One error type: what is wrong, where, and what to do; its [`Kind`] decides the exit status.
+
+use std::fmt;
+use std::path::Path;
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What sort of thing went wrong. The numbers are the exit statuses of the command line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A check the command makes did not hold, or a bug of ours.
+    Check = 1,
+    /// The command line or the configuration is wrong.
+    Usage = 2,
+    /// An input file is wrong: model, tokenizer, data, adapter, checkpoint.
+    Input = 65,
+    /// The device is not there, or has too little memory.
+    Device = 69,
+    /// The output folder cannot be used.
+    Output = 73,
+    /// Reading or writing failed.
+    Io = 74,
+    /// Stopped on request after saving a checkpoint.
+    Stopped = 75,
+    /// Resume refused: something that decides the result differs.
+    Refused = 76,
+    /// Training diverged: a loss or gradient is not finite.
+    Diverged = 79,
+}
+
+/// An error: one line that says what and where, and optionally a second that says what to do.
+#[derive(Clone, Debug)]
+pub struct Error {
+    /// Decides the exit status.
+    pub kind: Kind,
+    /// What is wrong and where (file, row, tensor).
+    pub what: String,
+    /// What to do about it; empty when the first line says it all.
+    pub remedy: String,
+}
+
+impl Error {
+    /// An error of `kind`; `what` names the file, row or tensor.
+    pub fn new(kind: Kind, what: impl Into<String>) -> Self {
+        Error { kind, what: what.into(), remedy: String::new() }
+    }
+
+    /// Something that must hold did not.
+    pub fn check(what: impl Into<String>) -> Self {
+        Self::new(Kind::Check, what)
+    }
+
+    /// The command line or configuration is wrong.
+    pub fn usage(what: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, what)
+    }
+
+    /// An input file is wrong.
+    pub fn input(what: impl Into<String>) -> Self {
+        Self::new(Kind::Input, what)
+    }
+
+    /// The device is missing or too small.
+    pub fn device(what: impl Into<String>) -> Self {
+        Self::new(Kind::Device, what)
+    }
+
+    /// The output folder cannot be used.
+    pub fn output(what: impl Into<String>) -> Self {
+        Self::new(Kind::Output, what)
+    }
+
+    /// Resume refused.
+    pub fn refused(what: impl Into<String>) -> Self {
+        Self::new(Kind::Refused, what)
+    }
+
+    /// Training diverged.
+    pub fn diverged(what: impl Into<String>) -> Self {
+        Self::new(Kind::Diverged, what)
+    }
+
+    /// Reading or writing `path` failed while `doing` something ("reading", "writing").
+    pub fn io(doing: &str, path: &Path, source: &std::io::Error) -> Self {
+        Self::new(Kind::Io, format!("{doing} {}: {source}", path.display()))
+    }
+
+    /// An input file that could not be opened or read: missing files are wrong input, the rest is I/O.
+    pub fn reading(path: &Path, source: &std::io::Error) -> Self {
+        let kind = match source.kind() {
+            std::io::ErrorKind::NotFound
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::PermissionDenied => Kind::Input,
+            _ => Kind::Io,
+        };
+        Self::new(kind, format!("cannot read {}: {source}", path.display()))
+    }
+
+    /// Adds what to do about it.
+    #[must_use]
+    pub fn hint(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = remedy.into();
+        self
+    }
+
+    /// The process exit status.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        self.kind as u8
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)?;
+        if !self.remedy.is_empty() {
+            write!(f, "\n  {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Error {}

@@ -1,0 +1,14 @@
+//! The operations the model is written against: one file each, with its parameters, its CPU form, its
+//! case table, and (with a GPU) its launch. All matrices are row-major; `T` is the number of token rows.
+
+pub mod adamw;
+pub mod attention;
+pub mod embedding;
+pub mod linear;
+pub mod loss;
+pub mod philox;
+pub mod reduce;
+pub mod rmsnorm;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;

@@ -1,0 +1,32 @@
+//! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`, f32 inside.
+
+use crate::device::{Device, Region};
+
+/// Operands of one normalisation over rows of `dim` elements.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNorm {
+    /// Row length.
+    pub dim: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Scale, [dim], f32.
+    pub weight: Region,
+}
+
+/// `y` [rows, dim] from `x` [rows, dim]; `rstd` [rows] is kept for the backward pass.
+pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
+    let _ = (dev, p, x, y, rstd);
+    todo!()
+}
+
+/// Recomputes `y` from `x` and `rstd`: the same bits as [`forward`] wrote.
+pub fn recompute(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
+    let _ = (dev, p, x, rstd, y);
+    todo!()
+}
+
+/// `dx += d(norm)ᵀ dy`: adds to what `dx` holds (the residual's gradient). The weight is frozen.
+pub fn backward(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
+    let _ = (dev, p, x, rstd, dy, dx);
+    todo!()
+}

@@ -1,0 +1,102 @@
+//! Everything a run tells, as plain values. Training emits events and nothing else; consoles, files and
+//! reports are observers.
+
+use std::path::PathBuf;
+
+/// One optimizer step, as `metrics.jsonl` has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StepLine {
+    /// The step just finished, counted from 1.
+    pub step: u64,
+    /// Epochs finished after this step, as a fraction.
+    pub epoch: f64,
+    /// Sum of the scored tokens' losses over their number, nats.
+    pub loss: f64,
+    /// Norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate used by this step.
+    pub lr: f64,
+    /// Scored tokens of this step.
+    pub tokens: u64,
+    /// Wall-clock seconds of this step; `None` where a line was rebuilt from a checkpoint, which keeps no clock.
+    pub seconds: Option<f64>,
+}
+
+/// One evaluation, as `metrics.jsonl` has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EvalLine {
+    /// The step after which it was made.
+    pub step: u64,
+    /// Epochs finished, as a fraction.
+    pub epoch: f64,
+    /// Token-weighted loss over the evaluation set, nats.
+    pub eval_loss: f64,
+    /// Wall-clock seconds it took; `None` as in [`StepLine`].
+    pub seconds: Option<f64>,
+}
+
+/// What a run tells while it goes on.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// A line of the run's introduction (what it is, what `auto` resolved to, where output goes).
+    Note(String),
+    /// Something the user should know but that stops nothing.
+    Warning(String),
+    /// A long preparation moved on: `what` is a phase such as "hashing model", amounts in bytes or rows.
+    Progress {
+        /// The phase.
+        what: &'static str,
+        /// Done so far.
+        done: u64,
+        /// All there is; 0 when unknown.
+        total: u64,
+    },
+    /// Training starts now.
+    Started {
+        /// Steps already done (0 for a new run).
+        step: u64,
+        /// Steps in all.
+        total: u64,
+    },
+    /// A step is done.
+    Step {
+        /// What `metrics.jsonl` holds.
+        line: StepLine,
+        /// Tokens processed, padding left out.
+        real_tokens: u64,
+    },
+    /// An evaluation is done.
+    Eval(EvalLine),
+    /// A checkpoint is durable: written, synced, named.
+    Saved {
+        /// Its step.
+        step: u64,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// Steps logged before the interruption were computed again and are bit-identical.
+    Repeated {
+        /// First step compared.
+        first: u64,
+        /// Last step compared.
+        last: u64,
+    },
+    /// The run ended; all files are in place.
+    Finished {
+        /// The last step.
+        step: u64,
+    },
+}
+
+/// Receives a run's events, in order, on the training thread.
+pub trait Observer {
+    /// Called once per event. Must not block for long; cannot fail a run.
+    fn on_event(&mut self, event: &Event);
+}
+
+impl<F: FnMut(&Event)> Observer for F {
+    fn on_event(&mut self, event: &Event) {
+        self(event);
+    }
+}
