@@ -209,6 +209,8 @@ pub struct Settings {
     pub load_best_model_at_end: bool,
     pub early_stopping_patience: Option<u64>,
     pub overwrite_output_dir: bool,
+    /// Evaluate before the first step as well.
+    pub eval_on_start: bool,
     // device
     pub device: DeviceChoice,
     pub dtype: Dtype,
@@ -275,6 +277,7 @@ impl Default for Settings {
             load_best_model_at_end: false,
             early_stopping_patience: None,
             overwrite_output_dir: false,
+            eval_on_start: false,
             device: DeviceChoice::Auto,
             dtype: Dtype::Auto,
             recompute: Recompute::Auto,

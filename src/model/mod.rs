@@ -1,1 +1,4 @@
-//! model
+//! The Qwen families: shapes, names, weights, adapters, forward and backward.
+
+pub mod names;
+pub mod spec;

@@ -1,1 +1,114 @@
-//! train
+//! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
+
+use crate::config::Settings;
+use crate::error::Result;
+use crate::report::event::Observer;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// What `train` and `resume` hand over.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The resolved settings. For a resume they are the run's own, frozen in `run.json`, with permitted changes.
+    pub settings: Settings,
+    /// The command line, for `run.json`.
+    pub command_line: Vec<String>,
+    /// `resume OUTPUT_DIR`: there must be a run in the folder.
+    pub must_resume: bool,
+}
+
+/// Asks a run to stop or save; shared with signal handlers.
+#[derive(Clone, Debug, Default)]
+pub struct Control {
+    stop: Arc<AtomicBool>,
+    save: Arc<AtomicBool>,
+}
+
+impl Control {
+    /// Save the last finished step and stop.
+    pub fn request_stop(&self) {
+        self.stop.store(true, Ordering::SeqCst);
+    }
+
+    /// Save the last finished step and go on.
+    pub fn request_save(&self) {
+        self.save.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a stop was asked for.
+    #[must_use]
+    pub fn stop_requested(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+
+    /// Whether a save was asked for; answers yes once per request.
+    #[must_use]
+    pub fn take_save_request(&self) -> bool {
+        self.save.swap(false, Ordering::SeqCst)
+    }
+
+    /// The flags themselves, for signal handlers: (stop, save).
+    #[must_use]
+    pub fn flags(&self) -> (Arc<AtomicBool>, Arc<AtomicBool>) {
+        (Arc::clone(&self.stop), Arc::clone(&self.save))
+    }
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, Default)]
+pub struct Summary {
+    /// Steps done.
+    pub step: u64,
+    /// Steps of the run.
+    pub total_steps: u64,
+    /// First and last evaluation loss, when it was evaluated.
+    pub eval_loss: Option<(f64, f64)>,
+    /// First and last training loss of this process.
+    pub loss: Option<(f64, f64)>,
+    /// The final adapter's folder.
+    pub adapter: PathBuf,
+    /// Continued inexactly at some time.
+    pub tainted: bool,
+}
+
+/// The memory and work of a run that is not started.
+#[derive(Clone, Debug, Default, serde::Serialize)]
+pub struct PlanReport {
+    /// (purpose, bytes) of the device arena.
+    pub arena: Vec<(String, u64)>,
+    /// Bytes of mapped base weights.
+    pub base_weights: u64,
+    /// Expected peak of resident memory, bytes.
+    pub peak: u64,
+    /// Bytes of one checkpoint.
+    pub checkpoint: u64,
+    /// Optimizer steps.
+    pub steps: u64,
+    /// Rows trained on.
+    pub rows: u64,
+    /// Tokens of one epoch, padding left out.
+    pub tokens_per_epoch: u64,
+    /// Trainable parameters.
+    pub trainable: u64,
+    /// Most tokens of one micro-batch, padding included.
+    pub micro_batch_tokens: u64,
+}
+
+/// Trains, resumes or finishes the run the request describes.
+///
+/// # Errors
+/// Every failure of `cli.md`'s exit table; [`crate::error::Kind::Stopped`] after a requested stop was saved.
+pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    let _ = (request, control, observer);
+    todo!()
+}
+
+/// What [`run`] would need and do, without starting it.
+///
+/// # Errors
+/// As [`run`], for wrong settings or inputs.
+pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
+    let _ = (settings, observer);
+    todo!()
+}

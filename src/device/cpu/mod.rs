@@ -2,6 +2,7 @@
 //! for every instruction set it knows.
 
 use super::{Planner, Region};
+use crate::error::{Error, Result};
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,7 +16,6 @@ pub enum Rounding {
 /// The CPU device.
 pub struct Cpu {
     arena: Vec<f32>,
-    #[allow(dead_code)]
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
@@ -26,11 +26,11 @@ impl Cpu {
     ///
     /// # Errors
     /// When the pool or the memory cannot be had.
-    pub fn new(plan: &Planner, threads: Option<usize>) -> crate::error::Result<Self> {
+    pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.unwrap_or(0))
             .build()
-            .map_err(|e| crate::error::Error::device(format!("cannot start threads: {e}")))?;
+            .map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
         Ok(Cpu { arena: vec![0.0; plan.elements()], pool, rounding: Rounding::None })
     }
 
@@ -43,5 +43,35 @@ impl Cpu {
     /// The elements of `region`, to be written.
     pub fn write(&mut self, region: Region) -> &mut [f32] {
         &mut self.arena[region.start..region.start + region.len]
+    }
+
+    /// Several regions at once: `reads` shared, `writes` exclusive, with the pool to work in.
+    ///
+    /// # Panics
+    /// When a written region overlaps any other, or one lies outside the arena.
+    pub fn split<const R: usize, const W: usize>(
+        &mut self,
+        reads: [Region; R],
+        writes: [Region; W],
+    ) -> (&rayon::ThreadPool, [&[f32]; R], [&mut [f32]; W]) {
+        let inside = |r: &Region| r.start.checked_add(r.len).is_some_and(|end| end <= self.arena.len());
+        let apart = |a: &Region, b: &Region| {
+            a.len == 0 || b.len == 0 || a.start + a.len <= b.start || b.start + b.len <= a.start
+        };
+        assert!(reads.iter().chain(&writes).all(inside), "region outside the arena");
+        for (i, w) in writes.iter().enumerate() {
+            assert!(
+                reads.iter().chain(&writes[i + 1..]).all(|r| apart(w, r)),
+                "written region overlaps another"
+            );
+        }
+        let base = self.arena.as_mut_ptr();
+        // SAFETY: all regions are inside the arena, which `&mut self` borrows exclusively for the lifetime of
+        // the results; written regions overlap nothing, as asserted above.
+        let shared =
+            reads.map(|r| unsafe { std::slice::from_raw_parts(base.add(r.start).cast_const(), r.len) });
+        // SAFETY: as above.
+        let exclusive = writes.map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
+        (&self.pool, shared, exclusive)
     }
 }
