@@ -1,7 +1,10 @@
 //! Frozen linear layers that read one input, with their LoRA adapters (Hu et al. 2021), as one operation:
 //! `y_i = x·W_iᵀ + b_i + scale_i · (drop(x)·A_iᵀ)·B_iᵀ (+ residual)`.
 
-use crate::device::{Device, Matrix, Region};
+use super::philox::philox4x32;
+use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
+use crate::device::{Cpu, Device, Matrix, Region};
+use rayon::prelude::*;
 
 /// One adapter: `A` [r, in], `B` [out, r] and their gradients, f32 ranges of the flat buffers.
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +86,9 @@ pub struct Forward {
 
 /// Runs the group.
 pub fn forward(dev: &mut Device, g: &Group, o: &Forward) {
-    let _ = (dev, g, o);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_forward(cpu, g, o),
+    }
 }
 
 /// Operands of the backward pass.
@@ -108,6 +112,249 @@ pub struct Backward {
 
 /// Adds the adapters' gradients and writes the input's. Never computes a gradient of a frozen weight.
 pub fn backward(dev: &mut Device, g: &Group, o: &Backward) {
-    let _ = (dev, g, o);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_backward(cpu, g, o),
+    }
+}
+
+/// The adapters with their layers, and the first column of each in `s`.
+fn adapters(g: &Group) -> Vec<(&Linear, Lora, usize)> {
+    let mut first = 0;
+    let mut all = Vec::new();
+    for layer in &g.layers {
+        if let Some(lora) = layer.lora {
+            all.push((layer, lora, first));
+            first += lora.rank;
+        }
+    }
+    all
+}
+
+fn cpu_forward(cpu: &mut Cpu, g: &Group, o: &Forward) {
+    let rows = o.x.len / g.input;
+    let width = g.rank_sum();
+    let adapters = adapters(g);
+    if width > 0 {
+        let input = dropped(cpu, o.dropout, o.x, g.input, o.scratch);
+        let mut reads = vec![input];
+        reads.extend(adapters.iter().map(|(_, lora, _)| lora.a));
+        let (mut engine, r, mut w) = cpu.engine(&reads, &[o.s]);
+        let outputs: Vec<_> = adapters
+            .iter()
+            .zip(&r[1..])
+            .map(|((_, lora, first), a)| Output {
+                column: *first,
+                columns: lora.rank,
+                terms: vec![Term { left: 0, first: 0, depth: g.input, right: Right::transposed(a, g.input) }],
+                scale: lora.scale,
+                bias: None,
+            })
+            .collect();
+        let p = Product {
+            rows,
+            lefts: &[Left::new(r[0], g.input)],
+            outputs: &outputs,
+            residual: None,
+            accumulate: false,
+        };
+        engine.multiply(&p, w[0], width);
+        cpu.round(o.s);
+    }
+    forward_outputs(cpu, g, o, rows);
+    cpu.round(o.y);
+}
+
+/// `y` from `x` and the finished `s`.
+fn forward_outputs(cpu: &mut Cpu, g: &Group, o: &Forward, rows: usize) {
+    let empty = Region { len: 0, ..o.x };
+    let mut reads = vec![o.x, o.s, o.residual.unwrap_or(empty)];
+    for layer in &g.layers {
+        reads.push(layer.bias.unwrap_or(empty));
+        reads.push(layer.lora.map_or(empty, |lora| lora.b));
+    }
+    let width = g.rank_sum();
+    let (mut engine, r, mut w) = cpu.engine(&reads, &[o.y]);
+    let mut first = 0;
+    let mut outputs = Vec::with_capacity(g.layers.len());
+    for (layer, operands) in g.layers.iter().zip(r[3..].chunks_exact(2)) {
+        let frozen =
+            Term { left: 0, first: 0, depth: g.input, right: Right::weight_transposed(&layer.weight) };
+        let mut terms = vec![frozen];
+        if let Some(lora) = layer.lora {
+            let right = Right::transposed(operands[1], lora.rank);
+            terms.push(Term { left: 1, first, depth: lora.rank, right });
+            first += lora.rank;
+        }
+        let bias = layer.bias.map(|_| operands[0]);
+        outputs.push(Output { column: layer.column, columns: layer.weight.rows(), terms, scale: 1.0, bias });
+    }
+    let lefts = [Left::new(r[0], g.input), Left::new(r[1], width)];
+    let residual = o.residual.map(|_| r[2]);
+    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual, accumulate: false };
+    engine.multiply(&p, w[0], g.output);
+}
+
+fn cpu_backward(cpu: &mut Cpu, g: &Group, o: &Backward) {
+    let adapters = adapters(g);
+    if !adapters.is_empty() {
+        rank_gradients(cpu, g, o, &adapters);
+        cpu.round(o.ds);
+        let input = dropped(cpu, o.dropout, o.x, g.input, o.scratch);
+        for &(layer, lora, first) in &adapters {
+            adapter_gradients(cpu, g, o, input, (layer, lora, first));
+        }
+    }
+    let Some(dx) = o.dx else { return };
+    match o.dropout {
+        Some(dropout) if !adapters.is_empty() => {
+            input_gradient(cpu, g, o, dx, Part::Adapters);
+            mask(cpu, &dropout, g.input, dx);
+            input_gradient(cpu, g, o, dx, Part::Frozen);
+        }
+        _ => input_gradient(cpu, g, o, dx, Part::Both),
+    }
+    cpu.round(dx);
+}
+
+/// `ds_i = scale_i · dy_i·B_i`.
+fn rank_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, adapters: &[(&Linear, Lora, usize)]) {
+    let mut reads = vec![o.dy];
+    reads.extend(adapters.iter().map(|(_, lora, _)| lora.b));
+    let (mut engine, r, mut w) = cpu.engine(&reads, &[o.ds]);
+    let outputs: Vec<_> = adapters
+        .iter()
+        .zip(&r[1..])
+        .map(|((layer, lora, first), b)| Output {
+            column: *first,
+            columns: lora.rank,
+            terms: vec![Term {
+                left: 0,
+                first: layer.column,
+                depth: layer.weight.rows(),
+                right: Right::new(b, lora.rank),
+            }],
+            scale: lora.scale,
+            bias: None,
+        })
+        .collect();
+    let lefts = [Left::new(r[0], g.output)];
+    let p = Product {
+        rows: o.dy.len / g.output,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: false,
+    };
+    engine.multiply(&p, w[0], g.rank_sum());
+}
+
+/// `dB += dyᵀ·s` and `dA += dsᵀ·drop(x)` of one adapter.
+fn adapter_gradients(
+    cpu: &mut Cpu,
+    g: &Group,
+    o: &Backward,
+    input: Region,
+    (layer, lora, first): (&Linear, Lora, usize),
+) {
+    let tokens = o.dy.len / g.output;
+    let width = g.rank_sum();
+    let whole = |columns, right| {
+        [Output {
+            column: 0,
+            columns,
+            terms: vec![Term { left: 0, first: 0, depth: tokens, right }],
+            scale: 1.0,
+            bias: None,
+        }]
+    };
+    let (mut engine, r, mut w) = cpu.engine(&[o.dy, o.s, o.ds, input], &[lora.grad_b, lora.grad_a]);
+    if tokens == 0 {
+        return;
+    }
+    let lefts = [Left::transposed(&r[0][layer.column..], g.output)];
+    let outputs = whole(lora.rank, Right::new(&r[1][first..], width));
+    let rows = layer.weight.rows();
+    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: true };
+    engine.multiply(&p, w[0], lora.rank);
+
+    let lefts = [Left::transposed(&r[2][first..], width)];
+    let outputs = whole(g.input, Right::new(r[3], g.input));
+    let p = Product { rows: lora.rank, lefts: &lefts, outputs: &outputs, residual: None, accumulate: true };
+    engine.multiply(&p, w[1], g.input);
+}
+
+/// Which terms of the input's gradient are summed.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Adapters,
+    Frozen,
+    Both,
+}
+
+/// `dx = Σ ds_i·A_i + Σ dy_i·W_i`, the adapters first; the frozen part alone is added to `dx`.
+fn input_gradient(cpu: &mut Cpu, g: &Group, o: &Backward, dx: Region, part: Part) {
+    let adapters = adapters(g);
+    let mut reads = vec![o.ds, o.dy];
+    reads.extend(adapters.iter().map(|(_, lora, _)| lora.a));
+    let (mut engine, r, mut w) = cpu.engine(&reads, &[dx]);
+    let mut terms = Vec::new();
+    if part != Part::Frozen {
+        for ((_, lora, first), a) in adapters.iter().zip(&r[2..]) {
+            terms.push(Term { left: 0, first: *first, depth: lora.rank, right: Right::new(a, g.input) });
+        }
+    }
+    if part != Part::Adapters {
+        for layer in &g.layers {
+            let right = Right::weight(&layer.weight);
+            terms.push(Term { left: 1, first: layer.column, depth: layer.weight.rows(), right });
+        }
+    }
+    let outputs = [Output { column: 0, columns: g.input, terms, scale: 1.0, bias: None }];
+    let lefts = [Left::new(r[0], g.rank_sum()), Left::new(r[1], g.output)];
+    let rows = o.dy.len / g.output;
+    let p =
+        Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: part == Part::Frozen };
+    engine.multiply(&p, w[0], g.input);
+}
+
+/// The adapters' input: `x` itself, or its dropped copy in `scratch`.
+fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, width: usize, scratch: Region) -> Region {
+    let Some(dropout) = dropout else { return x };
+    let out = scratch.slice(0, x.len);
+    let (pool, [source], [target]) = cpu.split([x], [out]);
+    pool.install(|| {
+        target.par_chunks_mut(width).zip(source.par_chunks(width)).enumerate().for_each(
+            |(row, (target, source))| {
+                target.copy_from_slice(source);
+                dropout.apply(row * width, target);
+            },
+        );
+    });
+    cpu.round(out);
+    out
+}
+
+/// Applies the mask to a gradient.
+fn mask(cpu: &mut Cpu, dropout: &Dropout, width: usize, dx: Region) {
+    let (pool, [], [target]) = cpu.split([], [dx]);
+    pool.install(|| {
+        target.par_chunks_mut(width).enumerate().for_each(|(row, target)| dropout.apply(row * width, target));
+    });
+}
+
+impl Dropout {
+    /// Zeroes or scales `values`, which are the elements from `first` on.
+    fn apply(&self, first: usize, values: &mut [f32]) {
+        let limit = f64::from(self.p) * 4_294_967_296.0;
+        let scale = 1.0 / (1.0 - self.p);
+        let mut words = [0; 4];
+        for (i, v) in (first..).zip(values) {
+            if i % 4 == 0 || i == first {
+                let [a, b, c] = self.counter;
+                // The lowest counter word is 32 bits: regions have fewer than 2^34 elements.
+                words = philox4x32([(i / 4) as u32, a, b, c], self.key);
+            }
+            *v = if f64::from(words[i % 4]) >= limit { *v * scale } else { 0.0 };
+        }
+    }
 }

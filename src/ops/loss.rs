@@ -1,6 +1,9 @@
 //! Linear + cross-entropy over the scored rows, in chunks: the full logits never exist.
 
-use crate::device::{Device, Matrix, Region};
+use crate::device::cpu::math::{exp, ln};
+use crate::device::cpu::matmul::{BLOCK, Left, Output, Product, Right, Term};
+use crate::device::{Cpu, Device, Matrix, Region};
+use rayon::prelude::*;
 
 /// Operands of the fused head.
 #[derive(Clone, Copy, Debug)]
@@ -15,12 +18,138 @@ pub struct Loss<'a> {
 
 /// Loss of each scored row, nats; `x` [N, H] are the normalised hidden rows.
 pub fn forward(dev: &mut Device, p: &Loss<'_>, x: Region) -> Vec<f32> {
-    let _ = (dev, p, x);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_loss(cpu, p, x, None),
+    }
 }
 
 /// As [`forward`] (the same bits), and writes `dx` [N, H] = gradient of `grad_scale` × the sum of the losses.
 pub fn forward_backward(dev: &mut Device, p: &Loss<'_>, x: Region, grad_scale: f32, dx: Region) -> Vec<f32> {
-    let _ = (dev, p, x, grad_scale, dx);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_loss(cpu, p, x, Some((grad_scale, dx))),
+    }
+}
+
+/// Columns of the gradient of the logits multiplied at a time: bounds the packed copy of them.
+const DEPTH: usize = 16 * BLOCK;
+
+fn cpu_loss(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32, Region)>) -> Vec<f32> {
+    let (vocab, hidden) = (p.head.rows(), p.head.cols());
+    let rows = p.logits.len / vocab;
+    assert!(rows > 0, "the logits' chunk holds no row");
+    let mut losses = vec![0.0; p.targets.len()];
+    for (chunk, (targets, losses)) in p.targets.chunks(rows).zip(losses.chunks_mut(rows)).enumerate() {
+        let x = x.slice(chunk * rows * hidden, targets.len() * hidden);
+        let logits = p.logits.slice(0, targets.len() * vocab);
+        compute_logits(cpu, p.head, x, logits);
+        let grad_scale = backward.map(|(scale, _)| scale);
+        score_rows(cpu, targets, logits, vocab, losses, grad_scale);
+        if let Some((_, dx)) = backward {
+            let dx = dx.slice(chunk * rows * hidden, targets.len() * hidden);
+            hidden_gradient(cpu, p.head, logits, dx);
+            cpu.round(dx);
+        }
+    }
+    losses
+}
+
+/// `logits = x·headᵀ`.
+fn compute_logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Region) {
+    let (mut engine, r, mut w) = cpu.engine(&[x], &[logits]);
+    let right = Right::weight_transposed(head);
+    let terms = vec![Term { left: 0, first: 0, depth: head.cols(), right }];
+    let outputs = [Output { column: 0, columns: head.rows(), terms, scale: 1.0, bias: None }];
+    let lefts = [Left::new(r[0], head.cols())];
+    let rows = x.len / head.cols();
+    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    engine.multiply(&p, w[0], head.rows());
+}
+
+/// `dx = dlogits·head`, a range of the vocabulary after the other.
+fn hidden_gradient(cpu: &mut Cpu, head: &Matrix, dlogits: Region, dx: Region) {
+    let (vocab, hidden) = (head.rows(), head.cols());
+    let (mut engine, r, mut w) = cpu.engine(&[dlogits], &[dx]);
+    for first in (0..vocab).step_by(DEPTH) {
+        let depth = DEPTH.min(vocab - first);
+        let slice = head.row_range(first, depth);
+        let terms = vec![Term { left: 0, first: 0, depth, right: Right::weight(&slice) }];
+        let outputs = [Output { column: 0, columns: hidden, terms, scale: 1.0, bias: None }];
+        let lefts = [Left::new(&r[0][first..], vocab)];
+        let rows = dx.len / hidden;
+        let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: first > 0 };
+        engine.multiply(&p, w[0], hidden);
+    }
+}
+
+/// Loss of each row of logits; with a gradient scale, replaces the row by its gradient.
+fn score_rows(
+    cpu: &mut Cpu,
+    targets: &[u32],
+    logits: Region,
+    vocab: usize,
+    losses: &mut [f32],
+    grad_scale: Option<f32>,
+) {
+    let isa = cpu.isa;
+    let (pool, [], [logits]) = cpu.split([], [logits]);
+    pool.install(|| {
+        let rows = logits.par_chunks_mut(vocab).zip(losses).zip(targets);
+        rows.for_each(|((row, loss), target)| {
+            isa.run(
+                #[inline(always)]
+                || *loss = score_row(row, *target as usize, grad_scale),
+            );
+        });
+    });
+}
+
+/// Lanes of the fixed-order sum.
+const LANES: usize = 16;
+
+/// `ln Σ exp(l - max) - (l[target] - max)`, stable for any finite logits.
+#[inline(always)]
+fn score_row(row: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
+    let max = maximum(row);
+    let at_target = row[target] - max;
+    let sum = sum_of_exponentials(row, max);
+    if let Some(scale) = grad_scale {
+        let factor = scale / sum;
+        for v in row.iter_mut() {
+            *v = exp(*v - max) * factor;
+        }
+        row[target] -= scale;
+    }
+    ln(sum) - at_target
+}
+
+#[inline(always)]
+fn maximum(row: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = row.chunks_exact(LANES);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (m, v) in lanes.iter_mut().zip(chunk) {
+            *m = if *v > *m { *v } else { *m };
+        }
+    }
+    lanes.iter().chain(rest).fold(f32::NEG_INFINITY, |m, v| if *v > m { *v } else { m })
+}
+
+/// Every lane sums every sixteenth element; the lanes are then added pairwise.
+#[inline(always)]
+fn sum_of_exponentials(row: &[f32], max: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for chunk in row.chunks(LANES) {
+        for (sum, v) in lanes.iter_mut().zip(chunk) {
+            *sum += exp(*v - max);
+        }
+    }
+    let mut width = LANES;
+    while width > 1 {
+        width /= 2;
+        for i in 0..width {
+            lanes[i] += lanes[i + width];
+        }
+    }
+    lanes[0]
 }

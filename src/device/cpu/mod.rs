@@ -1,6 +1,13 @@
 //! The CPU device: one f32 arena, a rayon pool, SIMD matmul. The same bits for any number of threads and
 //! for every instruction set it knows.
 
+pub mod isa;
+pub mod math;
+pub mod matmul;
+
+pub use isa::Isa;
+pub use matmul::Engine;
+
 use super::{Planner, Region};
 use crate::error::{Error, Result};
 
@@ -19,6 +26,8 @@ pub struct Cpu {
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
+    /// Instruction set in use; all give the same bits.
+    pub isa: Isa,
 }
 
 impl Cpu {
@@ -31,7 +40,7 @@ impl Cpu {
             .num_threads(threads.unwrap_or(0))
             .build()
             .map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
-        Ok(Cpu { arena: vec![0.0; plan.elements()], pool, rounding: Rounding::None })
+        Ok(Cpu { arena: vec![0.0; plan.elements()], pool, rounding: Rounding::None, isa: Isa::best() })
     }
 
     /// The elements of `region`.
@@ -54,24 +63,58 @@ impl Cpu {
         reads: [Region; R],
         writes: [Region; W],
     ) -> (&rayon::ThreadPool, [&[f32]; R], [&mut [f32]; W]) {
+        self.check(&reads, &writes);
+        let base = self.arena.as_mut_ptr();
+        // SAFETY: all regions are inside the arena, which `&mut self` borrows exclusively for the lifetime of
+        // the results; written regions overlap nothing (both as `check` asserts).
+        let shared =
+            reads.map(|r| unsafe { std::slice::from_raw_parts(base.add(r.start).cast_const(), r.len) });
+        // SAFETY: as above.
+        let exclusive = writes.map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
+        (&self.pool, shared, exclusive)
+    }
+
+    /// As [`Cpu::split`] for any number of regions, with what matrix products need.
+    ///
+    /// # Panics
+    /// When a written region overlaps any other, or one lies outside the arena.
+    pub fn engine(
+        &mut self,
+        reads: &[Region],
+        writes: &[Region],
+    ) -> (Engine<'_>, Vec<&[f32]>, Vec<&mut [f32]>) {
+        self.check(reads, writes);
+        let base = self.arena.as_mut_ptr();
+        // SAFETY: as in `split`.
+        let shared = reads
+            .iter()
+            .map(|r| unsafe { std::slice::from_raw_parts(base.add(r.start).cast_const(), r.len) });
+        // SAFETY: as in `split`.
+        let exclusive =
+            writes.iter().map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
+        (Engine { pool: &self.pool, isa: self.isa }, shared.collect(), exclusive.collect())
+    }
+
+    /// Rounds stored activations, where that is asked for.
+    pub fn round(&mut self, region: Region) {
+        if self.rounding == Rounding::Bf16 {
+            for v in self.write(region) {
+                *v = half::bf16::from_f32(*v).to_f32();
+            }
+        }
+    }
+
+    fn check(&self, reads: &[Region], writes: &[Region]) {
         let inside = |r: &Region| r.start.checked_add(r.len).is_some_and(|end| end <= self.arena.len());
         let apart = |a: &Region, b: &Region| {
             a.len == 0 || b.len == 0 || a.start + a.len <= b.start || b.start + b.len <= a.start
         };
-        assert!(reads.iter().chain(&writes).all(inside), "region outside the arena");
+        assert!(reads.iter().chain(writes).all(inside), "region outside the arena");
         for (i, w) in writes.iter().enumerate() {
             assert!(
                 reads.iter().chain(&writes[i + 1..]).all(|r| apart(w, r)),
                 "written region overlaps another"
             );
         }
-        let base = self.arena.as_mut_ptr();
-        // SAFETY: all regions are inside the arena, which `&mut self` borrows exclusively for the lifetime of
-        // the results; written regions overlap nothing, as asserted above.
-        let shared =
-            reads.map(|r| unsafe { std::slice::from_raw_parts(base.add(r.start).cast_const(), r.len) });
-        // SAFETY: as above.
-        let exclusive = writes.map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
-        (&self.pool, shared, exclusive)
     }
 }

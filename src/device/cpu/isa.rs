@@ -1,0 +1,67 @@
+//! Which vector instructions the processor has, and code compiled for them.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Level {
+    /// Plain Rust with `mul_add`; the only one outside x86-64.
+    Portable,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// All of AVX2's, and AVX-512F.
+    Avx512,
+}
+
+/// An instruction set this processor has: values come from detection alone. All give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Isa(Level);
+
+impl Isa {
+    /// Every instruction set usable here, slowest first.
+    #[must_use]
+    pub fn available() -> Vec<Isa> {
+        let mut all = vec![Isa(Level::Portable)];
+        #[cfg(target_arch = "x86_64")]
+        if is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c")
+        {
+            all.push(Isa(Level::Avx2));
+            if is_x86_feature_detected!("avx512f") {
+                all.push(Isa(Level::Avx512));
+            }
+        }
+        all
+    }
+
+    /// The fastest one.
+    #[must_use]
+    pub fn best() -> Isa {
+        *Isa::available().last().expect("the portable one is always there")
+    }
+
+    /// Its name: `portable`, `avx2`, `avx512`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self.0 {
+            Level::Portable => "portable",
+            Level::Avx2 => "avx2",
+            Level::Avx512 => "avx512",
+        }
+    }
+
+    /// Runs `f`, compiled for this instruction set. Give an `#[inline(always)]` closure or function with the
+    /// whole loop in it: what is inlined uses the instructions (`mul_add` is one instruction then).
+    pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 >= Level::Avx2 {
+            // SAFETY: this value exists only where detection found AVX2, FMA and F16C.
+            return unsafe { run_avx2(f) };
+        }
+        f()
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
