@@ -8,7 +8,7 @@
 //!  │       ├────▶ data ─────────▶ formats
 //!  │       └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
-//!     everything may use error, config (plain values), report's events and sys
+//!     everything may use error, config (plain values), philox, report's events and sys
 //! ```
 
 pub mod checkpoint;
@@ -21,6 +21,7 @@ pub mod error;
 pub mod formats;
 pub mod model;
 pub mod ops;
+pub mod philox;
 pub mod report;
 pub mod sys;
 pub mod train;
