@@ -1,3 +1,6 @@
 //! What a run tells: the events it emits, and who writes them down.
 
+pub mod console;
 pub mod event;
+pub mod html;
+pub mod jsonl;

@@ -1,0 +1,244 @@
+//! The commands and their flags, made from the table of settings.
+
+use crate::config::fields::{Class, FIELDS, Field, Kind};
+use crate::config::read::{edit_distance, nearest};
+use crate::config::{Layer, value};
+use crate::error::{Error, Result};
+use clap::builder::NonEmptyStringValueParser;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Command};
+
+/// Commands that are planned, and what each will do; they are refused by name.
+pub const PLANNED: &[(&str, &str)] = &[
+    ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
+    ("import", "turn a Hugging Face checkpoint into a run that resumes"),
+    ("merge", "fold an adapter into the base model"),
+    ("generate", "write text with a model and an adapter"),
+    ("evaluate", "compute loss, or precision, recall and F1, on a file"),
+    ("selftest", "check every kernel against the CPU reference on this machine"),
+    ("bench", "measure throughput"),
+];
+
+/// Which settings a command shows in its help.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    All,
+    Changeable,
+}
+
+/// The whole command line.
+#[must_use]
+pub fn program() -> Command {
+    let config = Arg::new("config")
+        .long("config")
+        .value_name("FILE")
+        .help("Settings from a TOML or JSON file, or from the run.json of an earlier run; flags win over it");
+    let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("For a machine: JSON");
+    let run_folder = Arg::new("run").value_name("OUTPUT_DIR").required(true).help("The folder of the run");
+    let rows = Arg::new("rows").long("rows").value_name("N").default_value("3").help("How many rows to show");
+    Command::new("qwentune")
+        .version(env!("CARGO_PKG_VERSION"))
+        .about("Fine-tunes Qwen models with LoRA; an interrupted run continues to the same bytes")
+        .args_override_self(true)
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(settings(command("train", "Fine-tunes a model"), Shown::All).arg(config.clone()))
+        .subcommand(settings(
+            command("resume", "Continues the run in a folder from its newest valid checkpoint")
+                .arg(run_folder),
+            Shown::Changeable,
+        ))
+        .subcommand(
+            settings(command("preview", "Shows how rows are rendered, tokenised, masked"), Shown::All)
+                .arg(config.clone())
+                .arg(json())
+                .arg(rows),
+        )
+        .subcommand(tokenize())
+        .subcommand(
+            settings(
+                command("plan", "Shows memory, steps and tokens of a run, and starts nothing"),
+                Shown::All,
+            )
+            .arg(config)
+            .arg(json()),
+        )
+        .subcommand(checkpoint(json))
+        .subcommand(command("doctor", "Shows what this machine has and what is missing"))
+}
+
+fn command(name: &'static str, about: &'static str) -> Command {
+    Command::new(name).about(about).args_override_self(true)
+}
+
+fn tokenize() -> Command {
+    let switch = |name: &'static str, help: &'static str| {
+        Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
+    };
+    command("tokenize", "Shows the ids of a text, or the text of ids")
+        .arg(
+            Arg::new("model_name_or_path")
+                .long("model-name-or-path")
+                .visible_alias("model")
+                .value_name("DIR")
+                .required(true)
+                .help("Folder of the model or its tokenizer"),
+        )
+        .arg(switch("decode", "The input is ids, separated by spaces or commas"))
+        .arg(switch("lines", "One text a line, one line of ids each"))
+        .arg(
+            Arg::new("text")
+                .value_name("TEXT")
+                .num_args(0..)
+                .help("The text; without it standard input is read"),
+        )
+}
+
+fn checkpoint(json: impl Fn() -> Arg) -> Command {
+    let path = |help: &'static str| Arg::new("path").value_name("PATH").required(true).help(help);
+    command("checkpoint", "Looks into checkpoints")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            command("show", "What a checkpoint holds")
+                .arg(path("A .qckpt file, or a run folder for its newest one"))
+                .arg(json()),
+        )
+        .subcommand(
+            command("verify", "Whether every byte is intact; exit 1 when not")
+                .arg(path("A .qckpt file, or a run folder for all of them"))
+                .arg(json()),
+        )
+        .subcommand(command("list", "The checkpoints of a run").arg(path("A run folder")).arg(json()))
+}
+
+/// Adds the flags of all settings, under their headings.
+fn settings(mut command: Command, shown: Shown) -> Command {
+    for field in FIELDS {
+        let changeable = field.class != Class::Math && field.key != "resume_from_checkpoint";
+        if shown == Shown::Changeable && (field.key == "output_dir" || field.key == "overwrite_output_dir") {
+            continue;
+        }
+        command = command.arg(flag(field, shown).hide(shown == Shown::Changeable && !changeable));
+    }
+    command
+}
+
+fn flag(field: &'static Field, shown: Shown) -> Arg {
+    let aliases = field.aliases.iter().map(|a| format!("--{}", a.replace('_', "-"))).collect::<Vec<_>>();
+    let mut help = field.doc.to_owned();
+    if let Kind::Choice(names) = field.kind {
+        help += &format!(" [{}]", names.join(", "));
+    }
+    match field.default_text().as_str() {
+        // What a resumed run is not told stays as it was.
+        _ if shown == Shown::Changeable => {}
+        "required" => help += " (required)",
+        text => help += &format!(" (default: {text})"),
+    }
+    if !aliases.is_empty() {
+        help += &format!(" [also {}]", aliases.join(" "));
+    }
+    let arg = Arg::new(field.name).long(field.flag()).help(help).help_heading(field.group.title());
+    match field.kind {
+        Kind::Switch => {
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
+        }
+        Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
+        Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
+        Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),
+        Kind::Count | Kind::OptionalCount => arg.allow_negative_numbers(true).value_name("N"),
+        Kind::Number | Kind::OptionalNumber => arg.allow_negative_numbers(true).value_name("X"),
+        Kind::Path => arg.value_name("PATH"),
+        Kind::Text => arg.value_name("TEXT"),
+        Kind::Choice(_) => arg.value_name("NAME"),
+        Kind::Device => arg.value_name("DEVICE"),
+        Kind::Json => arg.value_name("JSON"),
+    }
+    .value_parser(NonEmptyStringValueParser::new())
+}
+
+/// The settings given as flags. A list given twice counts once, the last time, with a warning.
+///
+/// # Errors
+/// Usage: a value does not fit its setting.
+pub fn given(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Layer> {
+    let mut layer = Layer::default();
+    for field in FIELDS {
+        let Ok(Some(occurrences)) = matches.try_get_occurrences::<String>(field.name) else { continue };
+        if matches.value_source(field.name) != Some(clap::parser::ValueSource::CommandLine) {
+            continue;
+        }
+        let occurrences: Vec<Vec<String>> = occurrences.map(|words| words.cloned().collect()).collect();
+        if occurrences.len() > 1 {
+            warnings.push(format!(
+                "--{} is given {} times: the last one counts",
+                field.flag(),
+                occurrences.len()
+            ));
+        }
+        if let Some(words) = occurrences.last() {
+            layer.set(field, value::from_words(field, words)?);
+        }
+    }
+    Ok(layer)
+}
+
+/// A parse error as one or two lines; help and version are no errors and come back as `Ok` text.
+///
+/// # Errors
+/// Usage: what is wrong, with the nearest known name.
+pub fn explain(error: &clap::Error) -> Result<String> {
+    let context = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        Some(ContextValue::Strings(texts)) => texts.join(" "),
+        _ => String::new(),
+    };
+    let arg = context(ContextKind::InvalidArg);
+    let short = arg.split([' ', '[', '=']).next().unwrap_or_default().to_owned();
+    match error.kind() {
+        ErrorKind::DisplayHelp
+        | ErrorKind::DisplayVersion
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => Ok(error.render().to_string()),
+        ErrorKind::UnknownArgument => Err(unknown(&arg)),
+        ErrorKind::InvalidSubcommand => Err(unknown_command(&context(ContextKind::InvalidSubcommand))),
+        ErrorKind::MissingSubcommand => {
+            Err(Error::usage("a command is missing").hint("qwentune --help lists them"))
+        }
+        ErrorKind::MissingRequiredArgument => Err(Error::usage(format!("{arg} is missing"))),
+        ErrorKind::InvalidValue | ErrorKind::NoEquals | ErrorKind::WrongNumberOfValues
+            if context(ContextKind::InvalidValue).is_empty() =>
+        {
+            Err(Error::usage(format!("{short} wants a value")))
+        }
+        _ => {
+            let text = error.render().to_string();
+            let line = text.lines().next().unwrap_or_default();
+            Err(Error::usage(line.trim_start_matches("error: ")))
+        }
+    }
+}
+
+fn unknown(arg: &str) -> Error {
+    let Some(name) = arg.strip_prefix("--") else {
+        return Error::usage(format!("'{arg}' is one word too many")).hint("flags begin with --");
+    };
+    let error = Error::usage(format!("unknown flag --{name}"));
+    match nearest(name) {
+        Some(known) => error.hint(format!("the nearest known one is --{}", known.replace('_', "-"))),
+        None => error.hint("qwentune help train lists them"),
+    }
+}
+
+fn unknown_command(name: &str) -> Error {
+    if let Some((name, does)) = PLANNED.iter().find(|(planned, _)| *planned == name) {
+        return Error::usage(format!("`qwentune {name}` is not in this version yet; it will {does}"));
+    }
+    let program = program();
+    let best = program.get_subcommands().map(|c| (edit_distance(name, c.get_name()), c.get_name())).min();
+    let error = Error::usage(format!("unknown command '{name}'"));
+    match best {
+        Some((distance, known)) if distance <= 3 => error.hint(format!("the nearest known one is {known}")),
+        _ => error.hint("qwentune --help lists them"),
+    }
+}

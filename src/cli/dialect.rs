@@ -1,0 +1,113 @@
+//! The spellings of other tools, turned into ours before the command line is parsed: underscores, aliases,
+//! `--flag True`, and flags that mean nothing here.
+
+use crate::config::fields::{Field, Kind, find};
+use crate::config::foreign::{self, Foreign};
+use crate::error::{Error, Result};
+use std::ffi::OsString;
+
+/// A command line in this program's own spelling.
+#[derive(Debug, Default)]
+pub struct Translated {
+    /// The words, the program's name first.
+    pub words: Vec<String>,
+    /// One line for each flag that has no effect.
+    pub warnings: Vec<String>,
+}
+
+/// Translates a whole command line.
+///
+/// # Errors
+/// Usage: a word is not UTF-8, or a flag of another tool cannot be honoured.
+pub fn translate(args: Vec<OsString>) -> Result<Translated> {
+    let mut out = Translated::default();
+    let mut rest = Words::new(args)?;
+    while let Some(word) = rest.next() {
+        let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
+            let is_end = word == "--";
+            out.words.push(word);
+            if is_end {
+                out.words.extend(rest.by_ref());
+            }
+            continue;
+        };
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        if let Some(field) = find(name) {
+            setting(&mut out, &mut rest, field, false, value);
+        } else if let Some(field) = negated(name) {
+            setting(&mut out, &mut rest, field, true, value);
+        } else if let Some(foreign) = foreign::find(name) {
+            out.warnings.push(ignore(&mut rest, foreign, name, value)?);
+        } else {
+            let equals = value.map(|v| format!("={v}")).unwrap_or_default();
+            out.words.push(format!("--{}{equals}", name.replace('_', "-")));
+        }
+    }
+    Ok(out)
+}
+
+/// The switch that `--no-<switch>` turns off.
+fn negated(name: &str) -> Option<&'static Field> {
+    let name = name.replace('_', "-");
+    find(name.strip_prefix("no-")?).filter(|field| field.kind == Kind::Switch)
+}
+
+/// Writes a setting in canonical form; lists keep their words behind them.
+fn setting(out: &mut Translated, rest: &mut Words, field: &Field, negate: bool, value: Option<String>) {
+    let flag = field.flag();
+    let value = match value {
+        None if field.kind == Kind::Switch => rest.next_boolean(),
+        other => other,
+    };
+    match value {
+        value if negate => {
+            let off = value.is_none_or(|v| !v.eq_ignore_ascii_case("false"));
+            out.words.push(format!("--{flag}={}", !off));
+        }
+        Some(value) => out.words.push(format!("--{flag}={value}")),
+        None => out.words.push(format!("--{flag}")),
+    }
+}
+
+fn ignore(rest: &mut Words, foreign: &Foreign, name: &str, value: Option<String>) -> Result<String> {
+    let value = match value {
+        Some(value) => Some(value),
+        None if foreign.takes_value => rest.next_value(),
+        None => rest.next_boolean(),
+    };
+    foreign.accept(name, value.as_deref().unwrap_or("true"))
+}
+
+/// The words not yet looked at.
+struct Words {
+    words: std::iter::Peekable<std::vec::IntoIter<String>>,
+}
+
+impl Words {
+    fn new(args: Vec<OsString>) -> Result<Self> {
+        let words: std::result::Result<Vec<String>, OsString> =
+            args.into_iter().map(OsString::into_string).collect();
+        let words = words.map_err(|w| Error::usage(format!("'{}' is not valid UTF-8", w.display())))?;
+        Ok(Words { words: words.into_iter().peekable() })
+    }
+
+    fn next_boolean(&mut self) -> Option<String> {
+        self.words.next_if(|w| w.eq_ignore_ascii_case("true") || w.eq_ignore_ascii_case("false"))
+    }
+
+    /// The next word, unless it is a flag.
+    fn next_value(&mut self) -> Option<String> {
+        self.words.next_if(|w| !w.starts_with("--"))
+    }
+}
+
+impl Iterator for Words {
+    type Item = String;
+
+    fn next(&mut self) -> Option<String> {
+        self.words.next()
+    }
+}

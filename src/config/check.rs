@@ -1,0 +1,202 @@
+//! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
+
+use super::settings::{DeviceChoice, Dtype, Settings, Strategy, Targets};
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// Checks every setting by itself and the combinations that contradict each other.
+///
+/// # Errors
+/// Usage, naming the setting and what it may be.
+pub fn check(s: &Settings) -> Result<()> {
+    check_counts(s)?;
+    check_numbers(s)?;
+    check_combinations(s)
+}
+
+fn need(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
+    if holds { Ok(()) } else { Err(Error::usage(message())) }
+}
+
+fn check_counts(s: &Settings) -> Result<()> {
+    let at_least_one = [
+        ("per_device_train_batch_size", Some(s.per_device_train_batch_size as u64)),
+        ("per_device_eval_batch_size", Some(s.per_device_eval_batch_size as u64)),
+        ("gradient_accumulation_steps", Some(s.gradient_accumulation_steps as u64)),
+        ("tokens_per_micro_batch", Some(s.tokens_per_micro_batch as u64)),
+        ("cutoff_len", Some(s.cutoff_len as u64)),
+        ("max_source_length", s.max_source_length.map(|n| n as u64)),
+        ("max_target_length", s.max_target_length.map(|n| n as u64)),
+        ("max_steps", s.max_steps),
+        ("logging_steps", Some(s.logging_steps)),
+        ("lora_r", Some(s.lora_r as u64)),
+        ("early_stopping_patience", s.early_stopping_patience),
+        ("threads", s.threads.map(|n| n as u64)),
+    ];
+    for (name, value) in at_least_one {
+        need(value != Some(0), || format!("{name} must be at least 1"))?;
+    }
+    let small = [
+        ("per_device_train_batch_size", s.per_device_train_batch_size),
+        ("per_device_eval_batch_size", s.per_device_eval_batch_size),
+        ("gradient_accumulation_steps", s.gradient_accumulation_steps),
+        ("tokens_per_micro_batch", s.tokens_per_micro_batch),
+        ("cutoff_len", s.cutoff_len),
+    ];
+    for (name, value) in small {
+        need(value <= 1 << 24, || format!("{name} must be at most {}, it is {value}", 1 << 24))?;
+    }
+    need(s.lora_r <= 4096, || format!("lora_r must be at most 4096, it is {}", s.lora_r))?;
+    need(s.threads.unwrap_or(1) <= 4096, || "threads must be at most 4096".into())?;
+    need(s.tokens_per_micro_batch >= s.cutoff_len || !s.packing, || {
+        format!(
+            "tokens_per_micro_batch ({}) must hold a row of cutoff_len ({})",
+            s.tokens_per_micro_batch, s.cutoff_len
+        )
+    })
+}
+
+fn check_numbers(s: &Settings) -> Result<()> {
+    let not_negative = [
+        ("learning_rate", s.learning_rate),
+        ("weight_decay", s.weight_decay),
+        ("adam_epsilon", s.adam_epsilon),
+        ("max_grad_norm", s.max_grad_norm),
+        ("warmup_steps", s.warmup_steps),
+        ("val_set_size", s.val_set_size),
+    ];
+    for (name, value) in not_negative {
+        need(value.is_finite() && value >= 0.0, || {
+            format!("{name} must be finite and not negative, it is {value}")
+        })?;
+    }
+    let positive = [
+        ("num_train_epochs", s.num_train_epochs),
+        ("lora_alpha", s.lora_alpha),
+        ("loraplus_lr_ratio", s.loraplus_lr_ratio),
+        ("save_steps", s.save_steps),
+        ("eval_steps", s.eval_steps.unwrap_or(1.0)),
+    ];
+    for (name, value) in positive {
+        need(value.is_finite() && value > 0.0, || {
+            format!("{name} must be finite and above 0, it is {value}")
+        })?;
+    }
+    let below_one =
+        [("lora_dropout", s.lora_dropout), ("adam_beta1", s.adam_beta1), ("adam_beta2", s.adam_beta2)];
+    for (name, value) in below_one {
+        need((0.0..1.0).contains(&value), || {
+            format!("{name} must be at least 0 and below 1, it is {value}")
+        })?;
+    }
+    need((0.0..=1.0).contains(&s.warmup_ratio.unwrap_or(0.0)), || "warmup_ratio must be from 0 to 1".into())?;
+    let whole_or_share = [
+        ("warmup_steps", s.warmup_steps),
+        ("val_set_size", s.val_set_size),
+        ("save_steps", s.save_steps),
+        ("eval_steps", s.eval_steps.unwrap_or(1.0)),
+    ];
+    for (name, value) in whole_or_share {
+        need(value < 1.0 || value.fract() == 0.0, || {
+            format!("{name} must be a whole number, or a share below 1; it is {value}")
+        })?;
+    }
+    Ok(())
+}
+
+fn check_combinations(s: &Settings) -> Result<()> {
+    let evaluates = s.valid_file.is_some() || s.val_set_size > 0.0;
+    need(s.valid_file.is_none() || s.val_set_size == 0.0, || {
+        "valid_file and val_set_size exclude each other: evaluate on a file, or on rows held out".into()
+    })?;
+    need(evaluates || s.eval_strategy == Strategy::No, || {
+        "eval_strategy needs rows to evaluate on: --valid-file FILE, or --val-set-size N".into()
+    })?;
+    need(evaluates || !s.eval_on_start, || {
+        "eval_on_start needs rows to evaluate on: --valid-file FILE, or --val-set-size N".into()
+    })?;
+    for (name, given) in [
+        ("load_best_model_at_end", s.load_best_model_at_end),
+        ("early_stopping_patience", s.early_stopping_patience.is_some()),
+    ] {
+        need(!given || s.eval_strategy != Strategy::No, || {
+            format!("{name} needs evaluations: --eval-strategy steps or epoch")
+        })?;
+    }
+    need(s.lora_target_modules != Targets::Names(Vec::new()), || {
+        "lora_target_modules names no module; all-linear adapts every linear layer".into()
+    })?;
+    need(s.resume_from_checkpoint.is_none() || s.init_adapter.is_none(), || {
+        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    })?;
+    need(s.resume_from_checkpoint.is_none() || !s.overwrite_output_dir, || {
+        "resume_from_checkpoint continues a run, overwrite_output_dir starts over: give one of them".into()
+    })?;
+    check_device(s)
+}
+
+fn check_device(s: &Settings) -> Result<()> {
+    if let DeviceChoice::Cuda(index) = s.device {
+        return Err(Error::device(format!(
+            "device cuda:{index} is not in this version yet; it computes on the CPU"
+        ))
+        .hint("leave --device out, or give --device cpu"));
+    }
+    need(s.dtype != Dtype::Bf16, || {
+        "dtype bf16 is CUDA's; the CPU computes in f32 whatever the weights are (--dtype auto or f32)".into()
+    })
+}
+
+/// Checks that the inputs a run names are there. `needs_output` is false where nothing is written.
+///
+/// # Errors
+/// Usage when a required setting is missing, input when a file or folder is.
+pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
+    let missing =
+        |what: &str, how: &str| Err(Error::usage(format!("{what} is missing")).hint(how.to_owned()));
+    if s.model.as_os_str().is_empty() {
+        return missing(
+            "the model",
+            "give its folder: --model-name-or-path DIR, or model = \"DIR\" in the --config file",
+        );
+    }
+    if s.train_files.is_empty() {
+        return missing(
+            "the training data",
+            "give it: --train-file FILE, or train_file = \"FILE\" in the --config file",
+        );
+    }
+    if needs_output && s.output_dir.as_os_str().is_empty() {
+        return missing("the output folder", "give it: --output-dir DIR");
+    }
+    model_folder(&s.model)?;
+    for file in s.train_files.iter().chain(&s.valid_file) {
+        if !file.is_file() {
+            return Err(Error::input(format!("{}: no such data file", file.display())));
+        }
+    }
+    if let Some(adapter) = &s.init_adapter
+        && !adapter.is_dir()
+    {
+        return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+    }
+    Ok(())
+}
+
+/// Checks that a model folder is there.
+///
+/// # Errors
+/// Input, with the way from a hub name to a folder.
+pub fn model_folder(folder: &Path) -> Result<()> {
+    if folder.is_dir() {
+        return Ok(());
+    }
+    let error = Error::input(format!("{}: no such model folder", folder.display()));
+    let looks_like_hub_name = folder.components().count() == 2 && folder.is_relative();
+    if !looks_like_hub_name {
+        return Err(error);
+    }
+    let name = folder.display();
+    Err(error
+        .hint(format!("nothing is downloaded here; if it is a hub name: hf download {name} --local-dir DIR")))
+}

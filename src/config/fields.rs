@@ -1,0 +1,301 @@
+//! The table of settings. The flag parser, the configuration file, `--help`, the README, `run.json` and the
+//! rules of resuming all follow from it.
+
+use serde_json::Value;
+
+/// How a value is written on the command line and in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A boolean; the flag alone means true.
+    Switch,
+    /// A whole number.
+    Count,
+    /// A whole number or nothing (`none`, or Hugging Face's `-1`).
+    OptionalCount,
+    /// A finite number.
+    Number,
+    /// A finite number or nothing.
+    OptionalNumber,
+    /// Any text.
+    Text,
+    /// A file or folder.
+    Path,
+    /// One file or several.
+    Paths,
+    /// One of these names; dashes and underscores are the same.
+    Choice(&'static [&'static str]),
+    /// Module names, or `all-linear`.
+    Modules,
+    /// `auto`, `cpu`, `cuda`, `cuda:N`.
+    Device,
+    /// `auto`, a step, or a path.
+    Resume,
+    /// A JSON object.
+    Json,
+}
+
+/// What a setting decides, and so what changing it does to a run that is resumed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// The numbers: part of a run's identity, frozen when it starts.
+    Math,
+    /// How long the run is: may grow; the checkpoint records it as a new piece of the schedule.
+    Length,
+    /// When something is saved, shown or evaluated: free to change.
+    Cadence,
+    /// Names of files and folders: free to change; what the files hold is compared by content.
+    Io,
+    /// The machine: never changes the numbers on one kind of device.
+    Machine,
+    /// How this process starts; no part of the run, and not in `run.json`.
+    Start,
+}
+
+/// Heading under which a setting is listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Group {
+    /// Model and data.
+    Data,
+    /// Length and batches.
+    Batches,
+    /// Optimizer and schedule.
+    Optimizer,
+    /// LoRA.
+    Lora,
+    /// Output, saving, evaluation.
+    Output,
+    /// Device.
+    Device,
+    /// Start and resume.
+    Start,
+}
+
+impl Group {
+    /// All groups, in the order they are shown.
+    pub const ALL: [Group; 7] = [
+        Group::Data,
+        Group::Batches,
+        Group::Optimizer,
+        Group::Lora,
+        Group::Output,
+        Group::Device,
+        Group::Start,
+    ];
+
+    /// The heading.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Group::Data => "Model and data",
+            Group::Batches => "Length and batches",
+            Group::Optimizer => "Optimizer",
+            Group::Lora => "LoRA",
+            Group::Output => "Output, saving, evaluation",
+            Group::Device => "Device",
+            Group::Start => "Start and resume",
+        }
+    }
+}
+
+/// One setting.
+#[derive(Debug)]
+pub struct Field {
+    /// The flag, with underscores (`learning_rate` is `--learning-rate`).
+    pub name: &'static str,
+    /// The field of [`crate::config::Settings`].
+    pub key: &'static str,
+    /// Other names it is known by in Hugging Face, DeepKE and LLaMA-Factory.
+    pub aliases: &'static [&'static str],
+    /// How its value is written.
+    pub kind: Kind,
+    /// What it decides.
+    pub class: Class,
+    /// Where it is listed.
+    pub group: Group,
+    /// Shown as the default where the plain value would not say it; empty: the value itself.
+    pub default_note: &'static str,
+    /// One line.
+    pub doc: &'static str,
+}
+
+impl Field {
+    /// The default as help and README show it.
+    #[must_use]
+    pub fn default_text(&self) -> String {
+        if !self.default_note.is_empty() {
+            return self.default_note.to_owned();
+        }
+        let all = serde_json::to_value(super::Settings::default()).unwrap_or(Value::Null);
+        super::value::to_text(self.kind, &all[self.key])
+    }
+
+    /// The flag with dashes, without the leading `--`.
+    #[must_use]
+    pub fn flag(&self) -> String {
+        self.name.replace('_', "-")
+    }
+}
+
+/// The setting called `name`, by its own name, its field or an alias; dashes and underscores are the same.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Field> {
+    let name = name.replace('-', "_");
+    FIELDS.iter().find(|f| f.name == name || f.key == name || f.aliases.contains(&name.as_str()))
+}
+
+#[allow(clippy::too_many_arguments)]
+const fn field(
+    name: &'static str,
+    key: &'static str,
+    aliases: &'static [&'static str],
+    kind: Kind,
+    class: Class,
+    group: Group,
+    default_note: &'static str,
+    doc: &'static str,
+) -> Field {
+    Field { name, key, aliases, kind, class, group, default_note, doc }
+}
+
+const FORMATS: &[&str] =
+    &["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"];
+const TEMPLATES: &[&str] =
+    &["auto", "qwen", "qwen1.5", "qwen2.5", "qwen3", "qwen3-nothink", "deepke", "none"];
+const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official"];
+const SCHEDULERS: &[&str] = &[
+    "linear",
+    "cosine",
+    "constant",
+    "constant_with_warmup",
+    "polynomial",
+    "cosine_with_restarts",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+];
+const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
+
+use Class::{Cadence, Io, Length, Machine, Math, Start};
+use Kind::{
+    Choice, Count, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths, Resume, Switch, Text,
+};
+
+/// Every setting, in the order it is shown.
+#[rustfmt::skip]
+pub static FIELDS: &[Field] = &[
+    field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Io, Group::Data, "required",
+        "Folder of the base model, as Hugging Face lays it out"),
+    field("train_file", "train_files", &["data", "train_data", "data_path"], Paths, Io, Group::Data, "required",
+        "Training rows: one JSON Lines or JSON file, or several"),
+    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path"], Path, Io, Group::Data, "",
+        "Rows to evaluate on"),
+    field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
+        "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
+    field("format", "format", &[], Choice(FORMATS), Math, Group::Data, "",
+        "Row format; auto recognises it for each file"),
+    field("template", "template", &[], Choice(TEMPLATES), Math, Group::Data, "",
+        "Chat template; auto follows the model folder's own"),
+    field("system_prompt", "system_prompt", &[], Text, Math, Group::Data, "the template's",
+        "System text of rows that have none"),
+    field("train_on", "train_on", &[], Choice(TRAIN_ON), Math, Group::Data, "",
+        "Which tokens are scored"),
+    field("cutoff_len", "cutoff_len", &["max_seq_len", "max_seq_length", "max_length", "model_max_length"], Count, Math, Group::Data, "",
+        "Longest row, tokens"),
+    field("max_source_length", "max_source_length", &[], OptionalCount, Math, Group::Data, "",
+        "Longest prompt, tokens"),
+    field("max_target_length", "max_target_length", &[], OptionalCount, Math, Group::Data, "",
+        "Longest answer, tokens"),
+    field("too_long", "too_long", &[], Choice(&["drop", "truncate", "error"]), Math, Group::Data, "",
+        "What happens to a longer row: left out and counted, cut behind its headers, or an error"),
+    field("packing", "packing", &["neat_packing"], Switch, Math, Group::Data, "",
+        "Put several rows into one sequence; they never see each other"),
+    field("skip_bad_rows", "skip_bad_rows", &[], Count, Math, Group::Data, "",
+        "Bad rows to leave out; one more stops the run"),
+    field("cache_dir", "cache_dir", &["cache_path"], Path, Io, Group::Data, "the user's cache folder",
+        "Where tokenised rows are kept"),
+
+    field("per_device_train_batch_size", "per_device_train_batch_size",
+        &["per_gpu_train_batch_size", "train_batch_size", "micro_batch_size", "batch_size"], Count, Math, Group::Batches, "",
+        "Rows of one micro-batch"),
+    field("per_device_eval_batch_size", "per_device_eval_batch_size", &["per_gpu_eval_batch_size", "eval_batch_size"],
+        Count, Math, Group::Batches, "", "Rows of one evaluation micro-batch"),
+    field("gradient_accumulation_steps", "gradient_accumulation_steps", &["grad_accumulation_steps"], Count, Math, Group::Batches, "",
+        "Micro-batches of one optimizer step"),
+    field("tokens_per_micro_batch", "tokens_per_micro_batch", &[], Count, Math, Group::Batches, "8192, with --packing",
+        "Tokens of one packed micro-batch"),
+    field("num_train_epochs", "num_train_epochs", &["num_epochs", "epochs"], Number, Length, Group::Batches, "",
+        "Passes over the training rows; may be a fraction"),
+    field("max_steps", "max_steps", &[], OptionalCount, Length, Group::Batches, "",
+        "Optimizer steps, whatever the epochs say"),
+    field("shuffle", "shuffle", &[], Switch, Math, Group::Batches, "",
+        "New order of the rows in every epoch"),
+    field("seed", "seed", &[], Count, Math, Group::Batches, "",
+        "Decides order, initialisation and dropout"),
+
+    field("learning_rate", "learning_rate", &["lr"], Number, Math, Group::Optimizer, "0.0001",
+        "Peak learning rate of AdamW"),
+    field("lr_scheduler_type", "lr_scheduler_type", &["lr_scheduler", "scheduler"], Choice(SCHEDULERS), Math, Group::Optimizer, "",
+        "Shape of the learning rate over the run; wsd means warmup_stable_decay"),
+    field("lr_scheduler_kwargs", "lr_scheduler_kwargs", &[], Json, Math, Group::Optimizer, "",
+        "Its parameters, as Hugging Face names them"),
+    field("warmup_steps", "warmup_steps", &[], Number, Math, Group::Optimizer, "",
+        "Steps of rising learning rate; below 1 a share of all steps"),
+    field("warmup_ratio", "warmup_ratio", &[], OptionalNumber, Math, Group::Optimizer, "",
+        "The same as a share of all steps; used when warmup_steps is 0"),
+    field("weight_decay", "weight_decay", &[], Number, Math, Group::Optimizer, "",
+        "Decoupled weight decay"),
+    field("adam_beta1", "adam_beta1", &[], Number, Math, Group::Optimizer, "", "Decay of the first moment"),
+    field("adam_beta2", "adam_beta2", &[], Number, Math, Group::Optimizer, "", "Decay of the second moment"),
+    field("adam_epsilon", "adam_epsilon", &["adam_eps"], Number, Math, Group::Optimizer, "1e-8", "Added to the divisor"),
+    field("max_grad_norm", "max_grad_norm", &["gradient_clipping"], Number, Math, Group::Optimizer, "",
+        "Longer gradients are scaled to this norm; 0 turns it off"),
+
+    field("lora_r", "lora_r", &["lora_rank", "rank"], Count, Math, Group::Lora, "", "Rank"),
+    field("lora_alpha", "lora_alpha", &[], Number, Math, Group::Lora, "2 x lora_r",
+        "Scale: the adapter counts alpha / rank times"),
+    field("lora_dropout", "lora_dropout", &[], Number, Math, Group::Lora, "", "Share of adapter inputs dropped"),
+    field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Math, Group::Lora, "",
+        "Adapted layers: all-linear, or names separated by commas or spaces"),
+    field("use_rslora", "use_rslora", &["rslora"], Switch, Math, Group::Lora, "", "Scale by alpha / sqrt(rank)"),
+    field("loraplus_lr_ratio", "loraplus_lr_ratio", &["lorap_lr_ratio"], Number, Math, Group::Lora, "",
+        "LoRA+: learning rate of B over that of A"),
+
+    field("output_dir", "output_dir", &[], Path, Io, Group::Output, "required", "Folder of the run"),
+    field("save_strategy", "save_strategy", &[], Choice(STRATEGIES), Cadence, Group::Output, "",
+        "When checkpoints are written; the last step always is"),
+    field("save_steps", "save_steps", &[], Number, Cadence, Group::Output, "",
+        "Steps between checkpoints; below 1 a share of all steps"),
+    field("save_total_limit", "save_total_limit", &[], Count, Cadence, Group::Output, "",
+        "Checkpoints kept; below 2 counts as 2"),
+    field("logging_steps", "logging_steps", &[], Count, Cadence, Group::Output, "",
+        "Steps between console lines; metrics.jsonl has every step"),
+    field("eval_strategy", "eval_strategy", &["evaluation_strategy"], Choice(STRATEGIES), Cadence, Group::Output, "",
+        "When the valid rows are evaluated"),
+    field("eval_steps", "eval_steps", &[], OptionalNumber, Cadence, Group::Output, "logging_steps",
+        "Steps between evaluations; below 1 a share of all steps"),
+    field("eval_on_start", "eval_on_start", &[], Switch, Cadence, Group::Output, "",
+        "Evaluate before the first step too"),
+    field("load_best_model_at_end", "load_best_model_at_end", &["load_best"], Switch, Cadence, Group::Output, "",
+        "The final adapter is that of the best evaluation"),
+    field("early_stopping_patience", "early_stopping_patience", &[], OptionalCount, Cadence, Group::Output, "",
+        "Stop after this many evaluations without a better one"),
+
+    field("device", "device", &[], Kind::Device, Machine, Group::Device, "", "auto, cpu, cuda or cuda:N"),
+    field("dtype", "dtype", &["torch_dtype", "compute_dtype"], Choice(&["auto", "bf16", "f32"]), Machine, Group::Device, "",
+        "Arithmetic; the CPU computes in f32 whatever the weights are"),
+    field("recompute", "recompute", &[], Choice(&["auto", "none", "mlp", "full"]), Machine, Group::Device, "",
+        "Activations computed again instead of kept: less memory, more time, the same numbers"),
+    field("threads", "threads", &["num_threads"], OptionalCount, Machine, Group::Device, "all cores",
+        "Threads; the numbers are the same for any number of them"),
+
+    field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
+        "Continue with the complete state: auto, a step, or a path"),
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
+        "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new"),
+    field("overwrite_output_dir", "overwrite_output_dir", &[], Switch, Start, Group::Start, "",
+        "Start over in a folder that holds a run; its files are moved aside"),
+    field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
+        "Resume although engine or device differ; recorded in the run for ever"),
+    field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
+        "Continue an imported checkpoint that has no moments; recorded"),
+    field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),
+];

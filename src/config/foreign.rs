@@ -1,0 +1,174 @@
+//! Flags of Hugging Face's trainer, DeepKE and LLaMA-Factory that are no settings here: accepted with one
+//! line that says why they have no effect, or refused when ignoring them would change the result.
+
+use crate::error::{Error, Result};
+
+/// A flag of another tool.
+#[derive(Debug)]
+pub struct Foreign {
+    /// With underscores; a trailing `*` stands for any ending.
+    pub name: &'static str,
+    /// Whether a value follows the flag; without one, only `True` or `False` may.
+    pub takes_value: bool,
+    /// Values that change nothing here. Empty: any.
+    pub harmless: &'static [&'static str],
+    /// Why it has no effect, or why its other values are refused.
+    pub reason: &'static str,
+}
+
+const fn switch(name: &'static str, reason: &'static str) -> Foreign {
+    Foreign { name, takes_value: false, harmless: &[], reason }
+}
+
+const fn valued(name: &'static str, reason: &'static str) -> Foreign {
+    Foreign { name, takes_value: true, harmless: &[], reason }
+}
+
+/// A switch whose `True` would change the result.
+const fn only_off(name: &'static str, reason: &'static str) -> Foreign {
+    Foreign { name, takes_value: false, harmless: &["false"], reason }
+}
+
+/// A flag of which only some values can be honoured.
+const fn only(name: &'static str, harmless: &'static [&'static str], reason: &'static str) -> Foreign {
+    Foreign { name, takes_value: true, harmless, reason }
+}
+
+const NOTHING: &[&str] = &["none", "null", "", "0", "0.0", "false", "[]"];
+const ONE_PROCESS: &str = "one process trains on one device";
+const METRICS: &str = "every step is in metrics.jsonl and report.html";
+const NO_QUANT: &str = "the base weights are used as they are, not quantised";
+
+/// Every such flag.
+#[rustfmt::skip]
+pub static FOREIGN: &[Foreign] = &[
+    switch("do_train", "`train` trains"),
+    switch("do_eval", "--eval-strategy and --eval-on-start say when to evaluate"),
+    switch("do_predict", "training makes no predictions"),
+    switch("predict_with_generate", "training makes no predictions"),
+    only("stage", &["sft"], "supervised fine-tuning is what this trains"),
+    only("finetuning_type", &["lora"], "LoRA is what this trains"),
+    valued("model_name", "the model family is read from the model folder"),
+    valued("model_type", "the model family is read from the model folder"),
+    valued("tokenizer_name*", "the tokenizer is read from the model folder"),
+    valued("config_name", "the configuration is read from the model folder"),
+    valued("model_revision", "nothing is downloaded"),
+    valued("use_auth_token", "nothing is downloaded"),
+    valued("hf_hub_token", "nothing is downloaded"),
+    switch("trust_remote_code", "no code from a model folder is ever run"),
+    switch("use_fast_tokenizer", "there is one tokenizer"),
+    only_off("split_special_tokens", "special tokens of the template are always single tokens"),
+    only("bits", &["16", "32"], NO_QUANT),
+    only("quantization_bit", &["16", "32", "none", "null"], NO_QUANT),
+    only_off("load_in_4bit", NO_QUANT),
+    only_off("load_in_8bit", NO_QUANT),
+    switch("double_quant", NO_QUANT),
+    valued("quant_type", NO_QUANT),
+    only_off("adam8bit", "the optimizer's moments are f32"),
+    only("optim", &["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"], "the optimizer is AdamW in f32"),
+    only("optim_args", NOTHING, "AdamW's parameters are --adam-beta1, --adam-beta2, --adam-epsilon, --weight-decay"),
+    switch("bf16", "the device decides: the CPU computes in f32, CUDA in bf16 with f32 accumulation"),
+    switch("pure_bf16", "adapter weights and moments are f32"),
+    only_off("fp16", "there is no f16 arithmetic here: the CPU computes in f32; leave --fp16 out"),
+    switch("tf32", "matrix products are not rounded to TF32"),
+    switch("bf16_full_eval", "evaluation computes as training does"),
+    only_off("fp16_full_eval", "evaluation computes as training does"),
+    switch("gradient_checkpointing", "--recompute decides it, by itself unless told; the numbers are the same either way"),
+    switch("use_gradient_checkpointing", "--recompute decides it; the numbers are the same either way"),
+    switch("disable_gradient_checkpointing", "--recompute decides it; the numbers are the same either way"),
+    valued("gradient_checkpointing_kwargs", "--recompute decides it; the numbers are the same either way"),
+    valued("flash_attn", "there is one attention"),
+    valued("attn_implementation", "there is one attention"),
+    switch("upcast_layernorm", "norms are computed in f32 always"),
+    switch("upcast_lmhead_output", "the loss is computed in f32 always"),
+    only("neft_alpha", NOTHING, "noise on embeddings is not supported"),
+    only("neftune_noise_alpha", NOTHING, "noise on embeddings is not supported"),
+    only("label_smoothing_factor", NOTHING, "label smoothing is not supported"),
+    only_off("group_by_length", "rows are shuffled; order does not follow length"),
+    only("data_seed", NOTHING, "--seed decides the order too"),
+    only("use_dora", NOTHING, "DoRA is not supported"),
+    only("pissa_init", NOTHING, "PiSSA is not supported"),
+    only("init_lora_weights", &["true"], "A is drawn as in PyTorch, B is zero"),
+    only("lora_bias", &["none"], "biases are not trained"),
+    only("modules_to_save", NOTHING, "only LoRA matrices are trained"),
+    only("additional_target", NOTHING, "only LoRA matrices are trained"),
+    only("num_layer_trainable", &["3"], "LoRA adapts every layer"),
+    valued("name_module_trainable", "--lora-target-modules names the adapted layers"),
+    only("resume_lora_training", &["true"], "--init-adapter goes on training the adapter it reads"),
+    only("train_on_prompt", &["false"], "say --train-on all"),
+    only("mask_history", &["false"], "say --train-on last-turn"),
+    switch("ignore_pad_token_for_loss", "padding is never scored"),
+    switch("pad_to_max_length", "padding never changes the numbers"),
+    only("dataset", NOTHING, "name the file itself: --train-file FILE"),
+    valued("dataset_dir", "files are named by --train-file and --valid-file"),
+    only("predict_file", NOTHING, "training makes no predictions"),
+    only("max_train_samples", NOTHING, "every row of the file is used"),
+    only("max_samples", NOTHING, "every row of the file is used"),
+    only("max_eval_samples", NOTHING, "every row of the file is used"),
+    valued("language", "rows say themselves what they are"),
+    valued("id_text", "rows say themselves what they are"),
+    valued("preprocessing_num_workers", "rows are tokenised once, by --threads threads, and kept in --cache-dir"),
+    valued("preprocessing_batch_size", "rows are tokenised once and kept in --cache-dir"),
+    valued("dataloader_num_workers", "batches are made in the training process"),
+    switch("dataloader_pin_memory", "batches are made in the training process"),
+    valued("dataloader_prefetch_factor", "batches are made in the training process"),
+    switch("dataloader_persistent_workers", "batches are made in the training process"),
+    only_off("dataloader_drop_last", "the last, partial window of an epoch is a step"),
+    switch("overwrite_cache", "cached tokens are found by content, never stale"),
+    switch("remove_unused_columns", "unused columns do no harm"),
+    valued("deepspeed", ONE_PROCESS),
+    valued("fsdp*", ONE_PROCESS),
+    valued("ddp_*", ONE_PROCESS),
+    valued("local_rank", ONE_PROCESS),
+    valued("accelerator_config", ONE_PROCESS),
+    valued("max_memory_mb", "memory is planned before the first step; see `plan`"),
+    valued("report_to", METRICS),
+    valued("run_name", METRICS),
+    valued("logging_dir", METRICS),
+    valued("logging_strategy", METRICS),
+    switch("logging_first_step", METRICS),
+    switch("plot_loss", METRICS),
+    valued("log_level*", "warnings and errors are always shown"),
+    switch("disable_tqdm", "a bar is drawn on a terminal only; --quiet turns it off"),
+    switch("include_num_input_tokens_seen", METRICS),
+    switch("skip_memory_metrics", "`plan` shows memory"),
+    switch("save_safetensors", "adapters are always safetensors"),
+    switch("save_only_model", "checkpoints always hold the complete state"),
+    switch("full_determinism", "training is always deterministic"),
+    switch("use_cpu", "say --device cpu"),
+    switch("no_cuda", "say --device cpu"),
+    switch("torch_compile", "there is nothing to compile"),
+    valued("ddp_timeout", ONE_PROCESS),
+    only("metric_for_best_model", &["loss", "eval_loss"], "the best evaluation is the one of lowest loss"),
+    only_off("greater_is_better", "the best evaluation is the one of lowest loss"),
+    only_off("push_to_hub", "nothing is uploaded"),
+    valued("hub_*", "nothing is uploaded"),
+    valued("eval_accumulation_steps", "evaluation keeps no logits"),
+    switch("ignore_data_skip", "nothing is skipped on resume: the place in the data is computed"),
+];
+
+/// The foreign flag called `name`; dashes and underscores are the same.
+#[must_use]
+pub fn find(name: &str) -> Option<&'static Foreign> {
+    let name = name.replace('-', "_").to_ascii_lowercase();
+    FOREIGN.iter().find(|foreign| match foreign.name.strip_suffix('*') {
+        Some(start) => name.starts_with(start),
+        None => name == foreign.name,
+    })
+}
+
+impl Foreign {
+    /// The warning for a use of this flag that changes nothing, `value` being what was given (a switch
+    /// alone is `true`).
+    ///
+    /// # Errors
+    /// Usage: the value would change the result and cannot be honoured.
+    pub fn accept(&self, name: &str, value: &str) -> Result<String> {
+        let name = name.replace('_', "-");
+        let value = value.trim();
+        if self.harmless.is_empty() || self.harmless.iter().any(|h| h.eq_ignore_ascii_case(value)) {
+            return Ok(format!("--{name} has no effect: {}", self.reason));
+        }
+        Err(Error::usage(format!("--{name} {value} cannot be honoured: {}", self.reason)))
+    }
+}

@@ -1,0 +1,161 @@
+//! Layers of settings: a configuration file below, flags above.
+
+use super::fields::{self, FIELDS, Field};
+use super::{Settings, foreign, value};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// Settings that were given, by field; a later one of the same field wins.
+#[derive(Clone, Debug, Default)]
+pub struct Layer {
+    given: BTreeMap<&'static str, Value>,
+}
+
+impl Layer {
+    /// Sets a field to a value in `Settings`' form.
+    pub fn set(&mut self, field: &'static Field, value: Value) {
+        self.given.insert(field.key, value);
+    }
+
+    /// Whether the setting was given here.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.given.contains_key(key)
+    }
+
+    /// Whether the switch was given here, and on.
+    #[must_use]
+    pub fn is_true(&self, key: &str) -> bool {
+        self.given.get(key) == Some(&Value::Bool(true))
+    }
+
+    /// Every setting of a resolved run.
+    #[must_use]
+    pub fn from_settings(settings: &Settings) -> Self {
+        let all = serde_json::to_value(settings).unwrap_or(Value::Null);
+        Layer { given: FIELDS.iter().map(|f| (f.key, all[f.key].clone())).collect() }
+    }
+
+    /// Puts `above` on top.
+    pub fn cover(&mut self, above: &Layer) {
+        self.given.extend(above.given.iter().map(|(k, v)| (*k, v.clone())));
+    }
+
+    /// Reads a TOML file, a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
+    /// that mean nothing here add a line to `warnings`.
+    ///
+    /// # Errors
+    /// Input when the file cannot be read, usage when what it says is wrong.
+    pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
+        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
+        let is_json = text.trim_start().starts_with('{');
+        let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
+        let map = match map.get("settings") {
+            Some(Value::Object(inner)) if is_json => inner.clone(),
+            _ => map,
+        };
+        let mut layer = Layer::default();
+        for (key, value) in &map {
+            let place = || format!("{}:{}", path.display(), line_of(&text, key));
+            let at = |e: Error| Error::usage(format!("{}: {}", place(), e.what));
+            let Some(field) = fields::find(key) else {
+                let foreign = foreign::find(key).ok_or_else(|| unknown_key(&place(), key, value))?;
+                let given = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                warnings.push(foreign.accept(key, &given).map_err(at)?);
+                continue;
+            };
+            let value = value::from_json(field, value).map_err(at)?;
+            if layer.has(field.key) {
+                return Err(Error::usage(format!("{}: {} is set twice", place(), field.name)));
+            }
+            layer.set(field, value);
+        }
+        Ok(layer)
+    }
+}
+
+/// Fills in the defaults and checks what can be checked without looking at any file.
+///
+/// # Errors
+/// Usage, naming the setting.
+pub fn resolve(layer: &Layer) -> Result<Settings> {
+    let mut map: Map<String, Value> = layer.given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
+    // A path that was unset (`--cache-dir none`) is an absent one.
+    map.retain(|key, value| !(value.is_null() && matches!(key.as_str(), "model" | "output_dir")));
+    if !map.contains_key("lora_alpha")
+        && let Some(rank) = map.get("lora_r").and_then(Value::as_f64)
+    {
+        map.insert("lora_alpha".into(), json!(2.0 * rank));
+    }
+    let settings: Settings =
+        serde_json::from_value(Value::Object(map)).map_err(|e| Error::usage(e.to_string()))?;
+    super::check(&settings)?;
+    Ok(settings)
+}
+
+fn parse_json(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))
+}
+
+fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    let table: toml::Table = toml::from_str(text).map_err(|e| {
+        let line = e.span().map_or(1, |s| text[..s.start.min(text.len())].matches('\n').count() + 1);
+        Error::usage(format!("{}:{line}: {}", path.display(), e.message().replace('\n', " ")))
+            .hint("a configuration is TOML (`learning_rate = 1e-4`), JSON, or the run.json of a run")
+    })?;
+    match serde_json::to_value(table) {
+        Ok(Value::Object(map)) => Ok(map),
+        _ => Err(Error::usage(format!("{}: not a table of settings", path.display()))),
+    }
+}
+
+fn unknown_key(place: &str, key: &str, value: &Value) -> Error {
+    if value.is_object() {
+        return Error::usage(format!("{place}: unknown section '{key}'"))
+            .hint("settings are flat, named as the flags are: `lora_r = 16`, under no heading");
+    }
+    let error = Error::usage(format!("{place}: unknown setting '{key}'"));
+    match nearest(key) {
+        Some(name) => error.hint(format!("the nearest known name is {name}")),
+        None => error,
+    }
+}
+
+/// The line on which a key is first written, counted from 1.
+fn line_of(text: &str, key: &str) -> usize {
+    let starts_here = |line: &str| {
+        let bare = line.trim_start().trim_start_matches(['[', '"', '\'', '{', ' ']);
+        bare.strip_prefix(key).is_some_and(|rest| {
+            rest.trim_start_matches(['"', '\'', ' ', ']', '\t']).starts_with(['=', ':'])
+                || rest.starts_with(']')
+        })
+    };
+    text.lines().position(starts_here).map_or(1, |index| index + 1)
+}
+
+/// The known setting name or alias nearest to `name`, when one is near.
+#[must_use]
+pub fn nearest(name: &str) -> Option<&'static str> {
+    let name = name.replace('-', "_");
+    let known = FIELDS.iter().flat_map(|f| std::iter::once(&f.name).chain(f.aliases));
+    let best = known.map(|known| (edit_distance(&name, known), *known)).min()?;
+    (best.0 <= 2.max(name.len() / 3)).then_some(best.1)
+}
+
+/// Levenshtein's distance, in bytes.
+#[must_use]
+pub fn edit_distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}

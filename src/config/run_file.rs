@@ -1,0 +1,87 @@
+//! `run.json`: the resolved settings of a run, its command line and its versions.
+
+use super::Settings;
+use super::fields::{Class, FIELDS};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What `run.json` holds. Read strictly: an unknown field or a value out of range is an error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunFile {
+    /// Version of this layout.
+    pub format: u32,
+    /// The resolved settings, without those that only say how a process starts.
+    pub settings: Settings,
+    /// The command that started the run.
+    pub command_line: Vec<String>,
+    /// The folder relative paths refer to.
+    pub working_directory: String,
+    /// Versions and the machine, by name.
+    pub versions: BTreeMap<String, String>,
+    /// Digests of the inputs, by name.
+    pub fingerprints: BTreeMap<String, String>,
+}
+
+/// The layout this build writes and reads.
+pub const FORMAT: u32 = 1;
+
+/// The contents of `run.json`, ending in a newline.
+///
+/// `versions` and `fingerprints` are the caller's: engine and arithmetic versions, CPU; digests of the inputs.
+#[must_use]
+pub fn run_json(
+    settings: &Settings,
+    command_line: &[String],
+    versions: &BTreeMap<String, String>,
+    fingerprints: &BTreeMap<String, String>,
+) -> String {
+    let run = RunFile {
+        format: FORMAT,
+        settings: settings.clone(),
+        command_line: command_line.to_vec(),
+        working_directory: std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default(),
+        versions: versions.clone(),
+        fingerprints: fingerprints.clone(),
+    };
+    let mut value = serde_json::to_value(&run).unwrap_or_default();
+    if let Some(map) = value["settings"].as_object_mut() {
+        for field in FIELDS.iter().filter(|field| field.class == Class::Start) {
+            map.remove(field.key);
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&value).unwrap_or_default();
+    text.push('\n');
+    text
+}
+
+impl RunFile {
+    /// Reads the `run.json` of a run folder.
+    ///
+    /// # Errors
+    /// Input: it is not there, damaged, or says something this build does not know.
+    pub fn read(run_folder: &Path) -> Result<Self> {
+        let path = run_folder.join("run.json");
+        let text = std::fs::read_to_string(&path).map_err(|e| {
+            let error = Error::reading(&path, &e);
+            if e.kind() == std::io::ErrorKind::NotFound {
+                Error::input(format!("{}: no run in this folder (run.json is missing)", run_folder.display()))
+            } else {
+                error
+            }
+        })?;
+        let run: RunFile =
+            serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+        if run.format != FORMAT {
+            return Err(Error::input(format!(
+                "{}: format {}, this build reads {FORMAT}",
+                path.display(),
+                run.format
+            )));
+        }
+        super::check(&run.settings).map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;
+        Ok(run)
+    }
+}

@@ -1,0 +1,178 @@
+//! One setting's value: from the command line's text or a file's JSON to the form `Settings` reads, and back
+//! to text.
+
+use super::fields::{Field, Kind};
+use crate::error::{Error, Result};
+use serde_json::{Map, Value, json};
+
+/// The words that mean "nothing" for an optional setting.
+fn is_none(text: &str) -> bool {
+    text.is_empty() || text.eq_ignore_ascii_case("none") || text.eq_ignore_ascii_case("null")
+}
+
+/// Reads the words given to a flag. Only lists take more than one.
+///
+/// # Errors
+/// Usage: the value does not fit the setting.
+pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
+    match field.kind {
+        Kind::Paths => Ok(json!(words)),
+        Kind::Modules => Ok(modules(&words.join(" "))),
+        _ => from_text(field, words.last().map_or("", String::as_str)),
+    }
+}
+
+/// Reads one text.
+///
+/// # Errors
+/// Usage: the value does not fit the setting.
+pub fn from_text(field: &Field, text: &str) -> Result<Value> {
+    let wrong = |wanted: &str| Err(Error::usage(format!("{}: '{text}' is not {wanted}", field.name)));
+    let text = text.trim();
+    match field.kind {
+        Kind::Switch => match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "1" => Ok(Value::Bool(true)),
+            "false" | "no" | "0" => Ok(Value::Bool(false)),
+            _ => wrong("true or false"),
+        },
+        Kind::OptionalCount if is_none(text) || text == "-1" => Ok(Value::Null),
+        Kind::OptionalNumber if is_none(text) => Ok(Value::Null),
+        Kind::Count | Kind::OptionalCount => {
+            whole(text).map_or_else(|| wrong("a whole number"), |n| Ok(json!(n)))
+        }
+        Kind::Number | Kind::OptionalNumber => match text.parse::<f64>() {
+            Ok(number) if number.is_finite() => Ok(json!(number)),
+            _ => wrong("a finite number"),
+        },
+        Kind::Text => Ok(json!(text)),
+        Kind::Path if is_none(text) => Ok(Value::Null),
+        Kind::Path => Ok(json!(text)),
+        Kind::Paths => Ok(json!([text])),
+        Kind::Choice(names) => choice(names, text)
+            .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),
+        Kind::Modules => Ok(modules(text)),
+        Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
+        Kind::Resume => Ok(resume(text)),
+        Kind::Json => match serde_json::from_str::<Map<String, Value>>(text) {
+            Ok(map) => Ok(Value::Object(map)),
+            Err(_) if is_none(text) => Ok(json!({})),
+            Err(_) => wrong("a JSON object such as {\"num_cycles\": 2}"),
+        },
+    }
+}
+
+/// Reads a value of a configuration file: a text is read as on the command line, anything else by its type.
+///
+/// # Errors
+/// Usage: the value does not fit the setting.
+pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
+    match (field.kind, value) {
+        (Kind::Json, Value::Object(_)) => Ok(value.clone()),
+        // The structured forms `run.json` has; `Settings` itself checks what is inside.
+        (Kind::Device | Kind::Resume | Kind::Modules, Value::Object(_)) => Ok(value.clone()),
+        (Kind::Paths | Kind::Modules, Value::Array(items)) => {
+            let words: Option<Vec<String>> = items.iter().map(|i| i.as_str().map(str::to_owned)).collect();
+            let words =
+                words.ok_or_else(|| Error::usage(format!("{}: a list of texts is wanted", field.name)))?;
+            from_words(field, &words)
+        }
+        (Kind::Text, Value::String(_)) => Ok(value.clone()),
+        (_, Value::String(text)) => from_text(field, text),
+        (Kind::Switch, Value::Bool(_)) => Ok(value.clone()),
+        (Kind::Resume, Value::Bool(_)) | (_, Value::Number(_)) => from_text(field, &value.to_string()),
+        (_, Value::Null) => nothing(field),
+        _ => Err(Error::usage(format!("{}: {value} does not fit this setting", field.name))),
+    }
+}
+
+fn nothing(field: &Field) -> Result<Value> {
+    match field.kind {
+        Kind::OptionalCount | Kind::OptionalNumber | Kind::Text | Kind::Path | Kind::Resume => {
+            Ok(Value::Null)
+        }
+        _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
+    }
+}
+
+/// The text of a value in `Settings`' form; numbers in their shortest form that reads back to the same bits.
+#[must_use]
+pub fn to_text(kind: Kind, value: &Value) -> String {
+    let words = |items: &[Value]| {
+        items
+            .iter()
+            .map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned))
+            .collect::<Vec<_>>()
+            .join(",")
+    };
+    match value {
+        Value::Null => "none".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => words(items),
+        Value::Object(map) if kind != Kind::Json => match map.iter().next() {
+            Some((name, Value::Array(items))) if name == "names" => words(items),
+            Some((name, inner)) if name == "cuda" => format!("cuda:{inner}"),
+            Some((_, inner)) => to_text(kind, inner),
+            None => "none".to_owned(),
+        },
+        Value::Number(number) => match number.as_f64() {
+            Some(f) if number.is_f64() && f.fract() == 0.0 && f.abs() < 1e15 => format!("{f:.0}"),
+            _ => number.to_string(),
+        },
+        other => other.to_string(),
+    }
+}
+
+/// A whole number, also written `1e3` or `10.0`.
+fn whole(text: &str) -> Option<u64> {
+    if let Ok(number) = text.parse::<u64>() {
+        return Some(number);
+    }
+    let number = text.parse::<f64>().ok()?;
+    // Above 2^53 a float no longer names one whole number.
+    (number >= 0.0 && number <= 9_007_199_254_740_992.0 && number.fract() == 0.0).then_some(number as u64)
+}
+
+/// The canonical name of a choice: case, dashes and underscores do not matter.
+fn choice(names: &[&'static str], text: &str) -> Option<&'static str> {
+    let plain = |name: &str| name.to_ascii_lowercase().replace('_', "-");
+    let wanted = match plain(text).as_str() {
+        "wsd" => "warmup-stable-decay".to_owned(),
+        "bfloat16" => "bf16".to_owned(),
+        "float32" | "fp32" => "f32".to_owned(),
+        "false" => "no".to_owned(),
+        other => other.to_owned(),
+    };
+    names.iter().copied().find(|name| plain(name) == wanted)
+}
+
+/// `all-linear`, or names separated by commas, spaces, or as a Python list.
+fn modules(text: &str) -> Value {
+    let separators = |c: char| c.is_whitespace() || ",[]()'\"".contains(c);
+    let names: Vec<&str> = text.split(separators).filter(|name| !name.is_empty()).collect();
+    match names[..] {
+        [one] if matches!(one.replace('_', "-").as_str(), "all" | "all-linear") => json!("all-linear"),
+        _ => json!({ "names": names }),
+    }
+}
+
+fn device(text: &str) -> Option<Value> {
+    match text.to_ascii_lowercase().as_str() {
+        "auto" => Some(json!("auto")),
+        "cpu" => Some(json!("cpu")),
+        "cuda" => Some(json!({ "cuda": 0 })),
+        other => other.strip_prefix("cuda:")?.parse::<u32>().ok().map(|n| json!({ "cuda": n })),
+    }
+}
+
+/// `auto` (also `True`), nothing (`False`), a step, or a path.
+fn resume(text: &str) -> Value {
+    if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("auto") {
+        json!("auto")
+    } else if text.eq_ignore_ascii_case("false") || is_none(text) {
+        Value::Null
+    } else if let Ok(step) = text.parse::<u64>() {
+        json!({ "step": step })
+    } else {
+        json!({ "path": text })
+    }
+}

@@ -1,0 +1,229 @@
+//! The console: a bar on a terminal, plain lines elsewhere, nothing but warnings when quiet.
+
+use super::event::{EvalLine, Event, Observer, StepLine};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
+
+/// Writes a line to standard output. A reader that went away is no reason to fail a run.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stdout().lock(), "{line}");
+}
+
+/// Writes a line to standard error.
+pub fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
+}
+
+/// Whether colours are wanted on standard output: a terminal, and `NO_COLOR` not set.
+#[must_use]
+pub fn colours() -> bool {
+    std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
+}
+
+/// Shows a run's events to a person.
+pub struct Console {
+    quiet: bool,
+    logging_steps: u64,
+    /// Drawn on standard error; none when that is no terminal.
+    bar: Option<ProgressBar>,
+    /// Plain step lines: also beside a bar when standard output goes to a file.
+    plain: bool,
+    total: u64,
+    window: Window,
+    progress: Option<(&'static str, Instant)>,
+}
+
+/// What happened since the last line.
+#[derive(Default)]
+struct Window {
+    steps: u64,
+    seconds: f64,
+    real: u64,
+    scored: u64,
+}
+
+impl Console {
+    /// A console for one command. `logging_steps`: steps between plain lines.
+    #[must_use]
+    pub fn new(quiet: bool, logging_steps: u64) -> Self {
+        let drawn = !quiet && std::io::stderr().is_terminal();
+        let bar = drawn.then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
+            bar.set_style(ProgressStyle::default_spinner());
+            bar
+        });
+        let plain = !quiet && !(drawn && std::io::stdout().is_terminal());
+        Console {
+            quiet,
+            logging_steps: logging_steps.max(1),
+            bar,
+            plain,
+            total: 0,
+            window: Window::default(),
+            progress: None,
+        }
+    }
+
+    /// A line of text, above the bar when there is one.
+    fn line(&self, text: &str) {
+        if self.quiet {
+            return;
+        }
+        match &self.bar {
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
+        }
+    }
+
+    fn warning(&self, text: &str) {
+        let text = format!("warning: {text}");
+        match &self.bar {
+            Some(bar) => bar.suspend(|| complain(&text)),
+            None => complain(&text),
+        }
+    }
+
+    fn progress(&mut self, what: &'static str, done: u64, total: u64) {
+        let finished = total > 0 && done >= total;
+        if let Some(bar) = &self.bar {
+            bar.set_length(total);
+            bar.set_position(done);
+            let template = if total > 0 { "{msg} {wide_bar} {percent}%" } else { "{msg} {pos}" };
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+            bar.set_message(what);
+            if finished {
+                bar.finish_and_clear();
+                bar.reset();
+            }
+            return;
+        }
+        // In a log: only of what takes long, every ten seconds.
+        let now = Instant::now();
+        match self.progress {
+            Some((last, since)) if last == what => {
+                if now - since >= Duration::from_secs(10) && total > 0 {
+                    self.progress = Some((what, now));
+                    self.line(&format!("{what}: {} %", done.saturating_mul(100) / total));
+                }
+            }
+            _ => self.progress = Some((what, now)),
+        }
+    }
+
+    fn started(&mut self, step: u64, total: u64) {
+        self.total = total;
+        self.window = Window::default();
+        if let Some(bar) = &self.bar {
+            bar.reset();
+            bar.set_length(total);
+            bar.set_position(step);
+            bar.reset_eta();
+            let template = "{pos}/{len} {wide_bar} {msg}  {eta} left";
+            if let Ok(style) = ProgressStyle::with_template(template) {
+                bar.set_style(style);
+            }
+        }
+    }
+
+    fn step(&mut self, line: &StepLine, real_tokens: u64) {
+        self.window.add(line, real_tokens);
+        let rates = self.window.rates();
+        if let Some(bar) = &self.bar {
+            bar.set_position(line.step);
+            bar.set_message(format!("loss {:.4}  {rates}", line.loss));
+        }
+        let due = line.step.is_multiple_of(self.logging_steps) || line.step == self.total;
+        if !due {
+            return;
+        }
+        if self.plain {
+            let left = self.window.left(self.total.saturating_sub(line.step));
+            self.line(&format!(
+                "step {}/{}  epoch {:.2}  loss {:.4}  grad_norm {:.3}  lr {:.3e}  {rates}  {left} left",
+                line.step, self.total, line.epoch, line.loss, line.grad_norm, line.lr
+            ));
+        }
+        self.window = Window::default();
+    }
+
+    fn eval(&self, line: &EvalLine) {
+        let time = line.seconds.map(|s| format!("  ({s:.1} s)")).unwrap_or_default();
+        self.line(&format!("step {}  eval_loss {:.4}{time}", line.step, line.eval_loss));
+    }
+}
+
+impl Window {
+    fn add(&mut self, line: &StepLine, real: u64) {
+        self.steps += 1;
+        self.seconds += line.seconds.unwrap_or(0.0);
+        self.real += real;
+        self.scored += line.tokens;
+    }
+
+    /// Both over the same steps: all tokens without padding, and those that are scored.
+    fn rates(&self) -> String {
+        if self.seconds <= 0.0 {
+            return String::new();
+        }
+        let rate = |tokens: u64| tokens as f64 / self.seconds;
+        format!("{:.0} tokens/s ({:.0} scored/s)", rate(self.real), rate(self.scored))
+    }
+
+    fn left(&self, steps: u64) -> String {
+        if self.steps == 0 {
+            return "?".to_owned();
+        }
+        duration(self.seconds / self.steps as f64 * steps as f64)
+    }
+}
+
+/// Seconds as `3h 05m`, `2m 10s` or `8s`.
+#[must_use]
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {:02}s", s / 60, s % 60),
+        _ => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+impl Observer for Console {
+    fn on_event(&mut self, event: &Event) {
+        match event {
+            Event::Note(text) => self.line(text),
+            Event::Warning(text) => self.warning(text),
+            Event::Progress { what, done, total } => {
+                if !self.quiet {
+                    self.progress(what, *done, *total);
+                }
+            }
+            Event::Started { step, total } => self.started(*step, *total),
+            Event::Step { line, real_tokens } => self.step(line, *real_tokens),
+            Event::Eval(line) => self.eval(line),
+            Event::Saved { path, .. } => self.line(&format!("saved {}", path.display())),
+            Event::Repeated { first, last } if first == last => {
+                self.line(&format!("step {first} repeated: identical"));
+            }
+            Event::Repeated { first, last } => {
+                self.line(&format!("steps {first}-{last} repeated: identical"))
+            }
+            Event::Finished { .. } => {
+                if let Some(bar) = &self.bar {
+                    bar.finish_and_clear();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Console {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
