@@ -9,7 +9,8 @@ def qwen2(hidden, inner, layers, heads, kv_heads, vocab, tied, **more):
     config = dict(
         architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_act="silu", hidden_size=hidden,
         intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads, num_key_value_heads=kv_heads,
-        vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=512, rms_norm_eps=1e-6, rope_theta=1000000.0,
+        vocab_size=vocab, tie_word_embeddings=tied, max_position_embeddings=512, rms_norm_eps=1e-6,
+        rope_theta=1000000.0,
         use_sliding_window=False, sliding_window=512, max_window_layers=layers, attention_dropout=0.0,
     )
     return config | more
@@ -19,7 +20,8 @@ def qwen3(hidden, inner, layers, heads, kv_heads, head_dim, vocab, tied, **more)
     """config.json of the dense Qwen3 models."""
     config = qwen2(hidden, inner, layers, heads, kv_heads, vocab, tied)
     config |= dict(
-        architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=head_dim, attention_bias=False, sliding_window=None,
+        architectures=["Qwen3ForCausalLM"], model_type="qwen3", head_dim=head_dim, attention_bias=False,
+        sliding_window=None,
     )
     return config | more
 
@@ -80,7 +82,8 @@ CASES = [
     case(
         "qwen3-untied-f32", qwen3(96, 120, 2, 6, 3, 24, 256, False), "f32", 15,
         {"per-device-train-batch-size": 5, "gradient-accumulation-steps": 2, "learning-rate": 8e-4,
-         "lr-scheduler-type": "polynomial", "lr-scheduler-kwargs": '{"lr_end": 1e-5, "power": 2.0}', "warmup-steps": 0.2,
+         "lr-scheduler-type": "polynomial", "lr-scheduler-kwargs": '{"lr_end": 1e-5, "power": 2.0}',
+         "warmup-steps": 0.2,
          "max-grad-norm": 0.5, "lora-r": 3, "lora-alpha": 12, "lora-target-modules": "k_proj,up_proj,down_proj"},
     ),
     case(
@@ -103,7 +106,8 @@ SCHEDULES = [
     ("linear", {}, 7), ("linear", {}, 0), ("cosine", {}, 7), ("cosine", {"num_cycles": 1.25}, 7), ("constant", {}, 7),
     ("constant_with_warmup", {}, 7), ("polynomial", {}, 7), ("polynomial", {"lr_end": 1e-5, "power": 2.5}, 7),
     ("cosine_with_restarts", {}, 7), ("cosine_with_restarts", {"num_cycles": 3}, 7), ("inverse_sqrt", {}, 7),
-    ("inverse_sqrt", {}, 0), ("inverse_sqrt", {"timescale": 20}, 7), ("warmup_stable_decay", {"num_decay_steps": 11}, 7),
+    ("inverse_sqrt", {}, 0), ("inverse_sqrt", {"timescale": 20}, 7),
+    ("warmup_stable_decay", {"num_decay_steps": 11}, 7),
     ("warmup_stable_decay", {"num_decay_steps": 9, "num_stable_steps": 16, "min_lr_ratio": 0.1}, 7),
     ("warmup_stable_decay", {"num_decay_steps": 12, "warmup_type": "cosine", "decay_type": "linear"}, 7),
     ("warmup_stable_decay", {"num_decay_steps": 12, "decay_type": "1-sqrt", "num_cycles": 0.5}, 5),

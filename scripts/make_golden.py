@@ -107,7 +107,10 @@ def lora_config(case):
     family = case["config"]["model_type"]
     targets = ALL_LINEAR[family] if text == ALL else [name.strip(" '") for name in text.strip("[]").split(",")]
     return LoraConfig(
-        task_type="CAUSAL_LM", r=flags["lora-r"], lora_alpha=flags["lora-alpha"], target_modules=targets,
+        task_type="CAUSAL_LM",
+        r=flags["lora-r"],
+        lora_alpha=flags["lora-alpha"],
+        target_modules=targets,
         use_rslora=flags.get("use-rslora") == "true",
     )
 
@@ -228,8 +231,10 @@ def write_peft_keys():
     configs["qwen3"] = qwen3(64, 96, 1, 4, 2, 32, 256, True)
     table = {}
     for family, config in configs.items():
-        model = get_peft_model(build(config), lora_config({"config": config, "flags": {
-            "lora-r": 4, "lora-alpha": 8, "lora-target-modules": ALL}}))
+        model = get_peft_model(
+            build(config),
+            lora_config({"config": config, "flags": {"lora-r": 4, "lora-alpha": 8, "lora-target-modules": ALL}}),
+        )
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(model, Path(folder))
             tensors = load_file(Path(folder) / "adapter_model.safetensors")
@@ -266,13 +271,17 @@ def print_noise(case):
     for module in (modeling_qwen2, modeling_qwen3):
         module.torch = torch
     final = load_file(folder / "final" / "adapter_model.safetensors")
-    wide = {name.replace(".default", ""): value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    wide = {
+        name.replace(".default", ""): value.detach() for name, value in model.named_parameters() if value.requires_grad
+    }
     assert wide.keys() == final.keys()
     adapter = max(float((final[name] - value).norm() / value.norm()) for name, value in wide.items())
     element = max(float((final[name] - value).abs().max() / value.abs().max()) for name, value in wide.items())
-    print(f"{case['name']}: loss {relative(expected['loss'], history['loss']):.1e}, gradient norm "
-          f"{relative(expected['grad_norm'], history['grad_norm']):.1e}, adapter {adapter:.1e} (norm of a tensor), "
-          f"{element:.1e} (largest element)")
+    print(
+        f"{case['name']}: loss {relative(expected['loss'], history['loss']):.1e}, gradient norm "
+        f"{relative(expected['grad_norm'], history['grad_norm']):.1e}, adapter {adapter:.1e} (norm of a tensor), "
+        f"{element:.1e} (largest element)"
+    )
 
 
 def main():

@@ -52,7 +52,9 @@ class QWenAttention(nn.Module):
 
     def forward(self, x, cos, sin):
         batch, length, _ = x.shape
-        heads = [part.view(batch, length, -1, self.head_dim).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)]
+        heads = [
+            part.view(batch, length, -1, self.head_dim).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
+        ]
         query, key, value = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
         scores = query @ key.transpose(-1, -2) / self.head_dim**0.5
         future = torch.ones(length, length, dtype=torch.bool).triu(1)

@@ -5,8 +5,8 @@
     python benches/peers/cpu_peft.py --qwentune target/release/qwentune --work /tmp/peers --out result.json
 
 Both train rank 8 on all linear layers of a model of Qwen2.5-0.5B's shapes with random bfloat16 weights, one row of 512
-tokens a step, every token scored, AdamW, no recomputation. Runs are interleaved, each in a process of its own. Memory is
-VmHWM, the kernel's own peak of resident pages, mapped files included. Without --qwentune only PEFT is measured.
+tokens a step, every token scored, AdamW, no recomputation. Runs are interleaved, each in a process of its own. Memory
+is VmHWM, the kernel's own peak of resident pages, mapped files included. Without --qwentune only PEFT is measured.
 """
 
 import argparse
@@ -22,11 +22,27 @@ import time
 from pathlib import Path
 
 CONFIG = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "hidden_size": 896,
-    "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-    "vocab_size": 151936, "tie_word_embeddings": True, "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-    "rope_theta": 1000000.0, "use_sliding_window": False, "sliding_window": 32768, "max_window_layers": 24,
-    "attention_dropout": 0.0, "initializer_range": 0.02, "bos_token_id": 151643, "eos_token_id": 151643, "torch_dtype": "bfloat16",
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_act": "silu",
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "use_sliding_window": False,
+    "sliding_window": 32768,
+    "max_window_layers": 24,
+    "attention_dropout": 0.0,
+    "initializer_range": 0.02,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+    "torch_dtype": "bfloat16",
 }
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 LEARNING_RATE = 1e-4
@@ -110,13 +126,28 @@ def run_measured(command, log):
 
 def summary(seconds, peak, args):
     measured = seconds[args.warmup :]
-    return {"tokens_per_second": args.tokens * len(measured) / sum(measured), "step_seconds": seconds, "peak_bytes": peak}
+    return {
+        "tokens_per_second": args.tokens * len(measured) / sum(measured),
+        "step_seconds": seconds,
+        "peak_bytes": peak,
+    }
 
 
 def run_qwentune(args, model, rows):
     output = args.work / "run"
     shutil.rmtree(output, ignore_errors=True)
-    command = [str(args.qwentune), "train", "--model", model, "--train-file", rows, "--output-dir", output, "--device", "cpu"]
+    command = [
+        str(args.qwentune),
+        "train",
+        "--model",
+        model,
+        "--train-file",
+        rows,
+        "--output-dir",
+        output,
+        "--device",
+        "cpu",
+    ]
     command += ["--per-device-train-batch-size", 1, "--max-steps", args.warmup + args.steps, "--shuffle", "false"]
     command += ["--cutoff-len", args.tokens, "--lora-r", 8, "--lora-alpha", 16, "--lora-target-modules", "all-linear"]
     command += ["--learning-rate", LEARNING_RATE, "--recompute", "none", "--save-strategy", "no", "--logging-steps", 1]
@@ -128,7 +159,18 @@ def run_qwentune(args, model, rows):
 
 def run_peft(args, model, rows, dtype):
     result = args.work / "peft.json"
-    command = [sys.executable, __file__, "--peft-worker", dtype, "--worker-model", model, "--worker-rows", rows, "--out", result]
+    command = [
+        sys.executable,
+        __file__,
+        "--peft-worker",
+        dtype,
+        "--worker-model",
+        model,
+        "--worker-rows",
+        rows,
+        "--out",
+        result,
+    ]
     command += ["--threads", args.threads, "--work", args.work]
     peak = run_measured([str(part) for part in command], args.work / "peft.log")
     return summary(json.loads(result.read_text()), peak, args)
@@ -198,7 +240,10 @@ def ratios(rounds):
     """Per round: our tokens/s over theirs, our peak memory over theirs."""
     others = [side for side in rounds[0] if side != "qwentune"]
     return [
-        {side: {key: entry["qwentune"][key] / entry[side][key] for key in ("tokens_per_second", "peak_bytes")} for side in others}
+        {
+            side: {key: entry["qwentune"][key] / entry[side][key] for key in ("tokens_per_second", "peak_bytes")}
+            for side in others
+        }
         for entry in rounds
     ]
 
@@ -214,9 +259,15 @@ def compare(args):
         rounds.append({})
         for side, measure in sides.items():
             rounds[-1][side] = result = measure()
-            print(f"round {number + 1}  {side:14} {result['tokens_per_second']:7.1f} tokens/s  {result['peak_bytes'] / 1e9:6.2f} GB", flush=True)
+            speed, peak = result["tokens_per_second"], result["peak_bytes"] / 1e9
+            print(f"round {number + 1}  {side:14} {speed:7.1f} tokens/s  {peak:6.2f} GB", flush=True)
     report = {"machine": machine(), "versions": versions(args.qwentune), "rounds": rounds, "median": medians(rounds)}
-    report["settings"] = {"layers": args.layers, "tokens_per_step": args.tokens, "steps": args.steps, "warmup": args.warmup}
+    report["settings"] = {
+        "layers": args.layers,
+        "tokens_per_step": args.tokens,
+        "steps": args.steps,
+        "warmup": args.warmup,
+    }
     report["settings"] |= {"threads": args.threads, "rank": 8, "weights": "bfloat16, random"}
     if args.qwentune:
         report["qwentune_over_peer"] = ratios(rounds)

@@ -120,14 +120,19 @@ def main():
     test = read_rows("test.jsonl")
     lengths = sorted(len(row["input_ids"]) for row in train + dev)
     print(f"tokens a row: {lengths[0]} to {lengths[-1]}, mean {sum(lengths) / len(lengths):.0f}")
-    config = LoraConfig(task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=ALL_LINEAR["qwen2"])
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=args.rank, lora_alpha=2 * args.rank, target_modules=ALL_LINEAR["qwen2"]
+    )
     model = get_peft_model(load_base(QUICKSTART / "model"), config)
-    print(f"before: dev loss {mean_loss(model, dev):.4f}, test F1 {f1_score(test, answers(model, tokenizer, test)):.3f}")
+    print(
+        f"before: dev loss {mean_loss(model, dev):.4f}, test F1 {f1_score(test, answers(model, tokenizer, test)):.3f}"
+    )
     started = time.time()
     fine_tune(model, train, args)
     seconds = time.time() - started
     outputs = answers(model, tokenizer, test)
-    print(f"after {args.steps} steps, {seconds:.0f} s: dev loss {mean_loss(model, dev):.4f}, test F1 {f1_score(test, outputs):.3f}")
+    print(f"{args.steps} steps in {seconds:.0f} s")
+    print(f"after: dev loss {mean_loss(model, dev):.4f}, test F1 {f1_score(test, outputs):.3f}")
     print(outputs[0])
 
 
