@@ -16,3 +16,30 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     }
     [c0, c1, c2, c3]
 }
+
+/// What a number is drawn for. The second counter word of every use: dropout puts `layer << 8 | site` there
+/// (below `0xFFFF_FF00`), with the step and the micro-batch in the words above; all others one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Stream {
+    /// Initial values of LoRA's A; the index is the element's place in the flat buffer.
+    LoraInit = 0xFFFF_FF01,
+    /// Order of an epoch's rows; the index is epoch << 32 | draw.
+    RowOrder = 0xFFFF_FF02,
+    /// Rows moved from training to evaluation.
+    ValidationSplit = 0xFFFF_FF03,
+}
+
+/// The 64 random bits of `index` in `stream` under `seed`.
+#[must_use]
+pub fn bits(seed: u64, stream: Stream, index: u64) -> u64 {
+    let counter = [index as u32, stream as u32, (index >> 32) as u32, 0];
+    let words = philox4x32(counter, [seed as u32, (seed >> 32) as u32]);
+    u64::from(words[0]) | u64::from(words[1]) << 32
+}
+
+/// Uniform in [0, 1) with 53 bits.
+#[must_use]
+pub fn uniform(seed: u64, stream: Stream, index: u64) -> f64 {
+    (bits(seed, stream, index) >> 11) as f64 / (1u64 << 53) as f64
+}
