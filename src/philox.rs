@@ -43,3 +43,13 @@ pub fn bits(seed: u64, stream: Stream, index: u64) -> u64 {
 pub fn uniform(seed: u64, stream: Stream, index: u64) -> f64 {
     (bits(seed, stream, index) >> 11) as f64 / (1u64 << 53) as f64
 }
+
+/// Shuffles `items` (Fisher-Yates) with the numbers of `stream` under `seed`; `epoch` (below 2^32) tells
+/// repetitions apart. A pick below n is the upper part of 64 random bits times n: biased by less than n / 2^64.
+pub fn shuffle(items: &mut [u32], seed: u64, stream: Stream, epoch: u64) {
+    for last in (1..items.len()).rev() {
+        let bits = bits(seed, stream, epoch << 32 | last as u64);
+        let pick = (u128::from(bits) * (last as u128 + 1)) >> 64;
+        items.swap(last, pick as usize);
+    }
+}

@@ -1,9 +1,9 @@
 //! Tokenised rows: lengths in memory, tokens on disk.
 
-use crate::config::Settings;
-use crate::error::Result;
-use crate::report::event::Observer;
+use super::store::{self, Store};
+use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Label of a token that is not scored.
 pub const IGNORED: i32 = -100;
@@ -17,8 +17,64 @@ pub struct Row {
     pub labels: Vec<i32>,
 }
 
+impl Row {
+    /// What is wrong with the row, if anything: no tokens, labels of another length, a label that is neither
+    /// its token nor [`IGNORED`].
+    #[must_use]
+    pub fn fault(&self) -> Option<String> {
+        if self.ids.is_empty() {
+            return Some("there are no tokens".into());
+        }
+        if self.ids.len() != self.labels.len() {
+            return Some(format!("{} labels for {} tokens", self.labels.len(), self.ids.len()));
+        }
+        let differs = |i: &usize| self.labels[*i] != IGNORED && self.labels[*i] as u32 != self.ids[*i];
+        let at = (0..self.ids.len()).find(differs)?;
+        Some(format!(
+            "label {} at position {at} is not its token {} (labels are the tokens themselves, unshifted, or -100)",
+            self.labels[at], self.ids[at]
+        ))
+    }
+
+    /// Tokens that count in the loss: labels that are not [`IGNORED`], the first token left out.
+    #[must_use]
+    pub fn scored(&self) -> usize {
+        self.labels.iter().skip(1).filter(|&&label| label != IGNORED).count()
+    }
+}
+
 /// Tokenised rows with random access; works on data larger than memory.
-pub struct Dataset {}
+pub struct Dataset {
+    stores: Vec<Arc<Store>>,
+    places: Vec<Place>,
+    lengths: Vec<u32>,
+    digest: String,
+}
+
+/// Where a row lies.
+#[derive(Clone, Copy)]
+struct Place {
+    store: u32,
+    offset: u64,
+}
+
+/// The rows of one source, as the cache holds them.
+pub(super) struct Part {
+    /// Encoded rows.
+    pub(super) store: Arc<Store>,
+    /// Offset of the first row; the others follow without gaps.
+    pub(super) first: u64,
+    /// Tokens of each row.
+    pub(super) lengths: Vec<u32>,
+    /// BLAKE3 of the stream of rows.
+    pub(super) digest: [u8; 32],
+}
+
+/// Digests the stream of rows: length (u32), ids and mask of each, in order.
+pub(super) fn digest_row(hasher: &mut blake3::Hasher, encoded: &[u8], tokens: u32) {
+    hasher.update(&tokens.to_le_bytes());
+    hasher.update(encoded);
+}
 
 impl Dataset {
     /// Rows held in memory (tests, embedding).
@@ -26,14 +82,68 @@ impl Dataset {
     /// # Errors
     /// Names the row that is empty, has labels of another length, or scores nothing.
     pub fn from_rows(rows: Vec<Row>) -> Result<Self> {
-        let _ = rows;
-        todo!()
+        let mut bytes = Vec::new();
+        let mut hasher = blake3::Hasher::new();
+        for (index, row) in rows.iter().enumerate() {
+            let fault = row.fault().or_else(|| (row.scored() == 0).then(|| "no token is scored".into()));
+            if let Some(fault) = fault {
+                return Err(Error::input(format!("row {}: {fault}", index + 1)));
+            }
+            let first = bytes.len();
+            store::encode(row, &mut bytes);
+            digest_row(&mut hasher, &bytes[first..], row.ids.len() as u32);
+        }
+        Ok(Self::join(vec![Part {
+            store: Arc::new(Store::Memory(bytes)),
+            first: 0,
+            lengths: rows.iter().map(|row| row.ids.len() as u32).collect(),
+            digest: hasher.finalize().into(),
+        }]))
+    }
+
+    /// The rows of all parts, in order. One part keeps its digest; several have the digest of their digests.
+    pub(super) fn join(parts: Vec<Part>) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        parts.iter().for_each(|part| _ = hasher.update(&part.digest));
+        let digest = match parts.as_slice() {
+            [only] => blake3::Hash::from_bytes(only.digest),
+            _ => hasher.finalize(),
+        };
+        let mut all = Dataset {
+            stores: Vec::new(),
+            places: Vec::new(),
+            lengths: Vec::new(),
+            digest: digest.to_hex().to_string(),
+        };
+        for part in parts {
+            let mut offset = part.first;
+            for &length in &part.lengths {
+                all.places.push(Place { store: all.stores.len() as u32, offset });
+                offset += store::row_bytes(length) as u64;
+            }
+            all.stores.push(part.store);
+            all.lengths.extend(part.lengths);
+        }
+        all
+    }
+
+    /// The rows of ascending `indices`; their digest is that of all rows together with the indices.
+    pub(super) fn select(&self, indices: &[u32]) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.digest.as_bytes());
+        indices.iter().for_each(|index| _ = hasher.update(&index.to_le_bytes()));
+        Dataset {
+            stores: self.stores.clone(),
+            places: indices.iter().map(|&i| self.places[i as usize]).collect(),
+            lengths: indices.iter().map(|&i| self.lengths[i as usize]).collect(),
+            digest: hasher.finalize().to_hex().to_string(),
+        }
     }
 
     /// Number of rows.
     #[must_use]
     pub fn len(&self) -> usize {
-        todo!()
+        self.lengths.len()
     }
 
     /// Whether there are no rows.
@@ -45,7 +155,7 @@ impl Dataset {
     /// Tokens of each row.
     #[must_use]
     pub fn lengths(&self) -> &[u32] {
-        todo!()
+        &self.lengths
     }
 
     /// Row `index`.
@@ -53,14 +163,17 @@ impl Dataset {
     /// # Errors
     /// I/O errors of the token cache.
     pub fn row(&self, index: usize) -> Result<Row> {
-        let _ = index;
-        todo!()
+        let Some(place) = self.places.get(index) else {
+            return Err(Error::check(format!("row {index} of {} was asked for", self.len())));
+        };
+        self.stores[place.store as usize].row(place.offset, self.lengths[index])
     }
 
-    /// BLAKE3 over the tokenised stream in canonical (file) order, hex.
+    /// BLAKE3 over the tokenised stream in canonical (file) order, hex. Several files have the digest of their
+    /// digests; a part of the rows, the digest of all rows' digest and the rows' numbers.
     #[must_use]
     pub fn digest(&self) -> &str {
-        todo!()
+        &self.digest
     }
 }
 
@@ -74,12 +187,4 @@ pub struct Prepared {
     pub identity: BTreeMap<String, String>,
 }
 
-/// Reads, checks, renders and tokenises all rows of the settings' files; the complete validation pass.
-/// `vocab_size` bounds every id.
-///
-/// # Errors
-/// Names file and row; up to 20 bad rows are listed.
-pub fn prepare(settings: &Settings, vocab_size: usize, observer: &mut dyn Observer) -> Result<Prepared> {
-    let _ = (settings, vocab_size, observer);
-    todo!()
-}
+pub use super::prepare::prepare;
