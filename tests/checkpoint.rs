@@ -1,1 +1,59 @@
-//! Tests of checkpoint.
+//! Checkpoints: the format, the folder's rules, and what survives of them.
+
+use qwentune::checkpoint::state::{Cursor, Identity, LogLine, ScheduleSegment, State, TensorEntry};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+mod format;
+mod store;
+
+/// A state of `step` whose every value depends on the step and on `salt`.
+pub fn state(step: u64, salt: u64) -> State {
+    sized_state(step, salt, 5)
+}
+
+/// As [`state`], with tensors of 3 x `width` and `width` x 2.
+pub fn sized_state(step: u64, salt: u64, width: usize) -> State {
+    let tensors = vec![
+        TensorEntry { name: "layers.0.q_proj.lora_A".into(), shape: [3, width], offset: 0 },
+        TensorEntry { name: "layers.0.q_proj.lora_B".into(), shape: [width, 2], offset: 3 * width },
+    ];
+    let value = |i: usize, k: u64| ((i as u64 * 37 + step * 11 + salt * 101 + k) % 1009) as f32 / 64.0;
+    let array = |k: u64| (0..5 * width).map(|i| value(i, k)).collect::<Vec<f32>>();
+    let line = |s: u64| LogLine::Step {
+        step: s,
+        epoch: s as f64 / 8.0,
+        loss: 2.0 / s as f64,
+        grad_norm: 1.0 / 3.0,
+        lr: 1e-4 / 7.0,
+        tokens: 100 + salt,
+    };
+    let mut log: Vec<LogLine> = (1..=step).map(line).collect();
+    log.push(LogLine::Eval { step, epoch: step as f64 / 8.0, eval_loss: 0.1 });
+    let identity = [("settings.seed", salt.to_string()), ("model.digest", "\u{e9}\"\\\n".to_owned())];
+    State {
+        step,
+        tainted: salt % 2 == 1,
+        identity: Identity(BTreeMap::from(identity.map(|(k, v)| (k.to_owned(), v)))),
+        tensors,
+        weights: array(1).iter().map(|x| x - 7.0).collect(),
+        m: array(2).iter().map(|x| -x).collect(),
+        v: array(3),
+        cursor: Cursor {
+            samples: step * 8,
+            tokens: step * 800,
+            best: Some((0.1, step)),
+            stale_evaluations: 1,
+            schedule: vec![ScheduleSegment { first_step: 0, total_steps: 1000, warmup_steps: 3 }],
+        },
+        log,
+    }
+}
+
+/// An empty folder of its own for the test `name`.
+pub fn fresh_folder(name: &str) -> PathBuf {
+    let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("checkpoint-{name}"));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).expect("a writable target folder");
+    folder
+}

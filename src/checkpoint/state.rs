@@ -1,6 +1,6 @@
 //! What a checkpoint holds. Its bytes are a function of this alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that decides the result of a run: name to value, both plain text. Keys are grouped by their
 /// first word: `model.`, `tokenizer.`, `data.`, `settings.`, `adapter.`, `engine.`, `device.`.
@@ -92,7 +92,190 @@ impl Identity {
     /// All fields in which `self` (the checkpoint's) and `now` differ, sorted by field.
     #[must_use]
     pub fn differences(&self, now: &Identity) -> Vec<Difference> {
-        let _ = now;
-        todo!()
+        let fields: BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
+        fields
+            .into_iter()
+            .filter(|field| self.0.get(*field) != now.0.get(*field))
+            .map(|field| Difference {
+                field: field.clone(),
+                old: self.0.get(field).cloned(),
+                new: now.0.get(field).cloned(),
+            })
+            .collect()
     }
+
+    /// One JSON object of strings: keys in byte order, no white space, the escapes of `serde_json`. Equal
+    /// identities give equal bytes.
+    #[must_use]
+    pub fn canonical_json(&self) -> String {
+        let pairs: Vec<String> =
+            self.0.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
+        format!("{{{}}}", pairs.join(","))
+    }
+
+    /// Reads what [`Identity::canonical_json`] wrote, and nothing else: another spelling of the same object
+    /// (white space, order, a key twice) is an error.
+    ///
+    /// # Errors
+    /// Says what is not canonical.
+    pub fn from_canonical_json(bytes: &[u8]) -> Result<Identity, String> {
+        let map = serde_json::from_slice(bytes).map_err(|e| format!("not an object of strings: {e}"))?;
+        let identity = Identity(map);
+        if identity.canonical_json().as_bytes() == bytes {
+            Ok(identity)
+        } else {
+            Err("not in canonical form".into())
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl TensorEntry {
+    /// Elements, or `None` when their number overflows.
+    #[must_use]
+    pub fn elements(&self) -> Option<usize> {
+        self.shape[0].checked_mul(self.shape[1])
+    }
+}
+
+impl LogLine {
+    /// The step it belongs to.
+    #[must_use]
+    pub fn step(&self) -> u64 {
+        match self {
+            LogLine::Step { step, .. } | LogLine::Eval { step, .. } => *step,
+        }
+    }
+
+    fn is_finite(&self) -> bool {
+        match self {
+            LogLine::Step { epoch, loss, grad_norm, lr, .. } => {
+                [epoch, loss, grad_norm, lr].iter().all(|x| x.is_finite())
+            }
+            LogLine::Eval { epoch, eval_loss, .. } => epoch.is_finite() && eval_loss.is_finite(),
+        }
+    }
+}
+
+/// Longest tensor name, bytes.
+pub const NAME_MAX: usize = 512;
+
+impl State {
+    /// Checks what every state between two steps must hold; a writer calls it before, a reader after.
+    ///
+    /// # Errors
+    /// Names the section (of the file format) and the entry.
+    pub fn check(&self) -> Result<(), String> {
+        self.check_structure([self.weights.len(), self.m.len(), self.v.len()])?;
+        for (section, array) in [("W", &self.weights), ("M", &self.m), ("V", &self.v)] {
+            if let Some(at) = first_bad(section, array) {
+                return Err(self.bad_value(section, at));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`State::check`] without the values of the arrays, of which only the lengths are given.
+    pub(super) fn check_structure(&self, lengths: [usize; 3]) -> Result<(), String> {
+        self.check_tensors(lengths)?;
+        self.check_cursor()?;
+        self.check_log()
+    }
+
+    pub(super) fn bad_value(&self, section: &str, element: usize) -> String {
+        let why = if section == "V" { "not finite or negative" } else { "not finite" };
+        format!("section {section}: element {element} ({}) is {why}", self.owner(element))
+    }
+
+    fn owner(&self, element: usize) -> &str {
+        let after = self.tensors.partition_point(|t| t.offset <= element);
+        after.checked_sub(1).map_or("no tensor", |i| self.tensors[i].name.as_str())
+    }
+
+    fn check_tensors(&self, lengths: [usize; 3]) -> Result<(), String> {
+        let mut names = BTreeSet::new();
+        let mut next = 0usize;
+        for t in &self.tensors {
+            let name = t.name.escape_debug();
+            if t.name.is_empty() || t.name.len() > NAME_MAX || t.name.chars().any(char::is_control) {
+                return Err(format!(
+                    "section IDX: tensor name \"{name}\" is empty, too long or not printable"
+                ));
+            }
+            if !names.insert(t.name.as_str()) {
+                return Err(format!("section IDX: tensor {name} twice"));
+            }
+            if t.offset != next {
+                return Err(format!("section IDX: tensor {name} begins at {}, expected {next}", t.offset));
+            }
+            let elements = t.elements().filter(|n| *n > 0);
+            next = elements
+                .and_then(|n| next.checked_add(n))
+                .ok_or_else(|| format!("section IDX: tensor {name} has the shape {:?}", t.shape))?;
+        }
+        for (section, length) in ["W", "M", "V"].into_iter().zip(lengths) {
+            if length != next {
+                return Err(format!(
+                    "section {section}: {length} elements, the tensors of section IDX have {next}"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_cursor(&self) -> Result<(), String> {
+        let c = &self.cursor;
+        if let Some((loss, step)) = c.best
+            && (!loss.is_finite() || step > self.step)
+        {
+            return Err(format!("section CUR: best loss {loss} of step {step}, at step {}", self.step));
+        }
+        let Some(last) = c.schedule.last() else {
+            return Err("section CUR: no schedule".into());
+        };
+        if self.step > last.total_steps {
+            return Err(format!("section CUR: step {} of {}", self.step, last.total_steps));
+        }
+        let ordered = c.schedule.windows(2).all(|w| w[0].first_step <= w[1].first_step);
+        let begun = c.schedule.iter().all(|s| s.first_step <= self.step && s.first_step <= s.total_steps);
+        if ordered && begun { Ok(()) } else { Err("section CUR: schedule segments out of order".into()) }
+    }
+
+    /// Steps count up by one and end at this state's step; evaluations stand between the steps they belong
+    /// to. A run that was imported begins its log later, or has none yet.
+    fn check_log(&self) -> Result<(), String> {
+        let mut previous: Option<u64> = None;
+        for (i, line) in self.log.iter().enumerate() {
+            let step = line.step();
+            let follows = match (line, previous) {
+                (_, None) => true,
+                (LogLine::Step { .. }, Some(p)) => p.checked_add(1) == Some(step),
+                (LogLine::Eval { .. }, Some(p)) => p == step,
+            };
+            if !follows || step > self.step || !line.is_finite() {
+                return Err(format!("section LOG: line {i} (step {step}) is out of order or not finite"));
+            }
+            previous = Some(step);
+        }
+        match previous {
+            Some(last) if last != self.step => {
+                Err(format!("section LOG: ends at step {last}, the state is of step {}", self.step))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Where an array first holds a value it must not: nothing is infinite or not a number, and second moments are
+/// not negative.
+pub(super) fn first_bad(section: &str, values: &[f32]) -> Option<usize> {
+    let least = if section == "V" { 0.0 } else { f32::MIN };
+    // One pass without a branch in it; the search only when there is something to find.
+    if values.iter().fold(true, |good, x| good & (*x >= least) & (*x <= f32::MAX)) {
+        return None;
+    }
+    values.iter().position(|x| !(*x >= least && *x <= f32::MAX))
 }

@@ -1,21 +1,23 @@
-//! A run folder's checkpoints: lock, durable writes, retention, fallback.
+//! A run folder's checkpoints: the lock, and the thread that writes while training goes on.
 
+use super::shelf::Shelf;
+pub use super::shelf::{Found, file_name};
 use super::state::State;
-use crate::error::Result;
+use super::storage::RealFolder;
+use crate::error::{Error, Kind, Result};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 
-/// The checkpoints of one run folder, locked by this process.
-pub struct Store {}
-
-/// What looking for a checkpoint found.
-pub struct Found {
-    /// The newest valid checkpoint, if any.
-    pub newest: Option<(PathBuf, State)>,
-    /// Damaged files set aside, with the reason, to be reported.
-    pub set_aside: Vec<String>,
-    /// How many checkpoint files there were in all.
-    pub seen: usize,
-}
+/// The folder of the checkpoints inside a run folder.
+pub const FOLDER: &str = "checkpoints";
+/// The file inside a run folder whose lock a run holds.
+pub const LOCK: &str = ".lock";
 
 /// How a save behaves while another is being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,9 +42,38 @@ pub enum Outcome {
     Skipped {
         /// Its step.
         step: u64,
-        /// Why.
+        /// Why: a sentence that begins with "checkpoint skipped:".
         why: String,
     },
+}
+
+/// The checkpoints of one run folder, locked by this process. Dropping it waits for the save under way.
+pub struct Store {
+    shared: Arc<Shared>,
+    writer: Option<JoinHandle<()>>,
+    /// Held for the store's life; the lock ends with it, or with the process.
+    _lock: File,
+}
+
+struct Shared {
+    desk: Mutex<Desk>,
+    changed: Condvar,
+    shelf: Mutex<Shelf>,
+}
+
+/// What passes between the training thread and the writer.
+#[derive(Default)]
+struct Desk {
+    /// To be written.
+    waiting: Option<State>,
+    /// Being written.
+    writing: bool,
+    /// Result of the last write, until it was looked at.
+    ended: Option<(u64, Result<PathBuf>)>,
+    outcomes: Vec<Outcome>,
+    /// A state that was written, for its memory.
+    spare: Option<State>,
+    closing: bool,
 }
 
 impl Store {
@@ -51,18 +82,44 @@ impl Store {
     /// `keep` is the retention (below 2 counts as 2).
     ///
     /// # Errors
-    /// [`crate::error::Kind::Output`] when locked by another run or not writable.
+    /// [`Kind::Output`] when locked by another run or not writable.
     pub fn open(run_folder: &Path, keep: usize) -> Result<Self> {
-        let _ = (run_folder, keep);
-        todo!()
+        ignore_file_size_signal();
+        let unusable = |e: io::Error| {
+            Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
+                .hint("choose another --output-dir, or make this one writable")
+        };
+        refuse_foreign_link(run_folder)?;
+        create_durably(run_folder).map_err(unusable)?;
+        let run = RealFolder::open(run_folder).map_err(unusable)?;
+        let lock = take_lock(&run, run_folder)?;
+        let folder = run.subfolder(FOLDER).map_err(|e| {
+            let path = run_folder.join(FOLDER);
+            Error::output(format!("cannot use {}: {e} (a link is not followed)", path.display()))
+        })?;
+        let mut shelf = Shelf::new(Box::new(folder), keep);
+        shelf.prepare()?;
+        shelf.warnings.extend(open_to_all(run_folder));
+        Self::start(shelf, lock)
+    }
+
+    fn start(shelf: Shelf, lock: File) -> Result<Self> {
+        let shared =
+            Arc::new(Shared { desk: Mutex::default(), changed: Condvar::new(), shelf: Mutex::new(shelf) });
+        let theirs = Arc::clone(&shared);
+        let writer = std::thread::Builder::new()
+            .name("checkpoint-writer".into())
+            .spawn(move || write_until_closed(&theirs))
+            .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
+        Ok(Store { shared, writer: Some(writer), _lock: lock })
     }
 
     /// The newest valid checkpoint; damaged newer ones are renamed to `.bad`.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Input`] when there are files and none is whole.
+    /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
     pub fn newest(&mut self) -> Result<Found> {
-        todo!()
+        self.shelf().newest()
     }
 
     /// Hands `state` to the writer thread.
@@ -70,18 +127,212 @@ impl Store {
     /// # Errors
     /// With [`Wait::Block`], the failure to write; never with [`Wait::Skip`].
     pub fn save(&mut self, state: State, wait: Wait) -> Result<()> {
-        let _ = (state, wait);
-        todo!()
+        let mut desk = self.desk();
+        if wait == Wait::Skip && desk.is_busy() {
+            let why = "checkpoint skipped: the one before is still being written".into();
+            desk.outcomes.push(Outcome::Skipped { step: state.step, why });
+            desk.spare = Some(state);
+            return Ok(());
+        }
+        desk = self.wait_until_idle(desk);
+        desk.collect();
+        desk.waiting = Some(state);
+        self.shared.changed.notify_all();
+        if wait == Wait::Skip {
+            return Ok(());
+        }
+        desk = self.wait_until_idle(desk);
+        match desk.ended.take() {
+            Some((step, Ok(path))) => {
+                desk.outcomes.push(Outcome::Saved { step, path });
+                Ok(())
+            }
+            Some((_, Err(error))) => Err(error),
+            None => Err(Error::check("the checkpoint writer ended without an answer")),
+        }
     }
 
-    /// Saves that ended since the last call. `protect` (the best checkpoint's step) is never pruned.
+    /// Saves that ended since the last call.
     pub fn outcomes(&mut self) -> Vec<Outcome> {
-        todo!()
+        let mut desk = self.desk();
+        desk.collect();
+        std::mem::take(&mut desk.outcomes)
     }
 
-    /// The step whose checkpoint is never pruned (the best), beside the newest ones.
-    pub fn protect(&mut self, step: Option<u64>) {
-        let _ = step;
-        todo!()
+    /// The memory of a state that was written, to be filled again instead of allocating; its content is old.
+    pub fn take_buffer(&mut self) -> Option<State> {
+        self.desk().spare.take()
     }
+
+    /// The step whose checkpoint is never pruned (the best), beside the newest ones. Takes effect with the next
+    /// save; waits for one under way.
+    pub fn protect(&mut self, step: Option<u64>) {
+        self.shelf().protect(step);
+    }
+
+    /// What is to be reported and is no error, since the last call.
+    pub fn warnings(&mut self) -> Vec<String> {
+        match self.shared.shelf.try_lock() {
+            Ok(mut shelf) => shelf.take_warnings(),
+            Err(_) => Vec::new(), // busy writing: the next call has them
+        }
+    }
+
+    /// Says so when the disk has no room for the checkpoints to come, each of `bytes`: one more than are kept,
+    /// and a tenth.
+    pub fn space_warning(&mut self, bytes: u64) -> Option<String> {
+        let shelf = self.shelf();
+        let need = bytes.saturating_mul(shelf.keep as u64 + 1).saturating_mul(11) / 10;
+        let free = shelf.free_bytes().filter(|free| *free < need)?;
+        Some(format!(
+            "checkpoints may not fit: {} of {} MB each need {} MB, {} MB free",
+            shelf.keep + 1,
+            bytes.div_ceil(1_000_000),
+            need.div_ceil(1_000_000),
+            free / 1_000_000
+        ))
+    }
+
+    /// Leaves the loss of the forward passes after `step` beside its checkpoint.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when it cannot be written.
+    pub fn write_next_loss(&mut self, step: u64, losses: &[f64]) -> Result<()> {
+        self.shelf().write_next_loss(step, losses)
+    }
+
+    /// What [`Store::write_next_loss`] left for `step`.
+    ///
+    /// # Errors
+    /// [`Kind::Input`] when the file is damaged.
+    pub fn read_next_loss(&mut self, step: u64) -> Result<Option<Vec<f64>>> {
+        self.shelf().read_next_loss(step)
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.shared.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.shared.desk()
+    }
+
+    fn wait_until_idle<'a>(&self, desk: MutexGuard<'a, Desk>) -> MutexGuard<'a, Desk> {
+        self.shared.changed.wait_while(desk, |d| d.is_busy()).unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.desk().closing = true;
+        self.shared.changed.notify_all();
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Shared {
+    fn desk(&self) -> MutexGuard<'_, Desk> {
+        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Desk {
+    fn is_busy(&self) -> bool {
+        self.writing || self.waiting.is_some()
+    }
+
+    /// Turns the result of a save nobody waited for into an outcome.
+    fn collect(&mut self) {
+        match self.ended.take() {
+            Some((step, Ok(path))) => self.outcomes.push(Outcome::Saved { step, path }),
+            Some((step, Err(error))) => {
+                self.outcomes.push(Outcome::Skipped { step, why: format!("checkpoint skipped: {error}") });
+            }
+            None => {}
+        }
+    }
+}
+
+fn write_until_closed(shared: &Shared) {
+    loop {
+        let idle = |d: &mut Desk| d.waiting.is_none() && !d.closing;
+        let mut desk = shared.changed.wait_while(shared.desk(), idle).unwrap_or_else(PoisonError::into_inner);
+        let Some(state) = desk.waiting.take() else { return };
+        desk.writing = true;
+        drop(desk);
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            shared.shelf.lock().unwrap_or_else(PoisonError::into_inner).save(&state)
+        }));
+        let result = result.unwrap_or_else(|_| Err(Error::check("the checkpoint writer failed (a bug)")));
+        let mut desk = shared.desk();
+        desk.writing = false;
+        desk.ended = Some((state.step, result));
+        desk.spare = Some(state);
+        shared.changed.notify_all();
+    }
+}
+
+/// Writing beyond `ulimit -f` raises a signal that ends the process unless it is handled; handled, the write
+/// fails with EFBIG, and training goes on.
+fn ignore_file_size_signal() {
+    let ignored = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored);
+}
+
+fn refuse_foreign_link(run_folder: &Path) -> Result<()> {
+    let Ok(found) = std::fs::symlink_metadata(run_folder) else { return Ok(()) };
+    if found.is_symlink() && found.uid() != rustix::process::geteuid().as_raw() {
+        return Err(Error::output(format!("{} is a symbolic link of another user", run_folder.display()))
+            .hint("name the folder it leads to"));
+    }
+    Ok(())
+}
+
+fn open_to_all(run_folder: &Path) -> Option<String> {
+    let mode = std::fs::metadata(run_folder).ok()?.mode();
+    let (world_writable, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
+    (world_writable && !sticky)
+        .then(|| format!("{} is writable for every user of this machine", run_folder.display()))
+}
+
+/// Creates the folder and what is missing above it, each synced into the one above.
+fn create_durably(folder: &Path) -> io::Result<()> {
+    let above = |path: &Path| match path.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
+        Some(parent) => parent.to_path_buf(),
+        None => PathBuf::from("/"),
+    };
+    let missing: Vec<&Path> =
+        folder.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
+    std::fs::create_dir_all(folder)?;
+    for created in missing {
+        File::open(above(created))?.sync_all()?;
+    }
+    Ok(())
+}
+
+fn take_lock(run: &RealFolder, run_folder: &Path) -> Result<File> {
+    let path = run_folder.join(LOCK);
+    let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display()));
+    let mut file = run.open_or_create(LOCK).map_err(failed)?;
+    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            let _ = (&mut file).take(64).read_to_string(&mut text);
+            let holder = if text.trim().is_empty() {
+                "another process".into()
+            } else {
+                format!("process {}", text.trim())
+            };
+            return Err(Error::output(format!("{} is in use by {holder}", run_folder.display()))
+                .hint("wait until it ends, or stop it; the lock ends with the process that holds it"));
+        }
+        Err(e) => return Err(failed(e.into())),
+    }
+    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
 }

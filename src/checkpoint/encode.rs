@@ -1,0 +1,219 @@
+//! Writing the format: sections one after the other, from borrowed slices, each digested from the very buffer
+//! that is written. The header goes to its place when all digests are known, the trailer is last.
+
+use super::format::{
+    BLOCK, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Header, LOG_RECORD, MAGIC, SECTIONS, Section,
+    TABLE_AT, TRAILER_MAGIC, VERSION, padded,
+};
+use super::state::{Cursor, LogLine, State, TensorEntry};
+use std::io;
+
+/// Where encoded bytes go. Offsets and lengths are multiples of [`BLOCK`].
+pub trait Sink {
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// The storage's own.
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+}
+
+/// Bytes converted, digested and written at a time. Large enough that a call's cost vanishes, small enough to
+/// stay in the second-level cache between the three.
+const CHUNK: usize = 1 << 20;
+
+/// Length of the file that `state` becomes, bytes.
+#[must_use]
+pub fn file_len(state: &State) -> u64 {
+    let small = [meta(state).len(), idx(&state.tensors).len(), cur(&state.cursor).len()];
+    let log = state.log.len() * LOG_RECORD;
+    let arrays = [state.weights.len() * 4, state.m.len() * 4, state.v.len() * 4];
+    let sections: u64 = small.iter().chain(&[log]).chain(&arrays).map(|len| blocks(*len)).sum();
+    2 * BLOCK + sections
+}
+
+fn blocks(len: usize) -> u64 {
+    padded(len as u64).expect("memory is smaller than 2^64 bytes")
+}
+
+/// Writes `state` and returns the header's digest, which stands for all of it.
+///
+/// # Errors
+/// The sink's own; what was written until then is no checkpoint.
+pub fn write(state: &State, sink: &mut dyn Sink) -> io::Result<Digest> {
+    let mut stream = Stream { sink, buffer: Vec::with_capacity(CHUNK), at: BLOCK, sections: Vec::new() };
+    stream.bytes(&meta(state))?;
+    stream.bytes(&idx(&state.tensors))?;
+    stream.bytes(&cur(&state.cursor))?;
+    stream.log(&state.log)?;
+    stream.floats(&state.weights)?;
+    stream.floats(&state.m)?;
+    stream.floats(&state.v)?;
+    let Stream { at: trailer_at, sections, .. } = stream;
+    let mut header = Header {
+        file_len: trailer_at + BLOCK,
+        step: state.step,
+        samples: state.cursor.samples,
+        tainted: state.tainted,
+        sections,
+        digest: [0; 32],
+    };
+    let block = header_block(&header);
+    header.digest.copy_from_slice(&block[DIGEST_AT..]);
+    sink.write_at(0, &block)?;
+    sink.write_at(trailer_at, &trailer_block(&header))?;
+    Ok(header.digest)
+}
+
+struct Stream<'a> {
+    sink: &'a mut dyn Sink,
+    buffer: Vec<u8>,
+    at: u64,
+    sections: Vec<Section>,
+}
+
+impl Stream<'_> {
+    fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.section(bytes.chunks(CHUNK), |chunk, buffer| buffer.extend_from_slice(chunk))
+    }
+
+    fn floats(&mut self, values: &[f32]) -> io::Result<()> {
+        self.section(values.chunks(CHUNK / 4), |chunk, buffer| {
+            buffer.resize(chunk.len() * 4, 0);
+            for (place, value) in buffer.chunks_exact_mut(4).zip(chunk) {
+                place.copy_from_slice(&value.to_le_bytes());
+            }
+        })
+    }
+
+    fn log(&mut self, lines: &[LogLine]) -> io::Result<()> {
+        // 4096 records are a whole number of blocks, whatever the record's length.
+        self.section(lines.chunks(4096), |chunk, buffer| {
+            chunk.iter().for_each(|line| buffer.extend_from_slice(&log_record(line)));
+        })
+    }
+
+    /// One section from `chunks`, of which all but the last fill whole blocks.
+    fn section<T>(
+        &mut self,
+        chunks: impl Iterator<Item = T>,
+        mut fill: impl FnMut(T, &mut Vec<u8>),
+    ) -> io::Result<()> {
+        let mut hasher = blake3::Hasher::new();
+        let (offset, mut len) = (self.at, 0u64);
+        for chunk in chunks {
+            self.buffer.clear();
+            fill(chunk, &mut self.buffer);
+            hasher.update(&self.buffer);
+            len += self.buffer.len() as u64;
+            self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK as usize), 0);
+            self.sink.write_at(self.at, &self.buffer)?;
+            self.at += self.buffer.len() as u64;
+        }
+        let name = SECTIONS[self.sections.len()];
+        self.sections.push(Section { name, offset, len, digest: *hasher.finalize().as_bytes() });
+        Ok(())
+    }
+}
+
+/// The header's 4096 bytes; `header.digest` is computed, not read.
+#[must_use]
+pub fn header_block(header: &Header) -> Vec<u8> {
+    let mut block = Vec::with_capacity(BLOCK as usize);
+    block.extend_from_slice(&MAGIC);
+    block.extend_from_slice(&VERSION.0.to_le_bytes());
+    block.extend_from_slice(&VERSION.1.to_le_bytes());
+    put_u32(&mut block, BLOCK as u32);
+    put_u64(&mut block, header.file_len);
+    put_u64(&mut block, header.step);
+    put_u64(&mut block, header.samples);
+    put_u32(&mut block, if header.tainted { FLAG_TAINTED } else { 0 });
+    put_u32(&mut block, SECTIONS.len() as u32);
+    put_u32(&mut block, ENTRY_LEN as u32);
+    block.resize(TABLE_AT, 0);
+    for section in &header.sections {
+        let entry_at = block.len();
+        block.extend_from_slice(section.name.as_bytes());
+        block.resize(entry_at + 16, 0); // codec 0, flags 0
+        put_u64(&mut block, section.offset);
+        put_u64(&mut block, section.len);
+        put_u64(&mut block, section.len);
+        block.extend_from_slice(&section.digest);
+        block.resize(entry_at + ENTRY_LEN, 0);
+    }
+    block.resize(DIGEST_AT, 0);
+    let digest = blake3::hash(&block);
+    block.extend_from_slice(digest.as_bytes());
+    block
+}
+
+/// The trailer's 4096 bytes: nothing in it is free.
+#[must_use]
+pub fn trailer_block(header: &Header) -> Vec<u8> {
+    let mut block = TRAILER_MAGIC.to_vec();
+    put_u64(&mut block, header.file_len);
+    block.extend_from_slice(&header.digest);
+    block.resize(BLOCK as usize, 0);
+    block
+}
+
+fn meta(state: &State) -> Vec<u8> {
+    state.identity.canonical_json().into_bytes()
+}
+
+fn idx(tensors: &[TensorEntry]) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_u64(&mut out, tensors.len() as u64);
+    for t in tensors {
+        put_u64(&mut out, t.offset as u64);
+        put_u64(&mut out, t.shape[0] as u64);
+        put_u64(&mut out, t.shape[1] as u64);
+        put_u64(&mut out, t.name.len() as u64);
+        out.extend_from_slice(t.name.as_bytes());
+        out.resize(out.len().next_multiple_of(8), 0);
+    }
+    out
+}
+
+fn cur(cursor: &Cursor) -> Vec<u8> {
+    let mut out = Vec::new();
+    put_u64(&mut out, cursor.samples);
+    put_u64(&mut out, cursor.tokens);
+    let (loss, step) = cursor.best.unwrap_or_default();
+    put_u64(&mut out, u64::from(cursor.best.is_some()));
+    put_u64(&mut out, loss.to_bits());
+    put_u64(&mut out, step);
+    put_u64(&mut out, cursor.stale_evaluations);
+    put_u64(&mut out, cursor.schedule.len() as u64);
+    for segment in &cursor.schedule {
+        put_u64(&mut out, segment.first_step);
+        put_u64(&mut out, segment.total_steps);
+        put_u64(&mut out, segment.warmup_steps);
+    }
+    out
+}
+
+fn log_record(line: &LogLine) -> Vec<u8> {
+    let mut out = Vec::with_capacity(LOG_RECORD);
+    match *line {
+        LogLine::Step { step, epoch, loss, grad_norm, lr, tokens } => {
+            for word in [1, step, epoch.to_bits(), loss.to_bits(), grad_norm.to_bits(), lr.to_bits(), tokens]
+            {
+                put_u64(&mut out, word);
+            }
+        }
+        LogLine::Eval { step, epoch, eval_loss } => {
+            for word in [2, step, epoch.to_bits(), eval_loss.to_bits(), 0, 0, 0] {
+                put_u64(&mut out, word);
+            }
+        }
+    }
+    out
+}
+
+fn put_u32(out: &mut Vec<u8>, value: u32) {
+    out.extend_from_slice(&value.to_le_bytes());
+}
+
+fn put_u64(out: &mut Vec<u8>, value: u64) {
+    out.extend_from_slice(&value.to_le_bytes());
+}

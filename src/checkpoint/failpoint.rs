@@ -1,0 +1,46 @@
+//! A test hook: `QWENTUNE_CRASH_AT=n` kills the process, as `kill -9` would, in place of the n-th operation
+//! that changes the checkpoint folder (counted from 1: create, reserve, write, sync, rename, link, remove).
+//! `QWENTUNE_CRASH_AT=n/2` lets half of it happen where it is a write.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+static DONE: AtomicU64 = AtomicU64::new(0);
+static PLAN: OnceLock<Option<(u64, bool)>> = OnceLock::new();
+
+fn plan() -> Option<(u64, bool)> {
+    *PLAN.get_or_init(|| {
+        let text = std::env::var("QWENTUNE_CRASH_AT").ok()?;
+        let (number, half) = match text.strip_suffix("/2") {
+            Some(number) => (number, true),
+            None => (text.as_str(), false),
+        };
+        Some((number.parse().ok()?, half))
+    })
+}
+
+/// Counts an operation about to happen; does not return from the planned one.
+pub fn hit() {
+    if hit_halfway() {
+        die();
+    }
+}
+
+/// As [`hit`] for a write, but answers true when half of it shall happen before [`die`].
+#[must_use]
+pub fn hit_halfway() -> bool {
+    let Some((at, half)) = plan() else { return false };
+    if DONE.fetch_add(1, Ordering::Relaxed) + 1 != at {
+        return false;
+    }
+    if !half {
+        die();
+    }
+    true
+}
+
+/// Ends the process at once, with nothing flushed or released in an orderly way.
+pub fn die() -> ! {
+    let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    std::process::abort()
+}

@@ -1,0 +1,282 @@
+//! A folder of checkpoints and the rules it is kept by. No threads and no lock here: [`super::store`] adds
+//! them. What may happen at any instant, and what holds after it, is written in `docs/checkpoint-format.md`.
+
+use super::format::{Fault, Header, Reading, read};
+use super::state::State;
+use super::storage::Folder;
+use crate::error::{Error, Kind, Result};
+use std::collections::BTreeSet;
+use std::io;
+use std::path::PathBuf;
+
+/// What looking for a checkpoint found.
+#[derive(Debug)]
+pub struct Found {
+    /// The newest valid checkpoint, if any.
+    pub newest: Option<(PathBuf, State)>,
+    /// Damaged files set aside, with the reason, to be reported.
+    pub set_aside: Vec<String>,
+    /// What else is to be reported: a file whose name does not fit its content.
+    pub warnings: Vec<String>,
+    /// How many checkpoint files there were in all, those set aside earlier included.
+    pub seen: usize,
+}
+
+/// Test hooks: each takes one safeguard away, so that the tests can show that they would notice.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Weakened {
+    /// Digests are not compared.
+    pub digests_ignored: bool,
+    /// A damaged newest file is an error, older ones are not tried.
+    pub no_fallback: bool,
+}
+
+/// Checkpoints in an open folder.
+pub struct Shelf {
+    pub(super) folder: Box<dyn Folder>,
+    pub(super) keep: usize,
+    pub(super) protected: Option<u64>,
+    /// Files read back whole by this process.
+    pub(super) verified: BTreeSet<String>,
+    pub(super) warnings: Vec<String>,
+    pub(super) weakened: Weakened,
+}
+
+/// `step-00001200.qckpt`
+#[must_use]
+pub fn file_name(step: u64) -> String {
+    format!("step-{step:08}.qckpt")
+}
+
+/// The step that a checkpoint's name says; names of anything else have none.
+#[must_use]
+pub fn step_of(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix("step-")?.strip_suffix(".qckpt")?;
+    let all_digits = !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit());
+    if all_digits { digits.parse().ok() } else { None }
+}
+
+/// A checkpoint file and what its header says.
+pub(super) struct Entry {
+    pub name: String,
+    /// By the header; by the name where the header cannot be read.
+    pub step: u64,
+    pub header: std::result::Result<Header, Fault>,
+}
+
+impl Shelf {
+    /// A shelf in `folder`; nothing is touched yet. `keep` below 2 counts as 2.
+    #[must_use]
+    pub fn new(folder: Box<dyn Folder>, keep: usize) -> Self {
+        Shelf {
+            folder,
+            keep: keep.max(2),
+            protected: None,
+            verified: BTreeSet::new(),
+            warnings: Vec::new(),
+            weakened: Weakened::default(),
+        }
+    }
+
+    /// Test hook.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn weakened(mut self, how: Weakened) -> Self {
+        self.weakened = how;
+        self
+    }
+
+    /// The step whose checkpoint is never pruned, beside the newest ones.
+    pub fn protect(&mut self, step: Option<u64>) {
+        self.protected = step;
+    }
+
+    /// What is to be reported and is no error, since the last call.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    /// Bytes that can still be written, if known.
+    #[must_use]
+    pub fn free_bytes(&self) -> Option<u64> {
+        self.folder.free_bytes()
+    }
+
+    /// Tries out that files can be created, synced, renamed and removed, and removes what an interrupted save
+    /// left. Only for the holder of the run's lock.
+    ///
+    /// # Errors
+    /// [`Kind::Output`] when the folder cannot be written; [`Kind::Io`] when the disk is full or fails.
+    pub fn prepare(&mut self) -> Result<()> {
+        self.try_prepare().map_err(|e| {
+            let what = format!("cannot write in {}: {e}", self.folder.path().display());
+            match e.raw_os_error() {
+                Some(libc::ENOSPC | libc::EDQUOT | libc::EIO) => Error::new(Kind::Io, what),
+                _ => Error::output(what).hint("choose another --output-dir, or make this one writable"),
+            }
+        })
+    }
+
+    fn try_prepare(&mut self) -> io::Result<()> {
+        for name in self.folder.list()? {
+            if name.starts_with('.') && name.ends_with(".tmp") {
+                self.folder.unlink(&name)?;
+            }
+        }
+        let (before, after) = (".probe.1.tmp", ".probe.2.tmp");
+        let probe = self.folder.create(before)?;
+        write_all(&*probe, 0, b"probe\n")?;
+        probe.sync()?;
+        self.folder.rename(before, after, false)?;
+        self.folder.unlink(after)?;
+        self.remove_orphans()?;
+        self.sync_folder()
+    }
+
+    /// Some network file systems cannot sync a folder; that is said once, and never taken for an error of
+    /// the disk.
+    pub(super) fn sync_folder(&mut self) -> io::Result<()> {
+        match self.folder.sync() {
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+                let path = self.folder.path();
+                let text = format!(
+                    "{}: this file system cannot sync a folder; after a power failure the newest checkpoint may be missing",
+                    path.display()
+                );
+                if !self.warnings.contains(&text) {
+                    self.warnings.push(text);
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    /// All checkpoint files, newest first.
+    pub(super) fn scan(&self) -> io::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        for name in self.folder.list()? {
+            let Some(named) = step_of(&name) else { continue };
+            let header = self.open_header(&name);
+            let step = header.as_ref().map_or(named, |h| h.step);
+            entries.push(Entry { name, step, header });
+        }
+        // For equal steps the file with the right name first.
+        entries.sort_by_key(|e| (std::cmp::Reverse(e.step), step_of(&e.name) != Some(e.step)));
+        Ok(entries)
+    }
+
+    fn open_header(&self, name: &str) -> std::result::Result<Header, Fault> {
+        super::decode::read_header(&*self.folder.open(name)?)
+    }
+
+    /// Reads a file whole.
+    pub(super) fn read(&self, name: &str, reading: Reading) -> std::result::Result<(Header, State), Fault> {
+        let reading = if self.weakened.digests_ignored { Reading::DigestsIgnored } else { reading };
+        // A bad sector is damage like any other; every other failure to read says nothing about the file.
+        read(&*self.folder.open(name)?, reading).map_err(|fault| match fault {
+            Fault::Io(e) if e.raw_os_error() == Some(libc::EIO) => {
+                Fault::Damaged(format!("reading it fails: {e}"))
+            }
+            Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Fault::Damaged("cut off".into()),
+            other => other,
+        })
+    }
+
+    /// The newest valid checkpoint. Damaged newer ones are renamed to `.bad` once a whole one was found; while
+    /// none is, everything is left as it is, so that the next look says the same.
+    ///
+    /// # Errors
+    /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
+    pub fn newest(&mut self) -> Result<Found> {
+        let path = self.folder.path();
+        let listing = |e: io::Error| Error::io("reading", &path, &e);
+        let entries = self.scan().map_err(listing)?;
+        let earlier =
+            self.folder.list().map_err(listing)?.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
+        let mut found =
+            Found { newest: None, set_aside: vec![], warnings: vec![], seen: entries.len() + earlier };
+        let mut damaged: Vec<(String, String)> = Vec::new();
+        for entry in entries {
+            match self.read(&entry.name, Reading::Load) {
+                Ok((_, state)) => {
+                    if step_of(&entry.name) != Some(state.step) {
+                        found.warnings.push(format!(
+                            "{} holds step {}; the content counts, not the name",
+                            path.join(&entry.name).display(),
+                            state.step
+                        ));
+                    }
+                    for (name, why) in damaged {
+                        found.set_aside.push(self.set_aside(&name, &why).map_err(listing)?);
+                    }
+                    self.verified.insert(entry.name.clone());
+                    found.newest = Some((path.join(&entry.name), state));
+                    return Ok(found);
+                }
+                Err(Fault::Damaged(why)) => damaged.push((entry.name, why)),
+                Err(other) => return Err(other.at(&path.join(&entry.name))),
+            }
+            if self.weakened.no_fallback {
+                break;
+            }
+        }
+        if found.seen == 0 { Ok(found) } else { Err(self.none_usable(found.seen, damaged.first())) }
+    }
+
+    fn none_usable(&self, seen: usize, first: Option<&(String, String)>) -> Error {
+        let why = first.map_or_else(
+            || "all were set aside as .bad earlier".to_owned(),
+            |(name, why)| format!("the newest, {name}: {why}"),
+        );
+        let path = self.folder.path();
+        Error::input(format!("no usable checkpoint among {seen} in {} ({why})", path.display()))
+            .hint("--overwrite-output-dir begins at step 0; the files found are moved aside, not deleted")
+    }
+
+    /// Renames a damaged file to `.bad` and says so.
+    pub(super) fn set_aside(&mut self, name: &str, why: &str) -> io::Result<String> {
+        let bad = format!("{name}.bad");
+        self.verified.remove(name);
+        self.folder.rename(name, &bad, true)?;
+        self.remove_orphans()?;
+        self.sync_folder()?;
+        Ok(format!("{} rejected: {why}; kept as {bad}", self.folder.path().join(name).display()))
+    }
+
+    /// Removes `.next` files whose checkpoint is gone.
+    pub(super) fn remove_orphans(&mut self) -> io::Result<bool> {
+        let names = self.folder.list()?;
+        let mut any = false;
+        for name in &names {
+            let Some(stem) = name.strip_suffix(".next") else { continue };
+            let checkpoint = format!("{stem}.qckpt");
+            if step_of(&checkpoint).is_some() && names.binary_search(&checkpoint).is_err() {
+                self.folder.unlink(name)?;
+                any = true;
+            }
+        }
+        Ok(any)
+    }
+}
+
+/// Writes all of `bytes`, over short writes and interruptions.
+pub(super) fn write_all(
+    file: &dyn super::storage::Stored,
+    mut offset: u64,
+    mut bytes: &[u8],
+) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write_some(offset, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
