@@ -1,1 +1,265 @@
-//! Tests of cli.
+//! The command line as its users write it, and the exit status of what goes wrong.
+
+use qwentune::cli::train_settings;
+use qwentune::config::{ResumeFrom, RowFormat, Scheduler, Settings, Strategy, Targets, Template, TrainOn};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn parsed(line: &str) -> Settings {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    train_settings(&words).unwrap_or_else(|e| panic!("{line}: {e}")).0
+}
+
+fn program(folder: &Path, words: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_qwentune")).args(words).current_dir(folder).output().unwrap()
+}
+
+fn folder(name: &str) -> PathBuf {
+    let folder = std::env::temp_dir().join(format!("qwentune-cli-{name}-{}", std::process::id()));
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder).unwrap();
+    folder
+}
+
+#[test]
+fn every_spelling_of_a_flag_means_the_same() {
+    for (line, same) in [
+        ("--learning-rate 5e-5", "--learning_rate=0.00005"),
+        ("--lr 5E-5", "--learning_rate 5e-05"),
+        ("--lora_rank 8", "--lora-r=8 --lora-alpha 16"),
+        ("--packing", "--packing True"),
+        ("--packing=true", "--packing true"),
+        ("--packing --packing False", "--packing=false"),
+        ("--no_shuffle", "--shuffle False"),
+        ("--shuffle", ""),
+        ("--train_file a b --seed 1", "--data a b --seed 1"),
+        ("--train_file=a", "--train_files a"),
+        ("--lora_target_modules q_proj,v_proj", "--lora-target-modules q_proj v_proj"),
+        ("--lora_target_modules ['q_proj','v_proj']", "--lora_target q_proj,v_proj"),
+        ("--lora_target_modules all", "--lora_target_modules all-linear"),
+        ("--lora_target_modules [\"all\"]", ""),
+        ("--lr_scheduler_type cosine-with-restarts", "--lr-scheduler-type cosine_with_restarts"),
+        ("--lr_scheduler_type wsd", "--lr_scheduler_type warmup_stable_decay"),
+        ("--train_on last_turn", "--train-on last-turn"),
+        ("--max_seq_len 64", "--cutoff_len 64"),
+        ("--max_seq_length 64", "--cutoff_len 6.4e1"),
+        ("--max_steps -1", ""),
+        ("--max_steps 1e3", "--max-steps 1000"),
+        ("--resume_from_checkpoint True", "--resume-from-checkpoint auto"),
+        ("--resume_from_checkpoint False", ""),
+        ("--resume_from_checkpoint --seed 42", "--resume-from-checkpoint auto"),
+        ("--save_strategy no --seed 1 --seed 2", "--save-strategy no --seed 2"),
+        ("--checkpoint_dir lora/x", "--init-adapter lora/x"),
+        ("--per_gpu_train_batch_size 3", "--per-device-train-batch-size 3"),
+        ("--valid_file d --evaluation_strategy epoch", "--eval_file d --eval-strategy epoch"),
+    ] {
+        assert_eq!(parsed(line), parsed(same), "{line} | {same}");
+    }
+    assert_eq!(parsed("--resume_from_checkpoint 1000").resume_from_checkpoint, Some(ResumeFrom::Step(1000)));
+    let path = parsed("--resume_from_checkpoint out/checkpoint-5").resume_from_checkpoint;
+    assert_eq!(path, Some(ResumeFrom::Path("out/checkpoint-5".into())));
+    let kwargs = train_settings(&["--lr-scheduler-kwargs", "{\"num_cycles\": 2}"]).unwrap().0;
+    assert_eq!(kwargs.lr_scheduler_kwargs["num_cycles"], 2);
+    let spaced = train_settings(&["--lora_target_modules", "['c_attn', 'attn.c_proj']"]).unwrap().0;
+    let names = vec!["c_attn".to_owned(), "attn.c_proj".to_owned()];
+    assert_eq!(spaced.lora_target_modules, Targets::Names(names));
+    let text = train_settings(&["--system_prompt", "You  are\nterse."]).unwrap().0;
+    assert_eq!(text.system_prompt.as_deref(), Some("You  are\nterse."));
+    assert_eq!(parsed("--format prompt_completion").format, RowFormat::PromptCompletion);
+}
+
+/// The line of DeepKE's README, with the names it uses for Qwen.
+const DEEPKE: &str = "--do_train --do_eval --overwrite_output_dir --model_name_or_path models/Qwen-7B --stage sft \
+    --model_name qwen --template qwen --train_file data/train.json --valid_file data/dev.json --output_dir=lora/run \
+    --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --gradient_accumulation_steps 4 \
+    --preprocessing_num_workers 16 --num_train_epochs 10 --learning_rate 5e-5 --max_grad_norm 0.5 --optim adamw_torch \
+    --max_source_length 400 --cutoff_len 700 --max_target_length 300 --evaluation_strategy epoch --save_strategy epoch \
+    --save_total_limit 10 --lora_r 16 --lora_alpha 32 --lora_dropout 0.05 --bf16 --bits 16 \
+    --deepspeed configs/ds_config_bf16.json --ddp_find_unused_parameters False";
+
+#[test]
+fn a_line_of_deepke_means_what_it_said() {
+    let words: Vec<&str> = DEEPKE.split_whitespace().collect();
+    let (settings, warnings) = train_settings(&words).unwrap();
+    let expected = Settings {
+        model: "models/Qwen-7B".into(),
+        train_files: vec!["data/train.json".into()],
+        valid_file: Some("data/dev.json".into()),
+        template: Template::Qwen,
+        output_dir: "lora/run".into(),
+        overwrite_output_dir: true,
+        per_device_train_batch_size: 2,
+        per_device_eval_batch_size: 2,
+        gradient_accumulation_steps: 4,
+        num_train_epochs: 10.0,
+        learning_rate: 5e-5,
+        max_grad_norm: 0.5,
+        max_source_length: Some(400),
+        max_target_length: Some(300),
+        cutoff_len: 700,
+        eval_strategy: Strategy::Epoch,
+        save_strategy: Strategy::Epoch,
+        save_total_limit: 10,
+        lora_r: 16,
+        lora_alpha: 32.0,
+        lora_dropout: 0.05,
+        ..Settings::default()
+    };
+    assert_eq!(settings, expected);
+    let ignored = [
+        "do-train",
+        "do-eval",
+        "stage",
+        "model-name",
+        "preprocessing-num-workers",
+        "optim",
+        "bf16",
+        "bits",
+        "deepspeed",
+        "ddp-find-unused-parameters",
+    ];
+    assert_eq!(warnings.len(), ignored.len(), "{warnings:#?}");
+    for (warning, flag) in warnings.iter().zip(ignored) {
+        assert!(warning.starts_with(&format!("--{flag} has no effect: ")), "{warning}");
+        assert!(!warning.contains('\n'));
+    }
+    assert_eq!((settings.lr_scheduler_type, settings.train_on), (Scheduler::Linear, TrainOn::Assistant));
+}
+
+#[test]
+fn what_cannot_be_honoured_is_refused_by_name() {
+    for (line, says) in [
+        ("--bits 4", "--bits 4 cannot be honoured"),
+        ("--load_in_8bit", "--load-in-8bit true cannot be honoured"),
+        ("--optim adafactor", "--optim adafactor"),
+        ("--fp16 True", "--fp16 True"),
+        ("--fp16", "--fp16 true"),
+        ("--neft_alpha 5", "--neft-alpha 5"),
+        ("--use_dora True", "--use-dora"),
+        ("--finetuning_type full", "--finetuning-type full"),
+        ("--train_on_prompt True", "--train-on all"),
+        ("--group_by_length", "--group-by-length"),
+        ("--lerning_rate 1", "unknown flag --lerning-rate\n  the nearest known one is --learning-rate"),
+        ("--lora-rnk 1", "--lora-r"),
+        ("--zzzzzzzzzzzzz 1", "unknown flag --zzzzzzzzzzzzz"),
+        ("--packing maybe", "maybe"),
+        ("--lora_r", "--lora-r wants a value"),
+        ("--lora_r --seed 1", "--lora-r wants a value"),
+        ("--lora_r x", "lora_r: 'x' is not a whole number"),
+        ("stray", "stray"),
+        ("--template llama2", "one of auto, qwen,"),
+        ("--tokens-per-micro-batch 512", "needs --packing"),
+        ("--resume_from_checkpoint auto --init_adapter a", "give one of them"),
+        ("--resume_from_checkpoint auto --overwrite_output_dir", "give one of them"),
+        ("--valid_file d --val_set_size 10", "exclude each other"),
+        ("--dtype bf16", "dtype bf16"),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let error = train_settings(&words).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        assert!(error.to_string().contains(says), "{line}: {error}");
+        assert!(error.to_string().lines().count() <= 2, "{line}: {error}");
+    }
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let folder = folder("layers");
+    let file = folder.join("run.toml");
+    std::fs::write(&file, "lora_r = 4\nseed = 7\ntrain_file = \"a\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    let (settings, _) = train_settings(&["--config", file, "--seed", "8"]).unwrap();
+    assert_eq!((settings.lora_r, settings.lora_alpha, settings.seed), (4, 8.0, 8));
+    let (settings, warnings) =
+        train_settings(&["--config", file, "--data", "b", "--train-file", "c", "d"]).unwrap();
+    assert_eq!(settings.train_files, [PathBuf::from("c"), PathBuf::from("d")]);
+    assert_eq!(warnings, ["--train-file is given 2 times: the last one counts"]);
+}
+
+#[test]
+fn exit_statuses_and_short_errors() {
+    let here = folder("exit");
+    std::fs::create_dir(here.join("model")).unwrap();
+    std::fs::write(here.join("rows.jsonl"), "{}\n").unwrap();
+    for (line, code, says) in [
+        ("", 0, "Usage: qwentune"),
+        ("--version", 0, "qwentune "),
+        ("--help", 0, "Commands:"),
+        ("help train", 0, "--learning-rate"),
+        ("train --help", 0, "--lora-target-modules"),
+        ("resume --help", 0, "--max-steps"),
+        ("doctor", 0, "cores"),
+        ("trian", 2, "the nearest known one is train"),
+        ("export a b", 2, "not in this version yet"),
+        ("generate --model m", 2, "not in this version yet"),
+        ("selftest", 2, "not in this version yet"),
+        ("checkpoint", 0, "verify"),
+        ("train", 2, "--model-name-or-path"),
+        ("train --model model", 2, "--train-file"),
+        ("train --model model --data rows.jsonl", 2, "--output-dir"),
+        ("train --model Qwen/Qwen3-8B --data rows.jsonl --output-dir o", 65, "hf download Qwen/Qwen3-8B"),
+        ("train --model model --data none.jsonl --output-dir o", 65, "none.jsonl: no such data file"),
+        ("train --model model --data rows.jsonl --output-dir o --device cuda", 69, "cuda:0"),
+        ("train --config none.toml", 65, "none.toml"),
+        ("train --lora-r 0", 2, "lora_r"),
+        ("resume", 2, "OUTPUT_DIR"),
+        ("resume nowhere", 65, "no run in this folder"),
+        ("resume model --output-dir x", 2, "--output-dir"),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let output = program(&here, &words);
+        let stdout = String::from_utf8(output.stdout).unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "{line}: {stdout}{stderr}");
+        let text = if code == 0 { &stdout } else { &stderr };
+        assert!(text.contains(says), "{line}: {text}");
+        if code != 0 {
+            assert!(stderr.lines().count() <= 2 && stderr.starts_with("error: "), "{line}: {stderr}");
+            assert!(stdout.is_empty(), "{line}: {stdout}");
+        }
+    }
+    assert!(!here.join("o").exists(), "a refused command must leave nothing behind");
+}
+
+#[test]
+fn commands_that_are_not_there_are_not_offered() {
+    let output = program(&folder("help"), &["--help"]);
+    let help = String::from_utf8(output.stdout).unwrap();
+    for (name, _) in qwentune::cli::commands::PLANNED {
+        assert!(!help.lines().any(|line| line.trim_start().starts_with(name)), "{name}");
+    }
+}
+
+#[test]
+fn a_resume_may_not_change_what_decides_the_numbers() {
+    let here = folder("frozen");
+    let run = here.join("run");
+    std::fs::create_dir(&run).unwrap();
+    let settings = Settings { model: "m".into(), train_files: vec!["t".into()], ..Settings::default() };
+    let none = std::collections::BTreeMap::new();
+    std::fs::write(run.join("run.json"), qwentune::config::run_json(&settings, &[], &none, &none)).unwrap();
+    let output = program(&here, &["resume", "run", "--lora_r", "8", "--seed=43", "--save-steps", "9"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(76), "{stderr}");
+    assert!(stderr.contains("lora_r is 16 in this run, 8 was asked for"), "{stderr}");
+    assert!(stderr.contains("seed is 42 in this run, 43 was asked for"), "{stderr}");
+    assert!(!stderr.contains("save_steps"), "{stderr}");
+    // The same values are no change; then the run's own inputs are looked for.
+    let output = program(&here, &["resume", "run", "--lora_r", "16"]);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(65), "{stderr}");
+    assert!(stderr.contains("m: no such model folder"), "{stderr}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_failure() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_qwentune"))
+        .args(["help", "train"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -9,6 +9,7 @@ mod golden;
 mod house;
 mod model;
 mod ops;
+mod report;
 mod resume;
 #[cfg(feature = "text")]
 mod text;

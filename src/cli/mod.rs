@@ -7,6 +7,7 @@ mod signals;
 mod tokenize;
 mod training;
 
+use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::report::console::{complain, say};
 use clap::ArgMatches;
@@ -18,7 +19,10 @@ use std::process::ExitCode;
 pub fn main(args: Vec<OsString>) -> ExitCode {
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
-        let text = panic.payload_as_str().unwrap_or("no message").replace('\n', " ");
+        let payload = panic.payload();
+        let text = payload.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let text = text.unwrap_or("no message").replace('\n', " ");
         complain(&format!("internal error: {text}{place}; please report this line and the command"));
     }));
     match std::panic::catch_unwind(|| run(args)) {
@@ -54,6 +58,23 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("tokenize", m)) => tokenize::tokenize(m),
         Some(("doctor", _)) => doctor::doctor(),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
+    }
+}
+
+/// The settings that `qwentune train` with these flags would train with, and the warnings it would print.
+///
+/// # Errors
+/// As `train`, for the command line alone: no model or data file is looked at, only `--config`'s.
+pub fn train_settings(flags: &[&str]) -> Result<(Settings, Vec<String>)> {
+    let words = ["qwentune", "train"].iter().chain(flags).map(OsString::from).collect();
+    let mut translated = dialect::translate(words)?;
+    match commands::program().try_get_matches_from(&translated.words) {
+        Ok(matches) => {
+            let Some((_, matches)) = matches.subcommand() else { return Err(Error::usage("no command")) };
+            let settings = training::resolved(matches, &mut translated.warnings)?;
+            Ok((settings, translated.warnings))
+        }
+        Err(error) => Err(Error::usage(commands::explain(&error)?)),
     }
 }
 

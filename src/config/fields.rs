@@ -143,6 +143,24 @@ pub fn find(name: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|f| f.name == name || f.key == name || f.aliases.contains(&name.as_str()))
 }
 
+/// The table of all settings, as the README has it.
+#[must_use]
+pub fn markdown() -> String {
+    let mut text = String::from("| flag | default | meaning |\n| --- | --- | --- |\n");
+    for group in Group::ALL {
+        text += &format!("| **{}** | | |\n", group.title());
+        for field in FIELDS.iter().filter(|field| field.group == group) {
+            let choices = match field.kind {
+                Kind::Choice(names) => format!(": {}", names.join(", ")),
+                _ => String::new(),
+            };
+            text +=
+                &format!("| `--{}` | {} | {}{choices} |\n", field.flag(), field.default_text(), field.doc);
+        }
+    }
+    text
+}
+
 #[allow(clippy::too_many_arguments)]
 const fn field(
     name: &'static str,

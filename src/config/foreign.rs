@@ -138,7 +138,6 @@ pub static FOREIGN: &[Foreign] = &[
     switch("use_cpu", "say --device cpu"),
     switch("no_cuda", "say --device cpu"),
     switch("torch_compile", "there is nothing to compile"),
-    valued("ddp_timeout", ONE_PROCESS),
     only("metric_for_best_model", &["loss", "eval_loss"], "the best evaluation is the one of lowest loss"),
     only_off("greater_is_better", "the best evaluation is the one of lowest loss"),
     only_off("push_to_hub", "nothing is uploaded"),

@@ -129,7 +129,7 @@ fn whole(text: &str) -> Option<u64> {
     }
     let number = text.parse::<f64>().ok()?;
     // Above 2^53 a float no longer names one whole number.
-    (number >= 0.0 && number <= 9_007_199_254_740_992.0 && number.fract() == 0.0).then_some(number as u64)
+    ((0.0..=9_007_199_254_740_992.0).contains(&number) && number.fract() == 0.0).then_some(number as u64)
 }
 
 /// The canonical name of a choice: case, dashes and underscores do not matter.

@@ -53,7 +53,8 @@ impl Console {
             bar.set_style(ProgressStyle::default_spinner());
             bar
         });
-        let plain = !quiet && !(drawn && std::io::stdout().is_terminal());
+        let only_bar = drawn && std::io::stdout().is_terminal();
+        let plain = !quiet && !only_bar;
         Console {
             quiet,
             logging_steps: logging_steps.max(1),

@@ -1,0 +1,134 @@
+//! What a run writes for others to read: `metrics.jsonl` bit for bit, the report page, the console's words.
+
+use qwentune::report::console::duration;
+use qwentune::report::event::{EvalLine, StepLine};
+use qwentune::report::html::render;
+use qwentune::report::jsonl::{Line, read};
+
+fn step(step: u64, loss: f64) -> StepLine {
+    StepLine {
+        step,
+        epoch: step as f64 / 7.0,
+        loss,
+        grad_norm: loss * 0.3,
+        lr: 1e-4 / 3.0,
+        tokens: 100,
+        seconds: Some(0.25),
+    }
+}
+
+#[test]
+fn floats_come_back_with_the_same_bits() {
+    let hard = [
+        0.1 + 0.2,
+        1.0,
+        f64::MIN_POSITIVE,
+        5e-324,
+        f64::MAX,
+        1.0 / 3.0,
+        2.0f64.powi(60),
+        -0.0,
+        1e21,
+        123_456.789e-12,
+    ];
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let random = std::iter::repeat_with(|| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        f64::from_bits(state)
+    });
+    for value in hard.into_iter().chain(random.filter(|v| v.is_finite()).take(2000)) {
+        let line = Line::Step(StepLine { loss: value, ..step(3, 1.0) });
+        let text = line.to_json();
+        let Line::Step(back) = Line::parse(text.trim_end()).unwrap() else { panic!("{text}") };
+        assert_eq!(back.loss.to_bits(), value.to_bits(), "{text}");
+    }
+}
+
+#[test]
+fn lines_have_the_documented_fields_in_order() {
+    let line =
+        StepLine { step: 3, epoch: 0.5, loss: 2.0, grad_norm: 1.5, lr: 1e-4, tokens: 9, seconds: None };
+    let text = Line::Step(line).to_json();
+    assert_eq!(
+        text,
+        "{\"step\":3,\"epoch\":0.5,\"loss\":2.0,\"grad_norm\":1.5,\"lr\":0.0001,\"tokens\":9,\"seconds\":null}\n"
+    );
+    let eval = Line::Eval(EvalLine { step: 3, epoch: 0.5, eval_loss: 2.25, seconds: Some(1.5) });
+    assert_eq!(eval.to_json(), "{\"step\":3,\"epoch\":0.5,\"eval_loss\":2.25,\"seconds\":1.5}\n");
+    assert_eq!(Line::parse(eval.to_json().trim_end()).unwrap(), eval);
+}
+
+#[test]
+fn damage_is_found_and_what_stands_before_it_is_kept() {
+    let lines = [
+        Line::Step(step(1, 3.0)),
+        Line::Eval(EvalLine { step: 1, epoch: 0.1, eval_loss: 2.0, seconds: None }),
+        Line::Step(step(2, 2.5)),
+    ];
+    let whole: String = lines.iter().map(Line::to_json).collect();
+    let metrics = read(whole.as_bytes());
+    assert_eq!(
+        (metrics.lines.as_slice(), metrics.valid_bytes, &metrics.damage),
+        (&lines[..], whole.len(), &None)
+    );
+    let two = whole.len() - lines[2].to_json().len();
+    for cut in two + 1..whole.len() {
+        let metrics = read(&whole.as_bytes()[..cut]);
+        assert_eq!((metrics.lines.len(), metrics.valid_bytes), (2, two), "cut at {cut}");
+        assert!(metrics.damage.unwrap().contains("line 3 is torn"));
+    }
+    for bad in [
+        "null\n",
+        "{}\n",
+        "\0\0\0\n",
+        "\n",
+        "{\"step\":1}\n",
+        "{\"step\":3,\"epoch\":0,\"loss\":null,\"grad_norm\":1,\"lr\":1,\"tokens\":1,\"seconds\":1}\n",
+    ] {
+        let text = whole.clone() + bad + &lines[0].to_json();
+        let metrics = read(text.as_bytes());
+        assert_eq!((metrics.lines.len(), metrics.valid_bytes), (3, whole.len()), "{bad:?}");
+        assert!(metrics.damage.unwrap().starts_with("line 4"), "{bad:?}");
+    }
+    assert_eq!(read(b"").damage, None);
+}
+
+#[test]
+fn the_page_stands_alone_and_stays_small() {
+    let steps: Vec<StepLine> = (1..=100_000).map(|n| step(n, 1.0 + 1.0 / n as f64)).collect();
+    let evals: Vec<EvalLine> =
+        (0..5).map(|n| EvalLine { step: n * 20_000, epoch: 0.0, eval_loss: 2.0, seconds: None }).collect();
+    let page = render("run <b> & \"co\"", &steps, &evals, "{\"a\": \"</pre><script>alert(1)</script>\"}");
+    assert!(page.len() < 600_000, "{} bytes", page.len());
+    assert!(page.contains("run &lt;b&gt; &amp; &quot;co&quot;"));
+    for banned in ["<script", "http", "src=", "@import", "url("] {
+        assert!(!page.contains(banned), "{banned}");
+    }
+    assert_eq!(page.matches("<svg").count(), 4);
+    assert_eq!(page.matches("<svg").count(), page.matches("</svg>").count());
+    for words in
+        ["Loss", "Learning rate", "Gradient norm", "scored tokens per second", "evaluation loss", "100000"]
+    {
+        assert!(page.contains(words), "{words}");
+    }
+    assert!(!page.contains("NaN") && !page.contains("inf"), "a place that is no number");
+}
+
+#[test]
+fn a_page_of_little_or_nothing_is_still_a_page() {
+    for steps in [vec![], vec![step(1, 2.0)], vec![step(1, 0.0), step(2, 0.0)]] {
+        let page = render("t", &steps, &[], "");
+        assert!(page.ends_with("</body></html>\n"));
+        assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
+        assert_eq!(page.contains("<svg"), !steps.is_empty());
+    }
+}
+
+#[test]
+fn durations_read_well() {
+    for (seconds, text) in
+        [(0.2, "0s"), (59.4, "59s"), (60.0, "1m 00s"), (3599.0, "59m 59s"), (3661.0, "1h 01m"), (-1.0, "0s")]
+    {
+        assert_eq!(duration(seconds), text);
+    }
+}
