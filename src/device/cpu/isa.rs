@@ -1,5 +1,14 @@
 //! Which vector instructions the processor has, and code compiled for them.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::{Avx2, Avx512};
+use super::simd::{Portable, Simd};
+
+/// Work written once over [`Simd`]; `run` is `inline(always)`.
+pub(super) trait Job {
+    fn run<S: Simd>(self);
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Level {
     /// Plain Rust with `mul_add`; the only one outside x86-64.
@@ -48,6 +57,22 @@ impl Isa {
         }
     }
 
+    /// Runs a job compiled for this instruction set.
+    #[inline]
+    pub(super) fn dispatch<J: Job>(self, job: J) {
+        match self.0 {
+            Level::Portable => job.run::<Portable>(),
+            // SAFETY: this value exists only where detection found the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { dispatch_avx2(job) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { dispatch_avx512(job) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => unreachable!("never detected here"),
+        }
+    }
+
     /// Runs `f`, compiled for this instruction set. Give an `#[inline(always)]` closure or function with the
     /// whole loop in it: what is inlined uses the instructions (`mul_add` is one instruction then).
     pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
@@ -64,4 +89,16 @@ impl Isa {
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c")]
+fn dispatch_avx2<J: Job>(job: J) {
+    job.run::<Avx2>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f")]
+fn dispatch_avx512<J: Job>(job: J) {
+    job.run::<Avx512>();
 }

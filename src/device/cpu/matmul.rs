@@ -4,10 +4,15 @@
 //! from zero, the block sums added in order, the products of an output in the order given. Threads, tiles and
 //! instruction sets choose who computes an element and when, never how, so all give the same bits.
 
-use super::isa::Isa;
+use super::buffer::Buffer;
+use super::isa::{Isa, Job};
+use super::kernel::{self, LeftView, ROWS, RightPanel, Target, VECTORS};
+use super::pack::{self, Part};
+use super::simd::Simd;
 use crate::device::Matrix;
 use crate::element::Element;
-use rayon::prelude::*;
+use std::cell::RefCell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Length of a block of the inner dimension.
 pub const BLOCK: usize = 256;
@@ -15,9 +20,9 @@ pub const BLOCK: usize = 256;
 /// Left factor [M, K], f32: element (i, k) is `values[i * row + k * step]`.
 #[derive(Clone, Copy)]
 pub struct Left<'a> {
-    values: &'a [f32],
-    row: usize,
-    step: usize,
+    pub(super) values: &'a [f32],
+    pub(super) row: usize,
+    pub(super) step: usize,
 }
 
 impl<'a> Left<'a> {
@@ -34,8 +39,9 @@ impl<'a> Left<'a> {
     }
 }
 
+/// Memory of a right factor.
 #[derive(Clone, Copy)]
-enum Source<'a> {
+pub(super) enum Source<'a> {
     Values(&'a [f32]),
     Weight(&'a [u8], Element),
 }
@@ -43,9 +49,9 @@ enum Source<'a> {
 /// Right factor [K, N] in whatever form it lies in memory.
 #[derive(Clone, Copy)]
 pub struct Right<'a> {
-    source: Source<'a>,
-    stride: usize,
-    transposed: bool,
+    pub(super) source: Source<'a>,
+    pub(super) stride: usize,
+    pub(super) transposed: bool,
 }
 
 impl<'a> Right<'a> {
@@ -72,18 +78,6 @@ impl<'a> Right<'a> {
     #[must_use]
     pub fn weight_transposed(weight: &'a Matrix) -> Self {
         Right { transposed: true, ..Self::weight(weight) }
-    }
-
-    fn at(&self, k: usize, j: usize) -> f32 {
-        let i = if self.transposed { j * self.stride + k } else { k * self.stride + j };
-        match self.source {
-            Source::Values(v) => v[i],
-            Source::Weight(b, Element::F32) => {
-                f32::from_le_bytes([b[4 * i], b[4 * i + 1], b[4 * i + 2], b[4 * i + 3]])
-            }
-            Source::Weight(b, Element::F16) => half::f16::from_le_bytes([b[2 * i], b[2 * i + 1]]).to_f32(),
-            Source::Weight(b, Element::Bf16) => half::bf16::from_le_bytes([b[2 * i], b[2 * i + 1]]).to_f32(),
-        }
     }
 }
 
@@ -128,57 +122,376 @@ pub struct Product<'a> {
     pub accumulate: bool,
 }
 
+/// f32 of packed left factors held at a time; more rows are computed in several rounds.
+const PACKED: usize = 4 << 20;
+/// Columns of a task at most: their packed block of k stays in the second-level cache.
+const COLUMNS: usize = 192;
+/// Multiply-adds below which waking other threads costs more than it saves.
+const ALONE: usize = 1 << 20;
+/// A left factor that meets fewer columns than this is read in place.
+const PACK_COLUMNS: usize = 96;
+/// A right factor that meets fewer rows than this is read in place, where its layout allows it.
+const PACK_ROWS: usize = 32;
+
+thread_local! {
+    /// A task's packed right factor.
+    static PANELS: RefCell<Buffer> = RefCell::new(Buffer::zeroed(pack::right_len(COLUMNS, BLOCK)));
+}
+
 /// What a product runs on.
 pub struct Engine<'a> {
     /// Threads.
     pub pool: &'a rayon::ThreadPool,
     /// Instruction set.
     pub isa: Isa,
+    /// Packed left factors.
+    pub(super) packed: &'a mut Buffer,
 }
 
 impl Engine<'_> {
     /// Computes `p` into `result`, rows of `stride` elements; columns of no output stay.
+    ///
+    /// # Panics
+    /// When an operand is too short for the shapes, or outputs overlap.
     pub fn multiply(&mut self, p: &Product<'_>, result: &mut [f32], stride: usize) {
         if p.rows == 0 {
             return;
         }
-        let isa = self.isa;
-        self.pool.install(|| {
-            result.par_chunks_mut(stride).take(p.rows).enumerate().for_each(|(i, row)| {
-                isa.run(
-                    #[inline(always)]
-                    || row_of(p, i, row, stride),
-                );
+        p.check(result.len(), stride);
+        let depths: Vec<usize> = (0..p.lefts.len()).map(|i| p.packed_depth(i)).collect();
+        let depth: usize = depths.iter().sum();
+        let round = (PACKED / depth.max(1)).next_multiple_of(8 * ROWS);
+        self.packed.reserve(depth * round.min(p.rows.next_multiple_of(ROWS)));
+        for first in (0..p.rows).step_by(round) {
+            let rows = round.min(p.rows - first);
+            let lefts: Vec<_> = p.lefts.iter().map(|left| left.from_row(first)).collect();
+            let views = self.pack(&lefts, &depths, rows);
+            let residual = p.residual.map(|r| &r[first * stride..]);
+            let result = Shared(result[first * stride..].as_mut_ptr());
+            self.compute(&Round { p, rows, views, residual, result, stride });
+        }
+    }
+
+    /// Packs the factors whose depth is not zero; the others are viewed in place.
+    fn pack(&mut self, lefts: &[Left<'_>], depths: &[usize], rows: usize) -> Vec<LeftView> {
+        let panels = rows.div_ceil(ROWS);
+        let mut rest = &mut self.packed[..];
+        let mut views = Vec::with_capacity(lefts.len());
+        for (left, &depth) in lefts.iter().zip(depths) {
+            if depth == 0 {
+                let base = left.values.as_ptr();
+                views.push(LeftView {
+                    base,
+                    rows,
+                    panel: ROWS * left.row,
+                    row: left.row,
+                    step: left.step,
+                    packed: false,
+                });
+                continue;
+            }
+            let (packed, after) = rest.split_at_mut(panels * ROWS * depth);
+            rest = after;
+            let to = Shared(packed.as_mut_ptr());
+            // Packing an element costs about as much as eight multiply-adds.
+            spread(self.pool, 8 * packed.len(), panels, |index| {
+                let job =
+                    PackLeft { left, rows, index, depth, to: to.get().wrapping_add(index * ROWS * depth) };
+                self.isa.dispatch(job);
             });
+            views.push(pack::packed_view(packed, rows, depth));
+        }
+        views
+    }
+
+    fn compute(&self, round: &Round<'_>) {
+        let tasks = round.tasks(self.pool.current_num_threads());
+        spread(self.pool, round.work(), tasks.len(), |i| {
+            self.isa.dispatch(Compute { round, task: tasks[i] })
         });
     }
 }
 
-#[inline(always)]
-fn row_of(p: &Product<'_>, i: usize, row: &mut [f32], stride: usize) {
-    for out in p.outputs {
-        for j in 0..out.columns {
-            let c = &mut row[out.column + j];
-            let mut sum = if p.accumulate { *c } else { 0.0 };
-            for t in &out.terms {
-                let left = &p.lefts[t.left];
-                for k0 in (0..t.depth).step_by(BLOCK) {
-                    let mut block = 0.0f32;
-                    for k in k0..t.depth.min(k0 + BLOCK) {
-                        let a = left.values[i * left.row + (t.first + k) * left.step];
-                        block = a.mul_add(t.right.at(k, j), block);
-                    }
-                    sum += block;
+/// Calls `f` for every index below `count`, on all threads when there is enough `work` (multiply-adds).
+fn spread(pool: &rayon::ThreadPool, work: usize, count: usize, f: impl Fn(usize) + Sync) {
+    if work < ALONE || count == 1 || pool.current_num_threads() == 1 {
+        return (0..count).for_each(f);
+    }
+    let next = AtomicUsize::new(0);
+    pool.broadcast(|_| {
+        loop {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            if index >= count {
+                break;
+            }
+            f(index);
+        }
+    });
+}
+
+/// A pointer that threads share; each writes its own part.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+
+// SAFETY: the pointer is only used for parts that no two threads share, while its owner is borrowed.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(&self) -> *mut f32 {
+        self.0
+    }
+}
+
+/// A product for as many rows as are packed at a time.
+struct Round<'a> {
+    p: &'a Product<'a>,
+    rows: usize,
+    views: Vec<LeftView>,
+    residual: Option<&'a [f32]>,
+    result: Shared,
+    stride: usize,
+}
+
+// SAFETY: the views' memory is borrowed, and only read, as long as the round lives.
+unsafe impl Sync for Round<'_> {}
+
+/// Rows and columns of one output that one thread computes.
+#[derive(Clone, Copy)]
+struct Task {
+    output: usize,
+    column: usize,
+    columns: usize,
+    row: usize,
+    rows: usize,
+}
+
+impl Round<'_> {
+    /// Multiply-adds.
+    fn work(&self) -> usize {
+        let depth = |o: &Output<'_>| o.terms.iter().map(|t| t.depth).sum::<usize>() + 1;
+        self.rows * self.p.outputs.iter().map(|o| o.columns * depth(o)).sum::<usize>()
+    }
+
+    /// About four tasks for each thread or more: by columns as far as possible, because rows that are split
+    /// pack the right factor again.
+    fn tasks(&self, threads: usize) -> Vec<Task> {
+        const PANEL: usize = VECTORS * 16;
+        let wanted = if threads == 1 { 1 } else { 4 * threads };
+        let columns: usize = self.p.outputs.iter().map(|o| o.columns).sum();
+        let width = columns.div_ceil(wanted).next_multiple_of(PANEL).min(COLUMNS);
+        let by_columns: usize = self.p.outputs.iter().map(|o| o.columns.div_ceil(width)).sum();
+        let by_rows = wanted.div_ceil(by_columns.max(1));
+        let height = self.rows.div_ceil(by_rows).next_multiple_of(4 * ROWS);
+        let mut tasks = Vec::new();
+        for (output, o) in self.p.outputs.iter().enumerate() {
+            for column in (0..o.columns).step_by(width) {
+                let columns = width.min(o.columns - column);
+                for row in (0..self.rows).step_by(height) {
+                    let rows = height.min(self.rows - row);
+                    tasks.push(Task { output, column, columns, row, rows });
                 }
             }
-            sum *= out.scale;
-            if let Some(bias) = out.bias {
-                sum += bias[j];
+        }
+        tasks
+    }
+}
+
+/// Packs one panel of a left factor.
+struct PackLeft<'a> {
+    left: &'a Left<'a>,
+    rows: usize,
+    index: usize,
+    depth: usize,
+    to: *mut f32,
+}
+
+impl Job for PackLeft<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        // SAFETY: the panel's place was reserved for it alone, and its rows exist.
+        unsafe {
+            let to = std::slice::from_raw_parts_mut(self.to, self.depth * ROWS);
+            pack::left::<S>(self.left, self.rows, self.index, self.depth, to);
+        }
+    }
+}
+
+/// Computes one task.
+struct Compute<'a> {
+    round: &'a Round<'a>,
+    task: Task,
+}
+
+impl Job for Compute<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        PANELS.with_borrow_mut(|panels| {
+            // SAFETY: `check` has compared every operand with the shapes; tasks do not overlap.
+            unsafe { self.sum::<S>(panels) };
+        });
+    }
+}
+
+impl Compute<'_> {
+    /// # Safety
+    /// The operands fit the shapes, and no other thread touches this task's part of the result.
+    #[inline(always)]
+    unsafe fn sum<S: Simd>(&self, panels: &mut Buffer) {
+        let (round, task) = (self.round, self.task);
+        let output = &round.p.outputs[task.output];
+        let mut accumulate = round.p.accumulate;
+        // SAFETY: the task's first column lies inside the result.
+        let base = unsafe { round.result.get().add(output.column + task.column) };
+        for term in &output.terms {
+            let mut left = round.views[term.left];
+            left.base = left.base.wrapping_add(term.first * left.step);
+            for k0 in (0..term.depth).step_by(BLOCK) {
+                let depth = BLOCK.min(term.depth - k0);
+                let part = Part { k0, depth, column: task.column, columns: task.columns };
+                let target = Target { base, stride: round.stride, accumulate };
+                // SAFETY: passed on from the caller.
+                unsafe { self.block::<S>(left, &term.right, part, panels, target) };
+                accumulate = true;
             }
-            if let Some(residual) = p.residual {
-                sum += residual[i * stride + out.column + j];
+        }
+        // SAFETY: passed on from the caller.
+        unsafe { self.finish(output, base, accumulate) };
+    }
+
+    /// # Safety
+    /// As for [`Compute::sum`].
+    #[inline(always)]
+    unsafe fn block<S: Simd>(
+        &self,
+        left: LeftView,
+        right: &Right<'_>,
+        part: Part,
+        panels: &mut Buffer,
+        target: Target,
+    ) {
+        let width = VECTORS * S::LANES;
+        let full = part.columns / width * width;
+        let direct = right.in_place().filter(|_| self.task.rows < PACK_ROWS);
+        let direct = direct.map(|v| v.as_ptr().wrapping_add(part.k0 * right.stride + part.column));
+        let skipped = if direct.is_some() { full } else { 0 };
+        let rest = Part { column: part.column + skipped, columns: part.columns - skipped, ..part };
+        // SAFETY: the part lies inside the factor, and the buffer holds a task's columns.
+        unsafe { pack::right::<S>(right, rest, panels) };
+        let packed = panels.as_ptr();
+        let panel = |index: usize| {
+            let column = index * width;
+            let columns = width.min(part.columns.checked_sub(column).filter(|c| *c > 0)?);
+            Some(match direct {
+                Some(base) if column < full => {
+                    RightPanel { base: base.wrapping_add(column), step: right.stride, columns }
+                }
+                _ => RightPanel {
+                    base: packed.wrapping_add((column - skipped) * part.depth),
+                    step: columns.next_multiple_of(S::LANES),
+                    columns,
+                },
+            })
+        };
+        let rows = self.task.row..self.task.row + self.task.rows;
+        // SAFETY: passed on from the caller; the panels above cover the part.
+        unsafe { kernel::block::<S>(left, rows, (part.k0, part.depth), panel, target) };
+    }
+
+    /// Scale, bias and residual, or zeros where nothing was summed.
+    ///
+    /// # Safety
+    /// As for [`Compute::sum`].
+    #[inline(always)]
+    unsafe fn finish(&self, output: &Output<'_>, base: *mut f32, summed: bool) {
+        let (round, task) = (self.round, self.task);
+        if summed && output.scale == 1.0 && output.bias.is_none() && round.residual.is_none() {
+            return;
+        }
+        for row in task.row..task.row + task.rows {
+            // SAFETY: the row's columns of this task lie inside the result and belong to this thread.
+            let line = unsafe { std::slice::from_raw_parts_mut(base.add(row * round.stride), task.columns) };
+            if !summed {
+                line.fill(0.0);
             }
-            *c = sum;
+            if output.scale != 1.0 {
+                line.iter_mut().for_each(|v| *v *= output.scale);
+            }
+            if let Some(bias) = output.bias {
+                let bias = &bias[task.column..];
+                line.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
+            }
+            if let Some(residual) = round.residual {
+                let residual = &residual[row * round.stride + output.column + task.column..];
+                line.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
+            }
+        }
+    }
+}
+
+impl<'a> Left<'a> {
+    /// The factor without its first rows.
+    fn from_row(&self, row: usize) -> Left<'a> {
+        Left { values: &self.values[row * self.row..], ..*self }
+    }
+}
+
+impl<'a> Right<'a> {
+    /// The values, where tiles can read them as they lie.
+    fn in_place(&self) -> Option<&'a [f32]> {
+        match self.source {
+            Source::Values(v) if !self.transposed => Some(v),
+            _ => None,
+        }
+    }
+
+    fn elements(&self) -> usize {
+        match self.source {
+            Source::Values(v) => v.len(),
+            Source::Weight(b, element) => b.len() / element.bytes(),
+        }
+    }
+}
+
+impl Product<'_> {
+    /// Columns of a left factor to pack; 0 where it is better read in place.
+    fn packed_depth(&self, left: usize) -> usize {
+        let uses = || self.outputs.iter().flat_map(|o| o.terms.iter().map(move |t| (o.columns, t)));
+        let uses = || uses().filter(|(_, t)| t.left == left);
+        let columns: usize = uses().map(|(columns, _)| columns).sum();
+        if columns < PACK_COLUMNS || self.lefts[left].row == 1 || self.rows < ROWS {
+            return 0;
+        }
+        uses().map(|(_, t)| t.first + t.depth).max().unwrap_or(0)
+    }
+
+    /// Everything that is read or written in a fast loop lies inside its slice.
+    fn check(&self, result: usize, stride: usize) {
+        let last = |rows: usize, stride: usize, columns: usize| match (rows, columns) {
+            (0, _) | (_, 0) => 0,
+            _ => (rows - 1)
+                .checked_mul(stride)
+                .and_then(|n| n.checked_add(columns))
+                .expect("operand too large"),
+        };
+        let mut ranges: Vec<_> = self.outputs.iter().map(|o| (o.column, o.column + o.columns)).collect();
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|w| w[0].1 <= w[1].0), "output columns overlap");
+        let end = ranges.last().map_or(0, |r| r.1);
+        assert!(end <= stride && last(self.rows, stride, end) <= result, "result too short");
+        assert!(self.residual.is_none_or(|r| last(self.rows, stride, end) <= r.len()), "residual too short");
+        for output in self.outputs {
+            assert!(output.bias.is_none_or(|b| b.len() >= output.columns), "bias too short");
+            for term in &output.terms {
+                let left = &self.lefts[term.left];
+                let (row, step) = (last(self.rows, left.row, 1), last(term.first + term.depth, left.step, 1));
+                assert!(term.depth == 0 || row + step - 1 <= left.values.len(), "left factor too short");
+                let right = &term.right;
+                let (rows, columns) = match right.transposed {
+                    true => (output.columns, term.depth),
+                    false => (term.depth, output.columns),
+                };
+                assert!(last(rows, right.stride, columns) <= right.elements(), "right factor too short");
+            }
         }
     }
 }

@@ -1,15 +1,20 @@
 //! The CPU device: one f32 arena, a rayon pool, SIMD matmul. The same bits for any number of threads and
 //! for every instruction set it knows.
 
+mod buffer;
 pub mod isa;
+mod kernel;
 pub mod math;
 pub mod matmul;
+mod pack;
+mod simd;
 
 pub use isa::Isa;
 pub use matmul::Engine;
 
 use super::{Planner, Region};
 use crate::error::{Error, Result};
+use buffer::Buffer;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,7 +27,8 @@ pub enum Rounding {
 
 /// The CPU device.
 pub struct Cpu {
-    arena: Vec<f32>,
+    arena: Buffer,
+    packed: Buffer,
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
@@ -40,7 +46,13 @@ impl Cpu {
             .num_threads(threads.unwrap_or(0))
             .build()
             .map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
-        Ok(Cpu { arena: vec![0.0; plan.elements()], pool, rounding: Rounding::None, isa: Isa::best() })
+        Ok(Cpu {
+            arena: Buffer::zeroed(plan.elements()),
+            packed: Buffer::zeroed(0),
+            pool,
+            rounding: Rounding::None,
+            isa: Isa::best(),
+        })
     }
 
     /// The elements of `region`.
@@ -92,7 +104,11 @@ impl Cpu {
         // SAFETY: as in `split`.
         let exclusive =
             writes.iter().map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
-        (Engine { pool: &self.pool, isa: self.isa }, shared.collect(), exclusive.collect())
+        (
+            Engine { pool: &self.pool, isa: self.isa, packed: &mut self.packed },
+            shared.collect(),
+            exclusive.collect(),
+        )
     }
 
     /// Rounds stored activations, where that is asked for.
