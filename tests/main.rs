@@ -7,6 +7,7 @@ mod faults;
 mod formats;
 mod golden;
 mod house;
+mod matmul;
 mod model;
 mod ops;
 mod report;

@@ -76,18 +76,29 @@ impl Isa {
     /// Runs `f`, compiled for this instruction set. Give an `#[inline(always)]` closure or function with the
     /// whole loop in it: what is inlined uses the instructions (`mul_add` is one instruction then).
     pub fn run<R>(self, f: impl FnOnce() -> R) -> R {
-        #[cfg(target_arch = "x86_64")]
-        if self.0 >= Level::Avx2 {
-            // SAFETY: this value exists only where detection found AVX2, FMA and F16C.
-            return unsafe { run_avx2(f) };
+        match self.0 {
+            Level::Portable => f(),
+            // SAFETY: this value exists only where detection found the instructions.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => unsafe { run_avx2(f) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => unsafe { run_avx512(f) },
+            #[cfg(not(target_arch = "x86_64"))]
+            Level::Avx2 | Level::Avx512 => unreachable!("never detected here"),
         }
-        f()
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
 fn run_avx2<R>(f: impl FnOnce() -> R) -> R {
+    f()
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f")]
+fn run_avx512<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 

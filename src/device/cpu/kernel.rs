@@ -184,7 +184,10 @@ unsafe fn sums<S: Simd, const M: usize, const N: usize>(
     unsafe {
         let mut acc = [[S::zero(); N]; M];
         for k in 0..depth {
-            let line: [S::V; N] = std::array::from_fn(|j| S::load(b.add(k * b_step + j * S::LANES)));
+            let mut line = [S::zero(); N];
+            for (j, v) in line.iter_mut().enumerate() {
+                *v = S::load(b.add(k * b_step + j * S::LANES));
+            }
             for i in 0..M {
                 let x = S::splat(a[i].add(k * a_step));
                 for j in 0..N {

@@ -207,7 +207,7 @@ impl Engine<'_> {
     fn compute(&self, round: &Round<'_>) {
         let tasks = round.tasks(self.pool.current_num_threads());
         spread(self.pool, round.work(), tasks.len(), |i| {
-            self.isa.dispatch(Compute { round, task: tasks[i] })
+            PANELS.with_borrow_mut(|panels| self.isa.dispatch(Compute { round, task: tasks[i], panels }));
         });
     }
 }
@@ -320,15 +320,14 @@ impl Job for PackLeft<'_> {
 struct Compute<'a> {
     round: &'a Round<'a>,
     task: Task,
+    panels: &'a mut Buffer,
 }
 
 impl Job for Compute<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
-        PANELS.with_borrow_mut(|panels| {
-            // SAFETY: `check` has compared every operand with the shapes; tasks do not overlap.
-            unsafe { self.sum::<S>(panels) };
-        });
+        // SAFETY: `check` has compared every operand with the shapes; tasks do not overlap.
+        unsafe { self.sum::<S>() };
     }
 }
 
@@ -336,8 +335,8 @@ impl Compute<'_> {
     /// # Safety
     /// The operands fit the shapes, and no other thread touches this task's part of the result.
     #[inline(always)]
-    unsafe fn sum<S: Simd>(&self, panels: &mut Buffer) {
-        let (round, task) = (self.round, self.task);
+    unsafe fn sum<S: Simd>(self) {
+        let Compute { round, task, panels } = self;
         let output = &round.p.outputs[task.output];
         let mut accumulate = round.p.accumulate;
         // SAFETY: the task's first column lies inside the result.
@@ -350,80 +349,79 @@ impl Compute<'_> {
                 let part = Part { k0, depth, column: task.column, columns: task.columns };
                 let target = Target { base, stride: round.stride, accumulate };
                 // SAFETY: passed on from the caller.
-                unsafe { self.block::<S>(left, &term.right, part, panels, target) };
+                unsafe { block::<S>(left, task, &term.right, part, panels, target) };
                 accumulate = true;
             }
         }
         // SAFETY: passed on from the caller.
-        unsafe { self.finish(output, base, accumulate) };
+        unsafe { finish(round, task, output, base, accumulate) };
     }
+}
 
-    /// # Safety
-    /// As for [`Compute::sum`].
-    #[inline(always)]
-    unsafe fn block<S: Simd>(
-        &self,
-        left: LeftView,
-        right: &Right<'_>,
-        part: Part,
-        panels: &mut Buffer,
-        target: Target,
-    ) {
-        let width = VECTORS * S::LANES;
-        let full = part.columns / width * width;
-        let direct = right.in_place().filter(|_| self.task.rows < PACK_ROWS);
-        let direct = direct.map(|v| v.as_ptr().wrapping_add(part.k0 * right.stride + part.column));
-        let skipped = if direct.is_some() { full } else { 0 };
-        let rest = Part { column: part.column + skipped, columns: part.columns - skipped, ..part };
-        // SAFETY: the part lies inside the factor, and the buffer holds a task's columns.
-        unsafe { pack::right::<S>(right, rest, panels) };
-        let packed = panels.as_ptr();
-        let panel = |index: usize| {
-            let column = index * width;
-            let columns = width.min(part.columns.checked_sub(column).filter(|c| *c > 0)?);
-            Some(match direct {
-                Some(base) if column < full => {
-                    RightPanel { base: base.wrapping_add(column), step: right.stride, columns }
-                }
-                _ => RightPanel {
-                    base: packed.wrapping_add((column - skipped) * part.depth),
-                    step: columns.next_multiple_of(S::LANES),
-                    columns,
-                },
-            })
-        };
-        let rows = self.task.row..self.task.row + self.task.rows;
-        // SAFETY: passed on from the caller; the panels above cover the part.
-        unsafe { kernel::block::<S>(left, rows, (part.k0, part.depth), panel, target) };
+/// # Safety
+/// As for [`Compute::sum`].
+#[inline(always)]
+unsafe fn block<S: Simd>(
+    left: LeftView,
+    task: Task,
+    right: &Right<'_>,
+    part: Part,
+    panels: &mut Buffer,
+    target: Target,
+) {
+    let width = VECTORS * S::LANES;
+    let full = part.columns / width * width;
+    let direct = right.in_place().filter(|_| task.rows < PACK_ROWS);
+    let direct = direct.map(|v| v.as_ptr().wrapping_add(part.k0 * right.stride + part.column));
+    let skipped = if direct.is_some() { full } else { 0 };
+    let rest = Part { column: part.column + skipped, columns: part.columns - skipped, ..part };
+    // SAFETY: the part lies inside the factor, and the buffer holds a task's columns.
+    unsafe { pack::right::<S>(right, rest, panels) };
+    let packed = panels.as_ptr();
+    let panel = |index: usize| {
+        let column = index * width;
+        let columns = width.min(part.columns.checked_sub(column).filter(|c| *c > 0)?);
+        Some(match direct {
+            Some(base) if column < full => {
+                RightPanel { base: base.wrapping_add(column), step: right.stride, columns }
+            }
+            _ => RightPanel {
+                base: packed.wrapping_add((column - skipped) * part.depth),
+                step: columns.next_multiple_of(S::LANES),
+                columns,
+            },
+        })
+    };
+    let rows = task.row..task.row + task.rows;
+    // SAFETY: passed on from the caller; the panels above cover the part.
+    unsafe { kernel::block::<S>(left, rows, (part.k0, part.depth), panel, target) };
+}
+
+/// Scale, bias and residual, or zeros where nothing was summed.
+///
+/// # Safety
+/// As for [`Compute::sum`].
+#[inline(always)]
+unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut f32, summed: bool) {
+    if summed && output.scale == 1.0 && output.bias.is_none() && round.residual.is_none() {
+        return;
     }
-
-    /// Scale, bias and residual, or zeros where nothing was summed.
-    ///
-    /// # Safety
-    /// As for [`Compute::sum`].
-    #[inline(always)]
-    unsafe fn finish(&self, output: &Output<'_>, base: *mut f32, summed: bool) {
-        let (round, task) = (self.round, self.task);
-        if summed && output.scale == 1.0 && output.bias.is_none() && round.residual.is_none() {
-            return;
+    for row in task.row..task.row + task.rows {
+        // SAFETY: the row's columns of this task lie inside the result and belong to this thread.
+        let line = unsafe { std::slice::from_raw_parts_mut(base.add(row * round.stride), task.columns) };
+        if !summed {
+            line.fill(0.0);
         }
-        for row in task.row..task.row + task.rows {
-            // SAFETY: the row's columns of this task lie inside the result and belong to this thread.
-            let line = unsafe { std::slice::from_raw_parts_mut(base.add(row * round.stride), task.columns) };
-            if !summed {
-                line.fill(0.0);
-            }
-            if output.scale != 1.0 {
-                line.iter_mut().for_each(|v| *v *= output.scale);
-            }
-            if let Some(bias) = output.bias {
-                let bias = &bias[task.column..];
-                line.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
-            }
-            if let Some(residual) = round.residual {
-                let residual = &residual[row * round.stride + output.column + task.column..];
-                line.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
-            }
+        if output.scale != 1.0 {
+            line.iter_mut().for_each(|v| *v *= output.scale);
+        }
+        if let Some(bias) = output.bias {
+            let bias = &bias[task.column..];
+            line.iter_mut().zip(bias).for_each(|(v, b)| *v += b);
+        }
+        if let Some(residual) = round.residual {
+            let residual = &residual[row * round.stride + output.column + task.column..];
+            line.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
         }
     }
 }

@@ -216,17 +216,23 @@ mod x86 {
         unsafe fn transpose8<E: Stored>(from: *const u8, from_stride: usize, to: *mut f32, to_stride: usize) {
             // SAFETY: the caller vouches for the instructions and eight rows of eight elements on both sides.
             unsafe {
-                let row = |i: usize| widened::<E>(from.add(i * from_stride));
+                let r = [
+                    widened::<E>(from),
+                    widened::<E>(from.add(from_stride)),
+                    widened::<E>(from.add(2 * from_stride)),
+                    widened::<E>(from.add(3 * from_stride)),
+                    widened::<E>(from.add(4 * from_stride)),
+                    widened::<E>(from.add(5 * from_stride)),
+                    widened::<E>(from.add(6 * from_stride)),
+                    widened::<E>(from.add(7 * from_stride)),
+                ];
                 // Row i beside row i + 4 in each 128-bit half: then four 4 × 4 transpositions side by side.
-                let pair = |i: usize| {
-                    let (low, high) = (row(i), row(i + 4));
-                    (_mm256_permute2f128_ps::<0x20>(low, high), _mm256_permute2f128_ps::<0x31>(low, high))
-                };
-                let (a0, b0) = pair(0);
-                let (a1, b1) = pair(1);
-                let (a2, b2) = pair(2);
-                let (a3, b3) = pair(3);
-                for (half, [r0, r1, r2, r3]) in [[a0, a1, a2, a3], [b0, b1, b2, b3]].into_iter().enumerate() {
+                let mut halves = [[r[0]; 4]; 2];
+                for i in 0..4 {
+                    halves[0][i] = _mm256_permute2f128_ps::<0x20>(r[i], r[i + 4]);
+                    halves[1][i] = _mm256_permute2f128_ps::<0x31>(r[i], r[i + 4]);
+                }
+                for (half, [r0, r1, r2, r3]) in halves.into_iter().enumerate() {
                     let (t0, t1) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
                     let (t2, t3) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
                     let to = to.add(4 * half * to_stride);
