@@ -1,9 +1,39 @@
 //! From files to tokenised rows: the complete validation pass before step 0.
+//!
+//! A file is read twice when its rows are not cached: once for its digest, once to tokenise. Rows are cut from
+//! it in order, rendered and tokenised in parallel, and appended in file order, so the result depends on no
+//! thread count. Nothing but the lengths stays in memory.
 
-use super::dataset::Prepared;
+use super::cache::{self, Report, RowWriter};
+use super::dataset::{Dataset, Part, Prepared, Row};
+use super::json;
+use super::reader::{RawRow, RowReader};
+use super::render::Renderer;
+use super::rows::{self, Content};
 use crate::config::Settings;
-use crate::error::Result;
-use crate::report::event::Observer;
+use crate::config::settings::{RowFormat, TooLong};
+use crate::error::{Error, Result};
+use crate::philox::{self, Stream};
+use crate::report::event::{Event, Observer};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Changes whenever the same inputs give other rows.
+const ROWS_VERSION: u32 = 1;
+/// Bad rows that are listed.
+const LISTED: usize = 20;
+/// Rows and bytes rendered at a time.
+const CHUNK_ROWS: usize = 4096;
+const CHUNK_BYTES: usize = 8 << 20;
+
+/// What became of one row.
+pub(super) enum Outcome {
+    Row { row: Row, truncated: bool },
+    TooLong(usize),
+    Unscored,
+    Bad(String),
+}
 
 /// Reads, checks, renders and tokenises all rows of the settings' files; the complete validation pass.
 /// `vocab_size` bounds every id.
@@ -11,6 +41,365 @@ use crate::report::event::Observer;
 /// # Errors
 /// Names file and row; up to 20 bad rows are listed.
 pub fn prepare(settings: &Settings, vocab_size: usize, observer: &mut dyn Observer) -> Result<Prepared> {
-    let _ = (settings, vocab_size, observer);
-    todo!()
+    if settings.train_files.is_empty() {
+        return Err(Error::usage("there is no data to train on").hint("name it with --train-file FILE"));
+    }
+    let mut source = Source { settings, vocab_size, renderer: None, identity: BTreeMap::new(), observer };
+    let mut parts = Vec::new();
+    for (index, path) in settings.train_files.iter().enumerate() {
+        parts.push(source.file(path, &format!("data.train.{index}"))?);
+    }
+    let mut train = Dataset::join(parts);
+    let mut eval = None;
+    if let Some(path) = &settings.valid_file {
+        if settings.val_set_size > 0.0 {
+            source.warn("--val-set-size has no effect beside --valid-file");
+        }
+        eval = Some(Dataset::join(vec![source.file(path, "data.eval.0")?]));
+    } else if settings.val_set_size > 0.0 {
+        let (rest, moved) = split(&train, settings)?;
+        (train, eval) = (rest, Some(moved));
+    }
+    let mut identity = source.identity;
+    identity.insert("data.train.digest".into(), train.digest().into());
+    identity.insert("data.train.rows".into(), train.len().to_string());
+    if let Some(eval) = &eval {
+        identity.insert("data.eval.digest".into(), eval.digest().into());
+        identity.insert("data.eval.rows".into(), eval.len().to_string());
+    }
+    Ok(Prepared { train, eval, identity })
+}
+
+/// Moves `val_set_size` rows, drawn by the seed, to evaluation; both parts keep the file's order. A fraction is
+/// rounded up, as in scikit-learn's `train_test_split`.
+fn split(all: &Dataset, settings: &Settings) -> Result<(Dataset, Dataset)> {
+    let size = settings.val_set_size;
+    let count = if size < 1.0 { (all.len() as f64 * size).ceil() } else { size } as usize;
+    if count >= all.len() {
+        let rows = all.len();
+        return Err(Error::input(format!("--val-set-size {size} leaves none of {rows} rows to train on")));
+    }
+    let mut order: Vec<u32> = (0..all.len() as u32).collect();
+    philox::shuffle(&mut order, settings.seed, Stream::ValidationSplit, 0);
+    let (moved, rest) = order.split_at_mut(count);
+    moved.sort_unstable();
+    rest.sort_unstable();
+    Ok((all.select(rest), all.select(moved)))
+}
+
+/// What all files of a run share.
+struct Source<'a> {
+    settings: &'a Settings,
+    vocab_size: usize,
+    /// Opened for the first row that is text.
+    renderer: Option<Renderer>,
+    identity: BTreeMap<String, String>,
+    observer: &'a mut dyn Observer,
+}
+
+impl Source<'_> {
+    fn warn(&mut self, what: impl Into<String>) {
+        self.observer.on_event(&Event::Warning(what.into()));
+    }
+
+    fn file(&mut self, path: &Path, name: &str) -> Result<Part> {
+        let digest = self.digest_file(path)?;
+        self.identity.insert(format!("{name}.file"), digest.to_hex().to_string());
+        let format = format_of(path, self.settings.format)?;
+        self.identity.insert(format!("{name}.format"), format!("{format:?}").to_lowercase());
+        if format != RowFormat::Tokenized {
+            self.open_renderer()?;
+        }
+        let key = self.key(&digest, format);
+        let (part, report) = self.cached_or_made(path, format, &digest, key)?;
+        self.tell(path, &report, part.lengths.len())?;
+        self.identity.insert(format!("{name}.skipped"), report.bad.to_string());
+        Ok(part)
+    }
+
+    fn open_renderer(&mut self) -> Result<()> {
+        if self.renderer.is_none() {
+            let renderer = Renderer::open(self.settings, self.vocab_size)?;
+            self.identity.extend(renderer.identity());
+            self.renderer = Some(renderer);
+        }
+        Ok(())
+    }
+
+    fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
+        use std::io::Read;
+        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
+        let total = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+        let mut hasher = blake3::Hasher::new();
+        let mut buffer = vec![0; 1 << 22];
+        let mut done = 0;
+        loop {
+            let n = file.read(&mut buffer).map_err(|e| Error::reading(path, &e))?;
+            if n == 0 {
+                return Ok(hasher.finalize());
+            }
+            hasher.update(&buffer[..n]);
+            done += n as u64;
+            self.observer.on_event(&Event::Progress { what: "reading data", done, total });
+        }
+    }
+
+    /// The digest of everything that decides a file's rows.
+    fn key(&self, file: &blake3::Hash, format: RowFormat) -> [u8; 32] {
+        let s = self.settings;
+        let mut hasher = blake3::Hasher::new();
+        let mut add = |part: String| {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        };
+        add(format!("rows {ROWS_VERSION}"));
+        add(file.to_hex().to_string());
+        add(format!("{format:?} {} {:?} {}", s.cutoff_len, s.too_long, self.vocab_size));
+        add(s.skip_bad_rows.to_string());
+        if let Some(renderer) = self.renderer.as_ref().filter(|_| format != RowFormat::Tokenized) {
+            add(format!("{:?}", renderer.identity()));
+            add(format!("{:?} {:?} {:?}", s.train_on, s.max_source_length, s.max_target_length));
+            add(format!("{:?}", s.system_prompt));
+        }
+        hasher.finalize().into()
+    }
+
+    fn cached_or_made(
+        &mut self,
+        path: &Path,
+        format: RowFormat,
+        digest: &blake3::Hash,
+        key: [u8; 32],
+    ) -> Result<(Part, Report)> {
+        if let Some(folder) = cache_folder(self.settings) {
+            match cache::open(&folder, &key) {
+                Ok(Some(found)) => return Ok(found),
+                Ok(None) => {}
+                Err(fault) => self.warn(format!("{}; the rows are made again", fault.what)),
+            }
+            match RowWriter::in_folder(&folder, key) {
+                Ok(writer) => match self.make(path, format, digest, writer) {
+                    Err(Fault::Writing(fault)) => self.cannot_cache(&folder, &fault),
+                    made => return made.map_err(Fault::into_error),
+                },
+                Err(fault) => self.cannot_cache(&folder, &fault),
+            }
+        } else {
+            self.warn("there is no folder for the token cache (no HOME); rows stay in memory");
+        }
+        self.make(path, format, digest, RowWriter::in_memory()).map_err(Fault::into_error)
+    }
+
+    fn cannot_cache(&mut self, folder: &Path, fault: &std::io::Error) {
+        let folder = folder.display();
+        self.warn(format!("the token cache {folder} cannot be written ({fault}); rows stay in memory"));
+    }
+
+    fn make(
+        &mut self,
+        path: &Path,
+        format: RowFormat,
+        digest: &blake3::Hash,
+        mut writer: RowWriter,
+    ) -> std::result::Result<(Part, Report), Fault> {
+        let mut reader = RowReader::open(path)?;
+        let total = std::fs::metadata(path).map_err(|e| Error::reading(path, &e))?.len();
+        let mut report = Report::default();
+        loop {
+            let chunk = next_chunk(&mut reader)?;
+            if chunk.is_empty() {
+                break;
+            }
+            let (settings, vocab_size, renderer) = (self.settings, self.vocab_size, self.renderer.as_ref());
+            let make = |raw: &RawRow| match content_of(raw, format, vocab_size) {
+                Err(fault) => Outcome::Bad(fault),
+                Ok(content) => outcome_of(content, settings, renderer),
+            };
+            let made: Vec<Outcome> = chunk.par_iter().map(make).collect();
+            for (raw, outcome) in chunk.iter().zip(made) {
+                count(&mut report, raw.line, &outcome);
+                if let Outcome::Row { row, .. } = &outcome {
+                    writer.push(row).map_err(Fault::Writing)?;
+                }
+            }
+            if report.bad_rows.len() > self.settings.skip_bad_rows.max(LISTED - 1) {
+                break;
+            }
+            let done = reader.offset();
+            self.observer.on_event(&Event::Progress { what: "tokenising", done, total });
+        }
+        if report.bad > self.settings.skip_bad_rows as u64 {
+            return Err(bad_rows(path, &report, self.settings.skip_bad_rows).into());
+        }
+        if reader.digest() != *digest {
+            return Err(Error::input(format!("{} changed while it was read", path.display())).into());
+        }
+        writer.finish(report).map_err(Fault::Writing)
+    }
+
+    /// Warns of rows left out or changed; refuses a file of which nothing is left.
+    fn tell(&mut self, path: &Path, report: &Report, used: usize) -> Result<()> {
+        let (name, rows) = (path.display().to_string(), report.rows);
+        let cutoff = self.settings.cutoff_len;
+        if report.too_long > 0 {
+            let n = report.too_long;
+            self.warn(format!("{name}: {n} of {rows} rows left out: longer than --cutoff-len {cutoff}"));
+        }
+        if report.truncated > 0 {
+            let n = report.truncated;
+            self.warn(format!("{name}: {n} of {rows} rows cut to the length limits (--too-long truncate)"));
+        }
+        if report.unscored > 0 {
+            self.warn(format!(
+                "{name}: {} of {rows} rows left out: nothing in them is scored",
+                report.unscored
+            ));
+        }
+        if report.bad > 0 {
+            let list = report.bad_rows.join("; ");
+            self.warn(format!("{name}: {} of {rows} rows are wrong and left out: {list}", report.bad));
+        }
+        if used == 0 {
+            return Err(Error::input(format!("{name}: 0 usable rows of {rows}")));
+        }
+        Ok(())
+    }
+}
+
+/// Why rows could not be made: the caller handles a cache that cannot be written.
+enum Fault {
+    Writing(std::io::Error),
+    Other(Error),
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Other(error)
+    }
+}
+
+impl Fault {
+    fn into_error(self) -> Error {
+        match self {
+            Fault::Other(error) => error,
+            Fault::Writing(error) => Error::new(crate::error::Kind::Io, format!("the token cache: {error}")),
+        }
+    }
+}
+
+fn cache_folder(settings: &Settings) -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    settings.cache_dir.clone().or_else(|| {
+        let base = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+        Some(base.join("qwentune"))
+    })
+}
+
+/// The format asked for, or the one the file's first row tells.
+pub(super) fn format_of(path: &Path, asked: RowFormat) -> Result<RowFormat> {
+    if asked != RowFormat::Auto {
+        return Ok(asked);
+    }
+    let Some(raw) = RowReader::open(path)?.next()? else {
+        return Err(Error::input(format!("{}: 0 usable rows of 0", path.display())));
+    };
+    let place = format!("{}:{}", path.display(), raw.line);
+    let value = parse(&raw).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
+    rows::recognise(&value)
+        .map_err(|fault| Error::input(format!("{place}: {fault}")).hint("name the format with --format"))
+}
+
+fn next_chunk(reader: &mut RowReader) -> Result<Vec<RawRow>> {
+    let mut chunk = Vec::new();
+    let mut bytes = 0;
+    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
+        let Some(raw) = reader.next()? else { break };
+        bytes += raw.bytes.len();
+        chunk.push(raw);
+    }
+    Ok(chunk)
+}
+
+/// What a raw row says, or what is wrong with it.
+pub(super) fn content_of(
+    raw: &RawRow,
+    format: RowFormat,
+    vocab_size: usize,
+) -> std::result::Result<Content, String> {
+    rows::read(&parse(raw)?, format, vocab_size)
+}
+
+fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
+    let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
+        let within = fault.valid_up_to();
+        format!(
+            "invalid UTF-8 at byte {} of the row (byte {} of the file)",
+            within,
+            raw.offset + within as u64
+        )
+    })?;
+    json::parse(text).map_err(|fault| {
+        if fault.at_end && raw.unterminated {
+            return "the file ends inside this row (was it still being written?)".to_string();
+        }
+        let line = if fault.line > 1 { format!("line {} ", fault.line) } else { String::new() };
+        format!("{line}column {}: {}", fault.column, fault.what)
+    })
+}
+
+/// Renders, tokenises and applies the length limits.
+pub(super) fn outcome_of(content: Content, settings: &Settings, renderer: Option<&Renderer>) -> Outcome {
+    let outcome = match (content, renderer) {
+        (Content::Tokens(row), _) => limit_tokens(row, settings),
+        (text, Some(renderer)) => renderer.outcome(&text, settings),
+        (_, None) => Outcome::Bad("the row is text, but there is no tokenizer".into()),
+    };
+    match outcome {
+        Outcome::Row { row, .. } if row.scored() == 0 => Outcome::Unscored,
+        Outcome::TooLong(tokens) if settings.too_long == TooLong::Error => {
+            Outcome::Bad(format!("{tokens} tokens are more than --cutoff-len {}", settings.cutoff_len))
+        }
+        other => other,
+    }
+}
+
+/// Tokens carry no headers to keep: they are cut on the right.
+fn limit_tokens(mut row: Row, settings: &Settings) -> Outcome {
+    let truncated = row.ids.len() > settings.cutoff_len;
+    if truncated && settings.too_long != TooLong::Truncate {
+        return Outcome::TooLong(row.ids.len());
+    }
+    row.ids.truncate(settings.cutoff_len);
+    row.labels.truncate(settings.cutoff_len);
+    Outcome::Row { row, truncated }
+}
+
+fn count(report: &mut Report, line: u64, outcome: &Outcome) {
+    report.rows += 1;
+    match outcome {
+        Outcome::Row { truncated, .. } => report.truncated += u64::from(*truncated),
+        Outcome::TooLong(_) => report.too_long += 1,
+        Outcome::Unscored => report.unscored += 1,
+        Outcome::Bad(fault) => {
+            report.bad += 1;
+            if report.bad_rows.len() < LISTED {
+                report.bad_rows.push(format!("{line}: {fault}"));
+            }
+        }
+    }
+}
+
+fn bad_rows(path: &Path, report: &Report, allowed: usize) -> Error {
+    let name = path.display();
+    let list: Vec<String> = report.bad_rows.iter().map(|row| format!("{name}:{row}")).collect();
+    let hint = "mend the rows, or leave up to N bad rows out with --skip-bad-rows N";
+    match list.as_slice() {
+        [only] => Error::input(only).hint(hint),
+        many if report.bad > many.len() as u64 || allowed > 0 => {
+            let first = many.len();
+            Error::input(format!("{} bad rows, the first {first}:\n{}", report.bad, many.join("\n")))
+                .hint(hint)
+        }
+        many => Error::input(format!("{} bad rows:\n{}", many.len(), many.join("\n"))).hint(hint),
+    }
 }

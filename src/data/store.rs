@@ -34,15 +34,25 @@ pub(super) fn encode(row: &Row, out: &mut Vec<u8>) {
 impl Store {
     /// The row of `tokens` tokens at `offset`.
     pub(super) fn row(&self, offset: u64, tokens: u32) -> Result<Row> {
-        let size = row_bytes(tokens);
+        Ok(decode(&self.bytes(offset, row_bytes(tokens))?, tokens))
+    }
+
+    /// `size` bytes at `offset`.
+    pub(super) fn bytes(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self {
-            Store::Memory(bytes) => Ok(decode(&bytes[offset as usize..offset as usize + size], tokens)),
+            Store::Memory(all) => Ok(all[offset as usize..offset as usize + size].to_vec()),
             Store::File(file, path) => {
                 let mut bytes = vec![0; size];
                 file.read_exact_at(&mut bytes, offset).map_err(|e| Error::io("reading", path, &e))?;
-                Ok(decode(&bytes, tokens))
+                Ok(bytes)
             }
         }
+    }
+
+    /// The little-endian number at `offset`.
+    pub(super) fn u64_at(&self, offset: u64) -> Result<u64> {
+        let bytes = self.bytes(offset, 8)?;
+        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
     }
 }
 
