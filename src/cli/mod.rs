@@ -1,5 +1,6 @@
 //! The command line: words in, text and an exit status out. It holds no logic a user of the library would miss.
 
+mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
@@ -56,6 +57,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("resume", m)) => training::resume(m, warnings, command_line),
         Some(("plan", m)) => training::plan(m, warnings),
         Some(("tokenize", m)) => tokenize::tokenize(m),
+        Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("doctor", _)) => doctor::doctor(),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }

@@ -118,22 +118,26 @@ fn execute(request: Request) -> Result<()> {
     let control = Control::default();
     signals::watch(&control)?;
     let settings = request.settings.clone();
+    let program = request.command_line.first().cloned().unwrap_or_else(|| "qwentune".into());
     let mut console = Console::new(settings.quiet, settings.logging_steps);
     let summary = train::run(request, &control, &mut console)?;
     drop(console);
     if !settings.quiet {
-        for line in ending(&settings, &summary) {
+        for line in ending(&program, &settings, &summary) {
             say(&line);
         }
     }
     Ok(())
 }
 
-/// What is said when a run is complete.
-fn ending(settings: &Settings, summary: &Summary) -> Vec<String> {
+/// What is said when a run is complete. `program` is how this one was started, so that the commands shown
+/// work as they stand. A run that was complete already has said so itself.
+fn ending(program: &str, settings: &Settings, summary: &Summary) -> Vec<String> {
+    let program = shell_word(program);
     let folder = shell_word(&settings.output_dir.display().to_string());
-    let mut lines = vec![format!("training complete at step {}", summary.step)];
+    let mut lines = Vec::new();
     if let Some((first, last)) = summary.loss {
+        lines.push(format!("training complete at step {}", summary.step));
         lines.push(format!("  loss       {first:.4} -> {last:.4}"));
     }
     if let Some((before, after)) = summary.eval_loss {
@@ -142,13 +146,11 @@ fn ending(settings: &Settings, summary: &Summary) -> Vec<String> {
     lines.push(format!("  adapter    {}", summary.adapter.display()));
     lines.push(format!("  report     {}", settings.output_dir.join("report.html").display()));
     if summary.tainted {
-        lines.push(
-            "  not exact: this run was continued on another engine or device, or without moments".into(),
-        );
+        lines.push("  not exact: continued on another engine or device, or without moments".into());
     }
     let more = summary.total_steps.max(summary.step).saturating_mul(2);
-    lines.push(format!("  train on:  qwentune resume {folder} --max-steps {more}"));
-    lines.push(format!("  look in:   qwentune checkpoint show {folder}"));
+    lines.push(format!("  train on   {program} resume {folder} --max-steps {more}"));
+    lines.push(format!("  look in    {program} checkpoint show {folder}"));
     lines
 }
 
