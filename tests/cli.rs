@@ -173,6 +173,9 @@ fn flags_win_over_the_file() {
     let (settings, warnings) =
         train_settings(&["--config", file, "--data", "b", "--train-file", "c", "d"]).unwrap();
     assert_eq!(settings.train_files, [PathBuf::from("c"), PathBuf::from("d")]);
+    std::fs::write(file, "resume_from_checkpoint = \"auto\"\n").unwrap();
+    let (settings, _) = train_settings(&["--config", file, "--overwrite-output-dir"]).unwrap();
+    assert_eq!((settings.resume_from_checkpoint, settings.overwrite_output_dir), (None, true));
     assert_eq!(warnings, ["--train-file is given 2 times: the last one counts"]);
 }
 

@@ -58,6 +58,15 @@ pub fn resolved(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Sett
         Some(file) => Layer::from_file(Path::new(file), warnings)?,
         None => Layer::default(),
     };
+    // Of two ways to start that exclude each other, the flag wins over the file as any flag does.
+    for (given, other) in [
+        ("overwrite_output_dir", "resume_from_checkpoint"),
+        ("resume_from_checkpoint", "overwrite_output_dir"),
+    ] {
+        if flags.has(given) && !flags.has(other) {
+            layer.forget(other);
+        }
+    }
     layer.cover(&flags);
     if !flags.has("tokens_per_micro_batch") || layer.is_true("packing") {
         return config::resolve(&layer);

@@ -25,6 +25,11 @@ impl Layer {
         self.given.contains_key(key)
     }
 
+    /// Takes a setting out.
+    pub fn forget(&mut self, key: &str) {
+        self.given.remove(key);
+    }
+
     /// Whether the switch was given here, and on.
     #[must_use]
     pub fn is_true(&self, key: &str) -> bool {
