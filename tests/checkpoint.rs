@@ -4,7 +4,11 @@ use qwentune::checkpoint::state::{Cursor, Identity, LogLine, ScheduleSegment, St
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+mod crash;
+mod disk;
 mod format;
+mod model;
+mod python;
 mod store;
 
 /// A state of `step` whose every value depends on the step and on `salt`.

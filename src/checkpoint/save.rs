@@ -62,8 +62,8 @@ impl Shelf {
                 self.warnings.push(text);
             }
         }
-        self.verified.insert(name);
-        if let Err(e) = self.prune() {
+        self.verified.insert(name.clone());
+        if let Err(e) = self.prune(&name) {
             self.warnings.push(format!("old checkpoints could not be removed: {e}"));
         }
         path
@@ -163,8 +163,8 @@ impl Shelf {
     }
 
     /// Removes what is older than the newest `keep` checkpoints that were read back whole, the protected one
-    /// excepted.
-    fn prune(&mut self) -> io::Result<()> {
+    /// and the one just saved excepted.
+    fn prune(&mut self, saved: &str) -> io::Result<()> {
         let entries = self.scan()?;
         let mut changed = false;
         if entries.len() > self.keep {
@@ -173,7 +173,7 @@ impl Shelf {
             for entry in entries {
                 if whole < self.keep {
                     whole += usize::from(self.is_whole(&entry.name)?);
-                } else if entry.header.is_ok() && self.protected != Some(entry.step) {
+                } else if entry.header.is_ok() && self.protected != Some(entry.step) && entry.name != saved {
                     doomed.push(entry.name);
                 }
             }
@@ -189,6 +189,29 @@ impl Shelf {
             changed |= self.thin_out(suffix)?;
         }
         if changed { self.sync_folder() } else { Ok(()) }
+    }
+
+    /// Renames the checkpoints of later steps than `step` to `.old` and says so: for a run that goes on from an
+    /// older checkpoint and may come to other results. Otherwise they would be found as the newest.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when it cannot be done.
+    pub fn set_aside_newer(&mut self, step: u64) -> Result<Vec<String>> {
+        let path = self.folder.path();
+        self.try_set_aside_newer(step).map_err(|e| Error::io("renaming files in", &path, &e))
+    }
+
+    fn try_set_aside_newer(&mut self, step: u64) -> io::Result<Vec<String>> {
+        let mut told = Vec::new();
+        for entry in self.scan()?.into_iter().filter(|e| e.header.is_ok() && e.step > step) {
+            let old = format!("{}.old", entry.name);
+            self.folder.rename(&entry.name, &old, true)?;
+            self.verified.remove(&entry.name);
+            told.push(format!("{} is of a later step; kept as {old}", entry.name));
+        }
+        self.remove_orphans()?;
+        self.sync_folder()?;
+        Ok(told)
     }
 
     fn is_whole(&mut self, name: &str) -> io::Result<bool> {

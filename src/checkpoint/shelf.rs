@@ -174,14 +174,21 @@ impl Shelf {
     /// Reads a file whole.
     pub(super) fn read(&self, name: &str, reading: Reading) -> std::result::Result<(Header, State), Fault> {
         let reading = if self.weakened.digests_ignored { Reading::DigestsIgnored } else { reading };
-        // A bad sector is damage like any other; every other failure to read says nothing about the file.
-        read(&*self.folder.open(name)?, reading).map_err(|fault| match fault {
-            Fault::Io(e) if e.raw_os_error() == Some(libc::EIO) => {
-                Fault::Damaged(format!("reading it fails: {e}"))
-            }
+        let failed = |fault: &Fault| matches!(fault, Fault::Io(e) if e.raw_os_error() == Some(libc::EIO));
+        let mut found = self.read_once(name, reading);
+        if found.as_ref().is_err_and(failed) {
+            found = self.read_once(name, reading);
+        }
+        // A sector that stays bad is damage like any other; other failures to read say nothing about the file.
+        found.map_err(|fault| match fault {
+            fault if failed(&fault) => Fault::Damaged("the disk cannot read it".into()),
             Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Fault::Damaged("cut off".into()),
             other => other,
         })
+    }
+
+    fn read_once(&self, name: &str, reading: Reading) -> std::result::Result<(Header, State), Fault> {
+        read(&*self.folder.open(name)?, reading)
     }
 
     /// The newest valid checkpoint. Damaged newer ones are renamed to `.bad` once a whole one was found; while
@@ -209,7 +216,8 @@ impl Shelf {
                         ));
                     }
                     for (name, why) in damaged {
-                        found.set_aside.push(self.set_aside(&name, &why).map_err(listing)?);
+                        let aside = self.set_aside(&name, &why);
+                        found.set_aside.push(aside.map_err(|e| Error::io("renaming files in", &path, &e))?);
                     }
                     self.verified.insert(entry.name.clone());
                     found.newest = Some((path.join(&entry.name), state));

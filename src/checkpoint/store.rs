@@ -103,7 +103,13 @@ impl Store {
         Self::start(shelf, lock)
     }
 
-    fn start(shelf: Shelf, lock: File) -> Result<Self> {
+    /// Starts the writer thread on a shelf that was prepared; `lock` is held as long as the store. For tests
+    /// with a folder of their own; everything else uses [`Store::open`].
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when there can be no further thread.
+    #[doc(hidden)]
+    pub fn start(shelf: Shelf, lock: File) -> Result<Self> {
         let shared =
             Arc::new(Shared { desk: Mutex::default(), changed: Condvar::new(), shelf: Mutex::new(shelf) });
         let theirs = Arc::clone(&shared);
@@ -120,6 +126,15 @@ impl Store {
     /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
     pub fn newest(&mut self) -> Result<Found> {
         self.shelf().newest()
+    }
+
+    /// Renames the checkpoints of later steps than `step` to `.old` and says so: for a run that goes on from an
+    /// older checkpoint and may come to other results.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when it cannot be done.
+    pub fn set_aside_newer(&mut self, step: u64) -> Result<Vec<String>> {
+        self.shelf().set_aside_newer(step)
     }
 
     /// Hands `state` to the writer thread.
