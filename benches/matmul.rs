@@ -3,8 +3,8 @@
 //!
 //! `cargo bench --bench matmul -- [threads] [tokens]`
 
-use qwentune::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use qwentune::device::cpu::Cpu;
+use qwentune::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use qwentune::device::{Matrix, Planner};
 use qwentune::element::Element;
 use std::hint::black_box;

@@ -207,7 +207,12 @@ fn exit_statuses_and_short_errors() {
         ("train --lora-r 0", 2, "lora_r"),
         ("resume", 2, "OUTPUT_DIR"),
         ("resume nowhere", 65, "no run in this folder"),
-        ("resume model --output-dir x", 2, "--output-dir"),
+        ("resume model --output-dir x", 2, "resume does not take --output-dir"),
+        ("resume model --checkpoint_dir x", 2, "resume does not take --init-adapter"),
+        ("checkpoint show none.qckpt", 65, "none.qckpt"),
+        ("checkpoint verify none.qckpt", 65, "none.qckpt"),
+        ("checkpoint verify rows.jsonl", 1, "rows.jsonl"),
+        ("checkpoint list model", 65, "no checkpoint in this folder"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let output = program(&here, &words);

@@ -19,6 +19,17 @@ pub const PLANNED: &[(&str, &str)] = &[
     ("bench", "measure throughput"),
 ];
 
+/// Settings that make no sense for `resume`, and why.
+pub const NOT_ON_RESUME: &[(&str, &str)] = &[
+    ("output_dir", "the run's folder is the argument: qwentune resume OUTPUT_DIR"),
+    ("overwrite_output_dir", "a run is continued or started over; train --overwrite-output-dir starts over"),
+    (
+        "init_adapter",
+        "a run is continued with its complete state; train --init-adapter begins one with weights only",
+    ),
+    ("fresh_optimizer", "this run has its optimizer's state"),
+];
+
 /// Which settings a command shows in its help.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
@@ -115,10 +126,7 @@ fn checkpoint(json: impl Fn() -> Arg) -> Command {
 /// Adds the flags of all settings, under their headings.
 fn settings(mut command: Command, shown: Shown) -> Command {
     for field in FIELDS {
-        let changeable = field.class != Class::Math && field.key != "resume_from_checkpoint";
-        if shown == Shown::Changeable && (field.key == "output_dir" || field.key == "overwrite_output_dir") {
-            continue;
-        }
+        let changeable = field.class != Class::Math && NOT_ON_RESUME.iter().all(|(key, _)| *key != field.key);
         command = command.arg(flag(field, shown).hide(shown == Shown::Changeable && !changeable));
     }
     command

@@ -15,6 +15,7 @@ pub fn doctor() -> Result<()> {
     row("vector units", &vector_units());
     row("memory", &memory());
     row("disk", &disk());
+    row("gpu", &gpu());
     row("cuda", "the CUDA device is not in this version yet; training runs on the CPU");
     row(
         "tokenizers",
@@ -56,6 +57,21 @@ fn disk() -> String {
         Ok(stat) => format!("{} free in this folder", size(stat.f_bavail * stat.f_frsize)),
         Err(error) => format!("unknown: {error}"),
     }
+}
+
+/// What NVIDIA's driver says, where there is one.
+fn gpu() -> String {
+    let Ok(folders) = std::fs::read_dir("/proc/driver/nvidia/gpus") else {
+        return "no NVIDIA driver found".into();
+    };
+    let information = folders.flatten().map(|f| f.path().join("information"));
+    let mut names: Vec<String> =
+        information.filter_map(|file| system_value(file.to_str()?, "Model")).collect();
+    names.sort();
+    let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
+    let driver =
+        version.split_whitespace().find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()));
+    format!("{}; driver {}", names.join(", "), driver.unwrap_or("unknown"))
 }
 
 #[cfg(target_arch = "x86_64")]

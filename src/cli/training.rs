@@ -21,6 +21,11 @@ pub fn resume(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     let folder = PathBuf::from(option(matches, "run").unwrap_or_default());
     let flags = commands::given(matches, warnings)?;
     show(warnings);
+    for (key, why) in commands::NOT_ON_RESUME {
+        if let Some(field) = config::fields::find(key).filter(|field| flags.has(field.key)) {
+            return Err(Error::usage(format!("resume does not take --{}", field.flag())).hint(*why));
+        }
+    }
     let run = RunFile::read(&folder)?;
     let mut settings = continued(&run.settings, &flags)?;
     settings.output_dir = folder;
