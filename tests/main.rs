@@ -9,8 +9,10 @@ mod golden;
 mod house;
 mod matmul;
 mod model;
+mod model_files;
 mod ops;
 mod report;
 mod resume;
+mod scratch;
 #[cfg(feature = "text")]
 mod text;

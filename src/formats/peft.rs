@@ -1,7 +1,25 @@
 //! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+//!
+//! Fields, key names and text are those of PEFT 0.21 (`LoraConfig.save_pretrained`).
 
-use crate::error::Result;
-use std::path::Path;
+use super::safetensors::{self, F32Tensor, TensorInfo, printable};
+use super::{atomic_file, json};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Largest `adapter_config.json` that is read.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// Stands for every linear layer of the blocks.
+pub const ALL_LINEAR: &str = "all-linear";
+
+/// Highest rank that is read.
+pub const MAX_RANK: usize = 4096;
 
 /// One adapter tensor, f32.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,7 +41,7 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Dropout.
     pub lora_dropout: f64,
-    /// Module names, sorted.
+    /// Module names, sorted; the one name `all-linear` stands for every linear layer of the blocks.
     pub target_modules: Vec<String>,
     /// Scale by alpha / sqrt(r).
     pub use_rslora: bool,
@@ -45,8 +63,31 @@ pub struct Adapter {
 /// # Errors
 /// Names the file and field or tensor.
 pub fn read(folder: &Path) -> Result<Adapter> {
-    let _ = folder;
-    todo!()
+    let config = read_config(&folder.join(CONFIG))?;
+    let path = folder.join(WEIGHTS);
+    if !path.exists() && folder.join("adapter_model.bin").exists() {
+        return Err(Error::input(format!(
+            "{}: a pickled .bin adapter, only safetensors are read",
+            folder.display()
+        ))
+        .hint("load it with PEFT 0.6 or newer and call save_pretrained, which writes safetensors"));
+    }
+    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
+    let reader = TensorReader { path, rank: config.r };
+    if let Some((name, dtype)) = header.others.first_key_value() {
+        return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
+    }
+    if header.tensors.is_empty() {
+        return Err(Error::input(format!("{}: no tensors", reader.path.display())));
+    }
+    let tensors = header
+        .tensors
+        .iter()
+        .map(|(name, info)| reader.tensor(name, info, &bytes[info.bytes.clone()]))
+        .collect::<Result<Vec<_>>>()?;
+    reader.check_pairs(&tensors)?;
+    Ok(Adapter { config, tensors })
 }
 
 /// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
@@ -54,6 +95,300 @@ pub fn read(folder: &Path) -> Result<Adapter> {
 /// # Errors
 /// I/O errors, naming the path.
 pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
-    let _ = (folder, adapter);
-    todo!()
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, &e))?;
+    let tensors: Vec<F32Tensor<'_>> = adapter
+        .tensors
+        .iter()
+        .map(|t| F32Tensor { name: &t.name, shape: &t.shape, values: &t.values })
+        .collect();
+    atomic_file::write(&folder.join(WEIGHTS), &safetensors::encode_f32(&tensors))?;
+    atomic_file::write(&folder.join(CONFIG), config_text(&adapter.config).as_bytes())
+}
+
+// ---- tensors ----------------------------------------------------------------------------------------------
+
+struct TensorReader {
+    path: PathBuf,
+    rank: usize,
+}
+
+impl TensorReader {
+    fn fault(&self, name: &str, what: String) -> Error {
+        Error::input(format!("{}: tensor {}: {what}", self.path.display(), printable(name)))
+    }
+
+    fn tensor(&self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<AdapterTensor> {
+        let Some((_, matrix)) = split_name(name) else {
+            let what = if name.contains("lora_magnitude_vector") {
+                "DoRA is not supported"
+            } else if name.contains("lora_embedding_") {
+                "adapters of embeddings are not supported"
+            } else {
+                "not named like PEFT's base_model.model.MODULE.lora_A.weight or lora_B.weight"
+            };
+            return Err(self.fault(name, what.into()));
+        };
+        let Ok(shape) = <[usize; 2]>::try_from(info.shape.as_slice()) else {
+            return Err(self.fault(name, format!("shape {:?}, expected a matrix", info.shape)));
+        };
+        let (side, found) = if matrix == 'A' { ("rows", shape[0]) } else { ("columns", shape[1]) };
+        if found != self.rank {
+            return Err(
+                self.fault(name, format!("shape {shape:?}, expected {} {side} as {CONFIG}'s r", self.rank))
+            );
+        }
+        let values = decode(info.element, bytes);
+        let bad = values.iter().filter(|v| !v.is_finite()).count();
+        if bad > 0 {
+            return Err(self.fault(name, format!("{bad} elements are NaN or infinite")));
+        }
+        Ok(AdapterTensor { name: name.to_owned(), shape, values })
+    }
+
+    /// Every module has both matrices. Sorted names put A directly before B.
+    fn check_pairs(&self, tensors: &[AdapterTensor]) -> Result<()> {
+        for pair in tensors.chunks(2) {
+            let modules: Vec<_> = pair.iter().filter_map(|t| split_name(&t.name)).collect();
+            if let [(one, 'A'), (two, 'B')] = modules[..]
+                && one == two
+            {
+                continue;
+            }
+            let name = &pair[0].name;
+            let other = if name.ends_with("lora_A.weight") { "lora_B" } else { "lora_A" };
+            return Err(self.fault(name, format!("the module has no {other}")));
+        }
+        Ok(())
+    }
+}
+
+/// Module and matrix (`A` or `B`) of an adapter tensor's name.
+fn split_name(name: &str) -> Option<(&str, char)> {
+    let rest = name.strip_prefix("base_model.model.")?;
+    let (module, matrix) = match rest.strip_suffix(".lora_A.weight") {
+        Some(module) => (module, 'A'),
+        None => (rest.strip_suffix(".lora_B.weight")?, 'B'),
+    };
+    (!module.is_empty()).then_some((module, matrix))
+}
+
+fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
+    let halves = || bytes.as_chunks::<2>().0.iter();
+    match element {
+        Element::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Element::F16 => halves().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
+        Element::Bf16 => halves().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
+    }
+}
+
+// ---- adapter_config.json ----------------------------------------------------------------------------------
+
+/// Keys that change nothing of what is computed.
+const COSMETIC: &[&str] = &[
+    "auto_mapping",
+    "base_model_class",
+    "ensure_weight_tying",
+    "inference_mode",
+    "megatron_core",
+    "parent_library",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+/// Keys read by [`ConfigReader::config`].
+const READ: &[&str] = &[
+    "base_model_name_or_path",
+    "bias",
+    "init_lora_weights",
+    "lora_alpha",
+    "lora_dropout",
+    "peft_type",
+    "r",
+    "target_modules",
+    "task_type",
+    "use_rslora",
+];
+
+/// Initialisations that leave the base model's weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ ...)
+/// train against a changed base.
+const PLAIN_INITIALISATIONS: &[&str] = &["gaussian", "orthogonal", "eva"];
+
+struct ConfigReader<'a> {
+    path: &'a Path,
+    keys: json::Object,
+}
+
+fn read_config(path: &Path) -> Result<AdapterConfig> {
+    let reader = ConfigReader { path, keys: json::read_object(path, MAX_CONFIG_BYTES)? };
+    reader.refuse_unsupported()?;
+    reader.config()
+}
+
+impl ConfigReader<'_> {
+    fn fault(&self, what: impl std::fmt::Display) -> Error {
+        Error::input(format!("{}: {what}", self.path.display()))
+    }
+
+    fn value(&self, key: &str) -> Option<&Value> {
+        self.keys.get(key).filter(|v| !v.is_null())
+    }
+
+    /// Fails closed: a key that is not known must have a value that switches its feature off.
+    fn refuse_unsupported(&self) -> Result<()> {
+        for (key, value) in &self.keys {
+            let known = READ.contains(&key.as_str()) || COSMETIC.contains(&key.as_str());
+            if !known && !is_off(value) {
+                return Err(self.fault(format_args!("{} {} is not supported", printable(key), brief(value))));
+            }
+        }
+        self.expect_text("peft_type", "LORA", true)?;
+        self.expect_text("task_type", "CAUSAL_LM", false)?;
+        self.expect_text("bias", "none", false)?;
+        match self.value("init_lora_weights") {
+            None | Some(Value::Bool(_)) => Ok(()),
+            Some(Value::String(name)) if PLAIN_INITIALISATIONS.contains(&name.as_str()) => Ok(()),
+            Some(other) => Err(self
+                .fault(format_args!("init_lora_weights {} is not supported", brief(other)))
+                .hint("it changes the base model's weights; convert the adapter with PEFT first")),
+        }
+    }
+
+    fn expect_text(&self, key: &str, expected: &str, required: bool) -> Result<()> {
+        match self.value(key) {
+            None if required => Err(self.fault(format_args!("{key} is missing"))),
+            None => Ok(()),
+            Some(Value::String(text)) if text == expected => Ok(()),
+            Some(other) => {
+                Err(self.fault(format_args!("{key} {} is not supported, {expected} is", brief(other))))
+            }
+        }
+    }
+
+    fn config(&self) -> Result<AdapterConfig> {
+        let required =
+            |key: &str| self.value(key).ok_or_else(|| self.fault(format_args!("{key} is missing")));
+        let r = required("r")?;
+        let Some(rank) = r.as_u64().filter(|r| (1..=MAX_RANK as u64).contains(r)) else {
+            return Err(
+                self.fault(format_args!("r is {}, expected an integer from 1 to {MAX_RANK}", brief(r)))
+            );
+        };
+        let alpha = required("lora_alpha")?;
+        let Some(lora_alpha) = alpha.as_f64().filter(|a| *a > 0.0 && *a <= 1e6) else {
+            return Err(self
+                .fault(format_args!("lora_alpha is {}, expected a number above 0 up to 1e6", brief(alpha))));
+        };
+        let lora_dropout = match self.value("lora_dropout") {
+            None => 0.0,
+            Some(value) => value.as_f64().filter(|d| (0.0..1.0).contains(d)).ok_or_else(|| {
+                self.fault(format_args!(
+                    "lora_dropout is {}, expected a number from 0 to below 1",
+                    brief(value)
+                ))
+            })?,
+        };
+        let use_rslora = match self.value("use_rslora") {
+            None => false,
+            Some(Value::Bool(flag)) => *flag,
+            Some(other) => return Err(self.fault(format_args!("use_rslora is {}", brief(other)))),
+        };
+        let base_model_name_or_path = match self.value("base_model_name_or_path") {
+            None => String::new(),
+            Some(Value::String(name)) => name.clone(),
+            Some(other) => {
+                return Err(self.fault(format_args!("base_model_name_or_path is {}", brief(other))));
+            }
+        };
+        let target_modules = self.targets(required("target_modules")?)?;
+        let r = rank as usize;
+        Ok(AdapterConfig { r, lora_alpha, lora_dropout, target_modules, use_rslora, base_model_name_or_path })
+    }
+
+    fn targets(&self, value: &Value) -> Result<Vec<String>> {
+        if value == ALL_LINEAR {
+            return Ok(vec![ALL_LINEAR.into()]);
+        }
+        let list = match value {
+            Value::Array(list) if !list.is_empty() => list,
+            Value::String(_) => {
+                return Err(self
+                    .fault(format_args!("target_modules {}: patterns are not supported", brief(value)))
+                    .hint("write the module names as a list"));
+            }
+            other => {
+                return Err(
+                    self.fault(format_args!("target_modules is {}, expected a list of names", brief(other)))
+                );
+            }
+        };
+        let mut names = Vec::with_capacity(list.len());
+        for item in list {
+            match item.as_str() {
+                Some(name) if !name.is_empty() && !name.chars().any(char::is_control) => {
+                    names.push(name.to_owned())
+                }
+                _ => return Err(self.fault(format_args!("target_modules holds {}", brief(item)))),
+            }
+        }
+        names.sort();
+        names.dedup();
+        Ok(names)
+    }
+}
+
+/// Whether the value of a key switches its feature off.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        _ => false,
+    }
+}
+
+/// The value as it may be printed in one line.
+fn brief(value: &Value) -> String {
+    let text = value.to_string();
+    if text.chars().count() <= 60 { text } else { text.chars().take(60).chain("…".chars()).collect() }
+}
+
+/// The text PEFT writes: every field, sorted, indented by 2, ASCII only (Python reads it in any locale).
+fn config_text(config: &AdapterConfig) -> String {
+    let whole = config.lora_alpha.fract() == 0.0 && config.lora_alpha.abs() <= 1e6;
+    let alpha = if whole { json!(config.lora_alpha as i64) } else { json!(config.lora_alpha) };
+    let base = &config.base_model_name_or_path;
+    let all = config.target_modules == [ALL_LINEAR];
+    let targets = if all { json!(ALL_LINEAR) } else { json!(config.target_modules) };
+    let fields = json!({
+        "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+        "base_model_name_or_path": if base.is_empty() { Value::Null } else { json!(base) },
+        "bias": "none", "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
+        "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
+        "kasa_config": null, "layer_replication": null, "layers_pattern": null, "layers_to_transform": null,
+        "loftq_config": {}, "lora_alpha": alpha, "lora_bias": false, "lora_dropout": config.lora_dropout,
+        "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
+        "modules_to_save": null, "monteclora_config": null, "peft_type": "LORA", "peft_version": "0.21.2",
+        "qalora_group_size": 16, "r": config.r, "rank_pattern": {}, "revision": null,
+        "target_modules": targets, "target_parameters": null, "task_type": "CAUSAL_LM",
+        "trainable_token_indices": null, "use_bdlora": null, "use_dora": false, "use_qalora": false,
+        "use_rslora": config.use_rslora, "velora_config": null,
+    });
+    ascii(&format!("{fields:#}"))
+}
+
+fn ascii(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    let mut units = [0; 2];
+    for character in text.chars() {
+        if character.is_ascii() {
+            escaped.push(character);
+        } else {
+            for unit in character.encode_utf16(&mut units) {
+                escaped.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    escaped
 }

@@ -1,21 +1,147 @@
 //! Memory-mapped weights of a model folder: a single `model.safetensors` or the shards of its index.
 
+use super::safetensors::{self, Header, printable};
+use super::{atomic_file, json};
 use crate::element::Element;
-use crate::error::Result;
-use std::path::Path;
+use crate::error::{Error, Kind, Result};
+use crate::sys;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{File, Metadata};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// One mapped file. Derefs to its bytes through `AsRef`.
-pub struct MappedFile {}
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
 
-impl AsRef<[u8]> for MappedFile {
-    fn as_ref(&self) -> &[u8] {
-        todo!()
+/// Largest index that is read; that of the largest Qwen is below 200 kB.
+const MAX_INDEX_BYTES: u64 = 16 << 20;
+
+/// Bytes digested between two calls of `progress`.
+const DIGEST_STEP: usize = 64 << 20;
+
+/// What identifies a file's content as long as nobody forges times.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        Stamp {
+            device: file.dev(),
+            inode: file.ino(),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+
+    fn same_content(&self, other: &Stamp) -> bool {
+        (self.size, self.modified) == (other.size, other.modified)
+    }
+
+    /// The name of the digest's cache file.
+    fn key(&self) -> String {
+        let Stamp { device, inode, size, modified, changed } = self;
+        format!(
+            "{device:x}-{inode:x}-{size:x}-{:x}.{:x}-{:x}.{:x}",
+            modified.0, modified.1, changed.0, changed.1
+        )
     }
 }
 
+/// One mapped file. Derefs to its bytes through `AsRef`.
+pub struct MappedFile {
+    // Dropped before the map, in this order: see `sys::Watch`.
+    _watch: sys::Watch,
+    map: memmap2::Mmap,
+    file: File,
+    path: PathBuf,
+    stamp: Stamp,
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
+impl std::fmt::Debug for MappedFile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MappedFile({})", self.path.display())
+    }
+}
+
+impl MappedFile {
+    /// Checks the header against the file's size and then maps it.
+    fn open(path: &Path) -> Result<(Self, Header)> {
+        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
+        let found = file.metadata().map_err(|e| Error::reading(path, &e))?;
+        if !found.is_file() {
+            return Err(Error::input(format!("{}: not a regular file", path.display())));
+        }
+        let header = read_header(path, &file, found.len())?;
+        // SAFETY: the map is read-only and lives as long as `file` is open. Another process may still write to
+        // the file: `check_unchanged` finds edits, and `sys::watch_mapping` ends the process when it shrinks.
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
+        if map.len() as u64 != found.len() {
+            return Err(Error::new(Kind::Io, format!("{} changed while it was opened", path.display())));
+        }
+        let watch = sys::watch_mapping(&map, path)?;
+        let mapped = MappedFile { _watch: watch, map, file, path: path.to_owned(), stamp: Stamp::of(&found) };
+        Ok((mapped, header))
+    }
+
+    /// Where the file is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn check_unchanged(&self) -> Result<()> {
+        let open = self.file.metadata().map_err(|e| Error::io("reading", &self.path, &e))?;
+        let edited = !self.stamp.same_content(&Stamp::of(&open));
+        // A file that is gone by now is still mapped, and may be put back before a resume needs it.
+        let replaced =
+            std::fs::metadata(&self.path).is_ok_and(|found| !self.stamp.same_content(&Stamp::of(&found)));
+        if edited || replaced {
+            let how = if edited { "was edited in place" } else { "was replaced" };
+            return Err(Error::new(Kind::Io, format!("{} {how} while it was in use", self.path.display()))
+                .hint("put the original file back, then resume from the last checkpoint"));
+        }
+        Ok(())
+    }
+
+    fn digest(&self, mut advance: impl FnMut(u64)) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for part in self.map.chunks(DIGEST_STEP) {
+            hasher.update_rayon(part);
+            advance(part.len() as u64);
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+fn read_header(path: &Path, file: &File, file_len: u64) -> Result<Header> {
+    let read = |bytes: &mut [u8]| file.read_exact_at(bytes, 0).map_err(|e| Error::reading(path, &e));
+    let mut prefix = [0; 8];
+    if file_len < 8 {
+        return safetensors::parse_header(path, &[], file_len);
+    }
+    read(&mut prefix)?;
+    let mut head = vec![0; safetensors::header_end(path, prefix, file_len)?];
+    read(&mut head)?;
+    safetensors::parse_header(path, &head, file_len)
+}
+
 /// Where a tensor lies.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Tensor {
     /// The mapped file.
     pub file: Arc<MappedFile>,
@@ -27,8 +153,21 @@ pub struct Tensor {
     pub shape: Vec<usize>,
 }
 
+impl Tensor {
+    /// Its bytes, row-major and little endian, at any alignment.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let len = self.shape.iter().product::<usize>() * self.element.bytes();
+        &self.file.map[self.offset..self.offset + len]
+    }
+}
+
 /// All weight files of a model folder.
-pub struct WeightMap {}
+#[derive(Debug)]
+pub struct WeightMap {
+    files: Vec<Arc<MappedFile>>,
+    tensors: BTreeMap<String, Tensor>,
+}
 
 impl WeightMap {
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
@@ -36,49 +175,259 @@ impl WeightMap {
     /// # Errors
     /// Names the file or tensor; `.bin`-only folders are refused with the command that converts them.
     pub fn open(folder: &Path) -> Result<Self> {
-        let _ = folder;
-        todo!()
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
+        match (single.exists(), index.exists()) {
+            (_, true) => Self::open_shards(folder, &index, single.exists()),
+            (true, false) => Self::open_files(folder, &BTreeSet::from([SINGLE.to_owned()]), None),
+            (false, false) => Err(no_weights(folder)),
+        }
+    }
+
+    fn open_shards(folder: &Path, index: &Path, single_too: bool) -> Result<Self> {
+        let listed = read_index(index)?;
+        let files: BTreeSet<String> = listed.values().cloned().collect();
+        if single_too && !files.contains(SINGLE) {
+            return Err(Error::input(format!(
+                "{} and {} are two sets of weights",
+                folder.join(SINGLE).display(),
+                INDEX
+            ))
+            .hint("remove the one that is not wanted"));
+        }
+        Self::open_files(folder, &files, Some((index, &listed)))
+    }
+
+    fn open_files(
+        folder: &Path,
+        names: &BTreeSet<String>,
+        index: Option<(&Path, &BTreeMap<String, String>)>,
+    ) -> Result<Self> {
+        let mut map = WeightMap { files: Vec::new(), tensors: BTreeMap::new() };
+        for name in names {
+            let path = folder.join(name);
+            if let (false, Some((index, _))) = (path.exists(), index) {
+                return Err(Error::input(format!(
+                    "{}: missing, {} names it",
+                    path.display(),
+                    index.display()
+                ))
+                .hint("download the rest of the model's files"));
+            }
+            map.add_file(&path)?;
+        }
+        if let Some((index, listed)) = index {
+            map.check_index(index, listed)?;
+        }
+        Ok(map)
+    }
+
+    fn add_file(&mut self, path: &Path) -> Result<()> {
+        let (file, header) = MappedFile::open(path)?;
+        if let Some((name, dtype)) = header.others.iter().find(|(name, _)| !is_buffer(name)) {
+            return Err(Error::input(format!(
+                "{}: tensor {} is {dtype}; weights must be F32, F16 or BF16",
+                path.display(),
+                printable(name)
+            ))
+            .hint("quantised weights are not supported; use the unquantised model"));
+        }
+        let file = Arc::new(file);
+        for (name, info) in header.tensors {
+            if is_buffer(&name) {
+                continue;
+            }
+            if let Some(other) = self.tensors.get(&name) {
+                let (here, there) = (path.display(), other.file.path.display());
+                return Err(Error::input(format!("{here}: tensor {} is in {there} too", printable(&name))));
+            }
+            let offset = info.bytes.start;
+            let tensor = Tensor { file: Arc::clone(&file), offset, element: info.element, shape: info.shape };
+            self.tensors.insert(name, tensor);
+        }
+        self.files.push(file);
+        Ok(())
+    }
+
+    /// Every tensor the index lists is in the shard it names, and no shard holds others.
+    fn check_index(&self, index: &Path, listed: &BTreeMap<String, String>) -> Result<()> {
+        let fault = |what: String| {
+            Error::input(format!("{}: {what}", index.display()))
+                .hint("index and shards do not belong together; download the model again")
+        };
+        for (name, shard) in listed.iter().filter(|(name, _)| !is_buffer(name)) {
+            let found = self.tensors.get(name).and_then(|t| t.file.path.file_name());
+            if found.is_none_or(|file| file != shard.as_str()) {
+                return Err(fault(format!("tensor {} is not in {shard}", printable(name))));
+            }
+        }
+        match self.tensors.iter().find(|(name, _)| !listed.contains_key(*name)) {
+            None => Ok(()),
+            Some((name, tensor)) => Err(fault(format!(
+                "tensor {} of {} is not listed",
+                printable(name),
+                tensor.file.path.display()
+            ))),
+        }
     }
 
     /// The tensor called `name`.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<Tensor> {
-        let _ = name;
-        todo!()
+        self.tensors.get(name).cloned()
     }
 
     /// All names, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        todo!()
+        self.tensors.keys().cloned().collect()
+    }
+
+    /// Bytes of all files.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.files.iter().map(|f| f.stamp.size).sum()
     }
 
     /// BLAKE3 of every file, by file name, hex; cached by (device, inode, size, mtime, ctime) under `cache`.
     /// `progress` gets bytes done and bytes in all.
     ///
     /// # Errors
-    /// I/O errors, naming the file.
+    /// [`Kind::Io`] naming a file that changed while it was read.
     pub fn digests(
         &self,
         cache: Option<&Path>,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<std::collections::BTreeMap<String, String>> {
-        let _ = (cache, progress);
-        todo!()
+    ) -> Result<BTreeMap<String, String>> {
+        let (total, mut done) = (self.file_bytes(), 0);
+        let mut digests = BTreeMap::new();
+        for file in &self.files {
+            let cached = cache.map(|folder| folder.join("digests").join(file.stamp.key()));
+            let known = cached.as_deref().and_then(read_digest);
+            let digest = match known {
+                Some(digest) => {
+                    done += file.stamp.size;
+                    progress(done, total);
+                    digest
+                }
+                None => {
+                    let digest = file.digest(|bytes| {
+                        done += bytes;
+                        progress(done, total);
+                    });
+                    file.check_unchanged()?;
+                    if let Some(path) = cached {
+                        remember_digest(&path, &digest);
+                    }
+                    digest
+                }
+            };
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            digests.insert(name, digest);
+        }
+        Ok(digests)
     }
 
     /// Whether every mapped file still has the size and mtime it was mapped with.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Io`] naming the file that was edited in place or replaced by a shorter one.
+    /// [`Kind::Io`] naming the file that was edited in place or replaced by another.
     pub fn check_unchanged(&self) -> Result<()> {
-        todo!()
+        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Counts non-finite elements of a tensor.
     #[must_use]
     pub fn non_finite(tensor: &Tensor) -> usize {
-        let _ = tensor;
-        todo!()
+        // All exponent bits set: infinite or not a number.
+        match tensor.element {
+            Element::F32 => count_with_bits(tensor.bytes(), |b| u32::from_le_bytes(b), 0x7f80_0000),
+            Element::F16 => count_with_bits(tensor.bytes(), |b| u32::from(u16::from_le_bytes(b)), 0x7c00),
+            Element::Bf16 => count_with_bits(tensor.bytes(), |b| u32::from(u16::from_le_bytes(b)), 0x7f80),
+        }
     }
+}
+
+fn count_with_bits<const N: usize>(bytes: &[u8], bits: impl Fn([u8; N]) -> u32 + Sync, mask: u32) -> usize {
+    let count = |part: &[u8]| {
+        let (elements, _) = part.as_chunks::<N>();
+        elements.iter().filter(|e| bits(**e) & mask == mask).count()
+    };
+    // 1 MiB: a multiple of every element size.
+    bytes.par_chunks(1 << 20).map(count).sum()
+}
+
+/// Buffers that older folders store beside the weights and that are computed here: rotary frequencies, causal
+/// masks.
+fn is_buffer(name: &str) -> bool {
+    [".rotary_emb.inv_freq", ".attn.masked_bias", ".attn.bias"].iter().any(|end| name.ends_with(end))
+}
+
+/// Tensor to file name.
+fn read_index(path: &Path) -> Result<BTreeMap<String, String>> {
+    let fault = |what: String| Error::input(format!("{}: {what}", path.display()));
+    let index = json::read_object(path, MAX_INDEX_BYTES)?;
+    let Some(serde_json::Value::Object(listed)) = index.get("weight_map") else {
+        return Err(fault("no object weight_map".into()));
+    };
+    if listed.is_empty() || listed.len() > safetensors::MAX_TENSORS {
+        return Err(fault(format!("weight_map has {} tensors", listed.len())));
+    }
+    let mut files = BTreeMap::new();
+    for (name, file) in listed {
+        match file.as_str() {
+            Some(file) if is_plain_name(file) => files.insert(name.clone(), file.to_owned()),
+            _ => {
+                let file = printable(&file.to_string());
+                return Err(fault(format!(
+                    "tensor {}: {file} is not a .safetensors file name",
+                    printable(name)
+                )));
+            }
+        };
+    }
+    Ok(files)
+}
+
+/// A file of the folder itself: the index may not point elsewhere.
+fn is_plain_name(file: &str) -> bool {
+    file.ends_with(".safetensors")
+        && file.len() <= 255
+        && !file.starts_with('.')
+        && !file.contains(['/', '\\'])
+        && !file.chars().any(char::is_control)
+}
+
+fn no_weights(folder: &Path) -> Error {
+    let shown = folder.display();
+    let has_bin = std::fs::read_dir(folder).is_ok_and(|entries| {
+        entries.flatten().any(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("pytorch_model") && (name.ends_with(".bin") || name.ends_with(".bin.index.json"))
+        })
+    });
+    if has_bin {
+        return Error::input(format!("{shown}: weights are pickled .bin files, only safetensors are read"))
+            .hint(format!(
+                "convert them: python3 -c \"from transformers import AutoModelForCausalLM as M; \
+             M.from_pretrained('{shown}', torch_dtype='auto', trust_remote_code=True)\
+             .save_pretrained('{shown}-safetensors')\", then copy the tokenizer files there"
+            ));
+    }
+    Error::input(format!("{shown}: neither {SINGLE} nor {INDEX} is there"))
+        .hint("--model-name-or-path takes a downloaded model folder")
+}
+
+fn read_digest(path: &Path) -> Option<String> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let digest = text.strip_suffix('\n')?;
+    (digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+        .then(|| digest.to_owned())
+}
+
+/// A cache that cannot be written costs the next start some seconds, nothing else.
+fn remember_digest(path: &Path, digest: &str) {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let _ =
+        std::fs::create_dir_all(folder).map(|()| atomic_file::write(path, format!("{digest}\n").as_bytes()));
 }

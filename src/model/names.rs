@@ -1,6 +1,8 @@
 //! Hugging Face tensor names of each family, and which linear layers a block has.
 
-use super::spec::Spec;
+use super::spec::{Family, Spec};
+use crate::config::Targets;
+use crate::error::{Error, Result};
 
 /// One linear layer of a block, as the checkpoint names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,16 +47,141 @@ pub struct TopNames {
     pub head: String,
 }
 
+impl BlockNames {
+    /// The block's linear layers in the canonical order: as the Hugging Face module defines them, which is the
+    /// order of adapters in PyTorch's `named_parameters`, in optimizer state and in checkpoints.
+    pub fn linears(&self) -> impl Iterator<Item = &LinearName> {
+        self.qkv.iter().chain([&self.attention_out]).chain(&self.gate_up).chain([&self.down])
+    }
+}
+
 /// Names of block `layer`.
 #[must_use]
 pub fn block(spec: &Spec, layer: usize) -> BlockNames {
-    let _ = (spec, layer);
-    todo!()
+    match spec.family {
+        Family::QwenV1 => block_v1(spec, layer),
+        Family::Qwen2 | Family::Qwen3 => block_v2(spec, layer),
+    }
+}
+
+fn linear(module: String, shape: [usize; 2], bias: bool, column: usize) -> LinearName {
+    LinearName { module, shape, bias, column }
+}
+
+/// Qwen v1: one layer for q, k and v; `w2` is the gate (`c_proj(w1(x) * silu(w2(x)))`, modeling_qwen.py).
+fn block_v1(spec: &Spec, layer: usize) -> BlockNames {
+    let name = |part: &str| format!("transformer.h.{layer}.{part}");
+    let (hidden, inner, q) = (spec.hidden, spec.intermediate, spec.heads * spec.head_dim);
+    BlockNames {
+        attention_norm: name("ln_1.weight"),
+        qkv: vec![linear(name("attn.c_attn"), [3 * q, hidden], true, 0)],
+        qk_norm: None,
+        attention_out: linear(name("attn.c_proj"), [hidden, q], false, 0),
+        mlp_norm: name("ln_2.weight"),
+        gate_up: vec![
+            linear(name("mlp.w1"), [inner, hidden], false, inner),
+            linear(name("mlp.w2"), [inner, hidden], false, 0),
+        ],
+        down: linear(name("mlp.c_proj"), [hidden, inner], false, 0),
+    }
+}
+
+/// Qwen1.5 to Qwen3 (transformers, modeling_qwen2.py and modeling_qwen3.py).
+fn block_v2(spec: &Spec, layer: usize) -> BlockNames {
+    let name = |part: &str| format!("model.layers.{layer}.{part}");
+    let (hidden, inner, bias) = (spec.hidden, spec.intermediate, spec.qkv_bias);
+    let (q, kv) = (spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim);
+    BlockNames {
+        attention_norm: name("input_layernorm.weight"),
+        qkv: vec![
+            linear(name("self_attn.q_proj"), [q, hidden], bias, 0),
+            linear(name("self_attn.k_proj"), [kv, hidden], bias, q),
+            linear(name("self_attn.v_proj"), [kv, hidden], bias, q + kv),
+        ],
+        qk_norm: spec.qk_norm.then(|| [name("self_attn.q_norm.weight"), name("self_attn.k_norm.weight")]),
+        attention_out: linear(name("self_attn.o_proj"), [hidden, q], false, 0),
+        mlp_norm: name("post_attention_layernorm.weight"),
+        gate_up: vec![
+            linear(name("mlp.gate_proj"), [inner, hidden], false, 0),
+            linear(name("mlp.up_proj"), [inner, hidden], false, inner),
+        ],
+        down: linear(name("mlp.down_proj"), [hidden, inner], false, 0),
+    }
 }
 
 /// Names outside the blocks.
 #[must_use]
 pub fn top(spec: &Spec) -> TopNames {
-    let _ = spec;
-    todo!()
+    let (embedding, norm) = match spec.family {
+        Family::QwenV1 => ("transformer.wte.weight", "transformer.ln_f.weight"),
+        Family::Qwen2 | Family::Qwen3 => ("model.embed_tokens.weight", "model.norm.weight"),
+    };
+    let head = if spec.tied { embedding } else { STORED_HEAD };
+    TopNames { embedding: embedding.into(), norm: norm.into(), head: head.into() }
+}
+
+/// The output head's tensor in files that store one; those of tied models may, as a copy of the embedding.
+pub const STORED_HEAD: &str = "lm_head.weight";
+
+/// PEFT's name of an adapter matrix (`A` or `B`) of `module`.
+#[must_use]
+pub fn adapter_tensor(module: &str, matrix: char) -> String {
+    format!("base_model.model.{module}.lora_{matrix}.weight")
+}
+
+/// Whether `module` is to get an adapter: PEFT's rule, the whole name or its end after a dot.
+#[must_use]
+pub fn is_target(targets: &Targets, module: &str) -> bool {
+    match targets {
+        Targets::AllLinear => true,
+        Targets::Names(names) => names.iter().any(|name| matches(name, module)),
+    }
+}
+
+fn matches(target: &str, module: &str) -> bool {
+    module.strip_suffix(target).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+/// Checks that every target names at least one of `modules`.
+///
+/// # Errors
+/// [`crate::error::Kind::Usage`]: lists the targets that match nothing and the names there are.
+pub fn check_targets(targets: &Targets, modules: &[LinearName]) -> Result<()> {
+    let Targets::Names(names) = targets else {
+        return Ok(());
+    };
+    let unmatched: Vec<&str> = names
+        .iter()
+        .filter(|name| !modules.iter().any(|linear| matches(name, &linear.module)))
+        .map(String::as_str)
+        .collect();
+    if names.is_empty() || !unmatched.is_empty() {
+        let what = if names.is_empty() {
+            "no target modules are named".into()
+        } else {
+            format!("target modules that this model does not have: {}", unmatched.join(", "))
+        };
+        return Err(
+            Error::usage(what).hint(format!("it has {}; all-linear means all of them", short_names(modules)))
+        );
+    }
+    Ok(())
+}
+
+/// The shortest names of the linear layers: the last part, or two where that is ambiguous (v1's `c_proj`).
+fn short_names(modules: &[LinearName]) -> String {
+    let mut names: Vec<&str> = Vec::new();
+    for linear in modules {
+        let short = linear.module.rsplit('.').next().unwrap_or_default();
+        let name = if short == "c_proj" {
+            let parents = linear.module.rsplitn(3, '.').take(2).map(|part| part.len() + 1).sum::<usize>() - 1;
+            &linear.module[linear.module.len() - parents..]
+        } else {
+            short
+        };
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names.join(", ")
 }

@@ -1,0 +1,152 @@
+//! Strict JSON of untrusted files: bounded size and depth, no key twice.
+
+use crate::error::{Error, Result};
+use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::{Map, Value};
+use std::fmt;
+use std::io::Read;
+use std::path::Path;
+
+/// Deepest nesting of lists and objects.
+const MAX_DEPTH: usize = 32;
+
+/// A JSON object; its keys are sorted.
+pub type Object = Map<String, Value>;
+
+/// Reads the JSON object in the file `path`, which has at most `max_bytes`.
+///
+/// # Errors
+/// Names the file, line and column: larger, not UTF-8, not JSON, a key twice, nested too deeply, not an object.
+pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
+    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
+    let mut text = Vec::new();
+    file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, &e))?;
+    if text.len() as u64 > max_bytes {
+        return Err(Error::input(format!("{}: larger than {max_bytes} bytes", path.display())));
+    }
+    match parse(&text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),
+        Err(error) => Err(Error::input(format!("{}: {error}", path.display()))),
+    }
+}
+
+/// Parses `text` as one JSON value.
+///
+/// # Errors
+/// What is wrong, with line and column.
+pub fn parse(text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let value = Strict { depth: 0 }.deserialize(&mut reader)?;
+    reader.end()?;
+    Ok(value)
+}
+
+/// The error of a key that occurs twice in one object.
+pub(super) fn duplicate<E: de::Error>(key: &str) -> E {
+    E::custom(format_args!("the key {key:?} occurs twice"))
+}
+
+#[derive(Clone, Copy)]
+struct Strict {
+    depth: usize,
+}
+
+impl Strict {
+    fn deeper<E: de::Error>(self) -> std::result::Result<Self, E> {
+        if self.depth == MAX_DEPTH {
+            return Err(E::custom(format_args!("nested more than {MAX_DEPTH} deep")));
+        }
+        Ok(Strict { depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for Strict {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> std::result::Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Strict {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> std::result::Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> std::result::Result<Value, E> {
+        Ok(Value::from(value))
+    }
+
+    fn visit_unit<E>(self) -> std::result::Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Value, A::Error> {
+        let inner = self.deeper()?;
+        let mut values = Vec::new();
+        while let Some(value) = list.next_element_seed(inner)? {
+            values.push(value);
+        }
+        Ok(Value::Array(values))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
+        let inner = self.deeper()?;
+        let mut object = Object::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if object.contains_key(&key) {
+                return Err(duplicate(&key));
+            }
+            let value = map.next_value_seed(inner)?;
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+/// A string-to-string object without duplicate keys.
+pub(super) struct StringMap(pub(super) std::collections::BTreeMap<String, String>);
+
+impl<'de> Deserialize<'de> for StringMap {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Strings;
+        impl<'de> Visitor<'de> for Strings {
+            type Value = StringMap;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object of strings")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<StringMap, A::Error> {
+                let mut strings = std::collections::BTreeMap::new();
+                while let Some((key, value)) = map.next_entry::<String, String>()? {
+                    if strings.contains_key(&key) {
+                        return Err(duplicate(&key));
+                    }
+                    strings.insert(key, value);
+                }
+                Ok(StringMap(strings))
+            }
+        }
+        deserializer.deserialize_map(Strings)
+    }
+}
