@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod cases;
 pub mod embedding;
 pub mod linear;
 pub mod loss;

@@ -1,6 +1,7 @@
-//! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`, f32 inside.
+//! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`, f32 with sums in f64.
 
-use crate::device::{Device, Region};
+use crate::device::cpu::{lanes, tasks};
+use crate::device::{Cpu, Device, Region};
 
 /// Operands of one normalisation over rows of `dim` elements.
 #[derive(Clone, Copy, Debug)]
@@ -15,18 +16,107 @@ pub struct RmsNorm {
 
 /// `y` [rows, dim] from `x` [rows, dim]; `rstd` [rows] is kept for the backward pass.
 pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
-    let _ = (dev, p, x, y, rstd);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_forward(cpu, p, x, y, rstd),
+    }
 }
 
 /// Recomputes `y` from `x` and `rstd`: the same bits as [`forward`] wrote.
 pub fn recompute(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
-    let _ = (dev, p, x, rstd, y);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_recompute(cpu, p, x, rstd, y),
+    }
 }
 
 /// `dx += d(norm)ᵀ dy`: adds to what `dx` holds (the residual's gradient). The weight is frozen.
 pub fn backward(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
-    let _ = (dev, p, x, rstd, dy, dx);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_backward(cpu, p, x, rstd, dy, dx),
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+    let mean = lanes::dot(x, x) / x.len() as f64;
+    (1.0 / (mean + f64::from(eps)).sqrt()) as f32
+}
+
+#[inline(always)]
+pub(super) fn normalise(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * rstd * w;
+    }
+}
+
+/// The factor c of the gradient `rstd · (dy·w - c·x)`: `rstd² · mean(x·dy·w)`.
+#[inline(always)]
+pub(super) fn radial(x: &[f32], weight: &[f32], dy: &[f32], rstd: f32) -> f32 {
+    let (weight, dy) = (&weight[..x.len()], &dy[..x.len()]);
+    let dot = lanes::sum(
+        x.len(),
+        #[inline(always)]
+        |i| f64::from(x[i]) * f64::from(dy[i] * weight[i]),
+    );
+    (dot / x.len() as f64 * f64::from(rstd) * f64::from(rstd)) as f32
+}
+
+fn cpu_forward(cpu: &mut Cpu, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
+    let (isa, dim, eps) = (cpu.isa, p.dim, p.eps);
+    let (pool, [x, weight], [rows, rstd]) = cpu.split([x, p.weight], [y, rstd]);
+    let n = tasks::rows(dim);
+    tasks::run(
+        pool,
+        isa,
+        rows.chunks_mut(n * dim).zip(x.chunks(n * dim)).zip(rstd.chunks_mut(n)).collect(),
+        #[inline(always)]
+        |((y, x), rstd)| {
+            for ((y, x), rstd) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(rstd) {
+                *rstd = inverse_rms(x, eps);
+                normalise(x, weight, *rstd, y);
+            }
+        },
+    );
+    cpu.round(y);
+}
+
+fn cpu_recompute(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
+    let (isa, dim) = (cpu.isa, p.dim);
+    let (pool, [x, weight, rstd], [rows]) = cpu.split([x, p.weight, rstd], [y]);
+    let n = tasks::rows(dim);
+    tasks::run(
+        pool,
+        isa,
+        rows.chunks_mut(n * dim).zip(x.chunks(n * dim)).zip(rstd.chunks(n)).collect(),
+        #[inline(always)]
+        |((y, x), rstd)| {
+            for ((y, x), rstd) in y.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(rstd) {
+                normalise(x, weight, *rstd, y);
+            }
+        },
+    );
+    cpu.round(y);
+}
+
+fn cpu_backward(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
+    let (isa, dim) = (cpu.isa, p.dim);
+    let (pool, [x, weight, rstd, dy], [rows]) = cpu.split([x, p.weight, rstd, dy], [dx]);
+    let n = tasks::rows(dim);
+    let parts = rows.chunks_mut(n * dim).zip(x.chunks(n * dim)).zip(dy.chunks(n * dim)).zip(rstd.chunks(n));
+    tasks::run(
+        pool,
+        isa,
+        parts.collect(),
+        #[inline(always)]
+        |(((dx, x), dy), rstd)| {
+            let rows = dx.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(dy.chunks_exact(dim)).zip(rstd);
+            for (((dx, x), dy), rstd) in rows {
+                let c = radial(x, weight, dy, *rstd);
+                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(weight) {
+                    *dx = rstd.mul_add(x.mul_add(-c, dy * w), *dx);
+                }
+            }
+        },
+    );
+    cpu.round(dx);
 }

@@ -1,27 +1,49 @@
 //! Moving whole rows and regions: gather of the scored rows, its transpose, copies, fills.
 
+use crate::device::cpu::tasks;
 use crate::device::{Device, Region};
 
 /// `out[i] = x[index[i]]`; rows of `width` elements.
 pub fn gather(dev: &mut Device, x: Region, index: &[u32], width: usize, out: Region) {
-    let _ = (dev, x, index, width, out);
-    todo!()
+    let Device::Cpu(cpu) = dev;
+    let isa = cpu.isa;
+    let (pool, [x], [out]) = cpu.split([x], [out]);
+    assert_eq!(out.len(), index.len() * width, "one row for each index");
+    let n = tasks::rows(width);
+    let parts = out.chunks_mut(n * width).zip(index.chunks(n)).collect();
+    tasks::run(pool, isa, parts, |(out, index)| {
+        for (row, i) in out.chunks_exact_mut(width).zip(index) {
+            row.copy_from_slice(&x[*i as usize * width..][..width]);
+        }
+    });
 }
 
 /// `out` = 0, then `out[index[i]] = x[i]`; indices are distinct.
 pub fn scatter(dev: &mut Device, x: Region, index: &[u32], width: usize, out: Region) {
-    let _ = (dev, x, index, width, out);
-    todo!()
+    zero(dev, out);
+    let Device::Cpu(cpu) = dev;
+    let (_, [x], [out]) = cpu.split([x], [out]);
+    assert_eq!(x.len(), index.len() * width, "one row for each index");
+    for (row, i) in x.chunks_exact(width).zip(index) {
+        out[*i as usize * width..][..width].copy_from_slice(row);
+    }
 }
 
 /// `out = x`, same length.
 pub fn copy(dev: &mut Device, x: Region, out: Region) {
-    let _ = (dev, x, out);
-    todo!()
+    let Device::Cpu(cpu) = dev;
+    let isa = cpu.isa;
+    let (pool, [x], [out]) = cpu.split([x], [out]);
+    assert_eq!(x.len(), out.len(), "copy between different lengths");
+    let n = tasks::rows(1);
+    let parts = out.chunks_mut(n).zip(x.chunks(n)).collect();
+    tasks::run(pool, isa, parts, |(out, x)| out.copy_from_slice(x));
 }
 
 /// `out = 0`.
 pub fn zero(dev: &mut Device, out: Region) {
-    let _ = (dev, out);
-    todo!()
+    let Device::Cpu(cpu) = dev;
+    let isa = cpu.isa;
+    let (pool, [], [out]) = cpu.split([], [out]);
+    tasks::run(pool, isa, out.chunks_mut(tasks::rows(1)).collect(), |out| out.fill(0.0));
 }

@@ -1,15 +1,66 @@
 //! SwiGLU (Shazeer 2020): `silu(gate) * up`.
 
-use crate::device::{Device, Region};
+use crate::device::cpu::{math::sigmoid, tasks};
+use crate::device::{Cpu, Device, Region};
 
 /// `out` [T, I] from `gate_up` [T, 2·I]: gate in columns 0..I, up in I..2I. `width` is I.
 pub fn forward(dev: &mut Device, gate_up: Region, width: usize, out: Region) {
-    let _ = (dev, gate_up, width, out);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_forward(cpu, gate_up, width, out),
+    }
 }
 
 /// Replaces `gate_up` by its gradient, given `dout` [T, I].
 pub fn backward(dev: &mut Device, gate_up: Region, width: usize, dout: Region) {
-    let _ = (dev, gate_up, width, dout);
-    todo!()
+    match dev {
+        Device::Cpu(cpu) => cpu_backward(cpu, gate_up, width, dout),
+    }
+}
+
+fn cpu_forward(cpu: &mut Cpu, gate_up: Region, width: usize, out: Region) {
+    let isa = cpu.isa;
+    let (pool, [x], [y]) = cpu.split([gate_up], [out]);
+    assert_eq!(x.len(), 2 * y.len(), "gate and up beside each other");
+    let n = tasks::rows(width) * width;
+    tasks::run(
+        pool,
+        isa,
+        y.chunks_mut(n).zip(x.chunks(2 * n)).collect(),
+        #[inline(always)]
+        |(y, x)| {
+            for (y, x) in y.chunks_exact_mut(width).zip(x.chunks_exact(2 * width)) {
+                let (gate, up) = x.split_at(width);
+                for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+                    *y = g * sigmoid(*g) * u;
+                }
+            }
+        },
+    );
+    cpu.round(out);
+}
+
+/// With s = sigmoid(g): d silu(g) / dg = s (1 + g (1 - s)).
+fn cpu_backward(cpu: &mut Cpu, gate_up: Region, width: usize, dout: Region) {
+    let isa = cpu.isa;
+    let (pool, [dy], [x]) = cpu.split([dout], [gate_up]);
+    assert_eq!(x.len(), 2 * dy.len(), "gate and up beside each other");
+    let n = tasks::rows(width) * width;
+    tasks::run(
+        pool,
+        isa,
+        x.chunks_mut(2 * n).zip(dy.chunks(n)).collect(),
+        #[inline(always)]
+        |(x, dy)| {
+            for (x, dy) in x.chunks_exact_mut(2 * width).zip(dy.chunks_exact(width)) {
+                let (gate, up) = x.split_at_mut(width);
+                for ((g, u), dy) in gate.iter_mut().zip(up).zip(dy) {
+                    let s = sigmoid(*g);
+                    let silu = *g * s;
+                    *g = dy * *u * (s * g.mul_add(1.0 - s, 1.0));
+                    *u = dy * silu;
+                }
+            }
+        },
+    );
+    cpu.round(gate_up);
 }

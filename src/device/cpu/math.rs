@@ -32,6 +32,13 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// 1 / (1 + e^-x).
+#[inline(always)]
+#[must_use]
+pub fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
 /// Natural logarithm, correctly rounded but for rare ties: computed in f64.
 #[inline]
 #[must_use]

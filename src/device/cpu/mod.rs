@@ -4,10 +4,13 @@
 mod buffer;
 pub mod isa;
 mod kernel;
+pub mod lanes;
 pub mod math;
 pub mod matmul;
 mod pack;
 mod simd;
+pub mod tasks;
+pub mod tile;
 
 pub use isa::Isa;
 pub use matmul::Engine;

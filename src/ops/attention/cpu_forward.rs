@@ -1,0 +1,131 @@
+//! Attention on the CPU, forward: queries in the lanes, a running softmax over the keys (Milakov & Gimelshein
+//! 2018).
+
+use super::blocks::{Block, Columns, blocks, cut, cut_statistic, write_rows};
+use super::{Attention, QUERIES, STEP, Segment};
+use crate::device::cpu::lanes::{LANES, Lanes, column_products, row_products};
+use crate::device::cpu::math::{exp, ln};
+use crate::device::cpu::tasks;
+use crate::device::cpu::tile::Tile;
+use crate::device::{Cpu, Region};
+
+/// Writes output and log-sum-exp (`writes`) from `qk` and `qkv` (`reads`).
+pub(super) fn run(
+    cpu: &mut Cpu,
+    p: &Attention,
+    segments: &[Segment],
+    reads: [Region; 2],
+    writes: [Region; 2],
+) {
+    let (isa, d) = (cpu.isa, p.head_dim);
+    let (pool, [qk, qkv], [out, lse]) = cpu.split(reads, writes);
+    let tokens = out.len() / (p.heads * d);
+    let blocks = blocks(segments, QUERIES, tokens);
+    let outs = cut(Tile::new(out, p.heads * d), p.heads, d, &blocks);
+    let lses = cut_statistic(lse, p.heads, &blocks);
+    let places = (0..p.heads).flat_map(|h| blocks.iter().map(move |b| (h, *b)));
+    tasks::run(
+        pool,
+        isa,
+        places.zip(outs.into_iter().zip(lses)).collect(),
+        #[inline(always)]
+        |((head, block), (out, lse))| {
+            let kv = head / p.group();
+            let q = Columns::head(qk, p.qk_width(), head, d);
+            let k = Columns::head(qk, p.qk_width(), p.heads + kv, d);
+            let v = Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d);
+            forward_block([q, k, v], p.scale, block, out, lse);
+        },
+    );
+    cpu.round(writes[0]);
+}
+
+/// Sixteen queries on their way through the keys.
+struct Softmax {
+    /// First query, its row.
+    first: usize,
+    rows: usize,
+    q: Vec<Lanes>,
+    /// Unnormalised output, [D].
+    out: Vec<Lanes>,
+    max: Lanes,
+    sum: Lanes,
+}
+
+#[inline(always)]
+fn forward_block([q, k, v]: [Columns<'_>; 3], scale: f32, block: Block, mut out: Tile<'_>, lse: &mut [f32]) {
+    let d = q.width;
+    let mut panels: Vec<Softmax> = (0..block.rows)
+        .step_by(LANES)
+        .map(|r| Softmax {
+            first: block.first + r,
+            rows: LANES.min(block.rows - r),
+            q: q.panel(block.first + r, block.rows - r),
+            out: vec![[0.0; LANES]; d],
+            max: [f32::NEG_INFINITY; LANES],
+            sum: [0.0; LANES],
+        })
+        .collect();
+    let (mut keys, mut values) = (vec![0.0; STEP * d], vec![0.0; STEP * d]);
+    let mut scores = [[0.0; LANES]; STEP];
+    let end = block.first + block.rows;
+    for first in (block.start..end).step_by(STEP) {
+        let count = STEP.min(end - first);
+        k.copy(first, &mut keys[..count * d]);
+        v.copy(first, &mut values[..count * d]);
+        for panel in &mut panels {
+            let seen = count.min((panel.first + panel.rows).saturating_sub(first));
+            if seen > 0 {
+                row_products(&keys, &panel.q, &mut scores[..seen]);
+                panel.weigh(&mut scores[..seen], scale, first);
+                column_products(&values, &scores[..seen], &mut panel.out);
+            }
+        }
+    }
+    for (panel, lse) in panels.iter_mut().zip(lse.chunks_mut(LANES)) {
+        for row in &mut panel.out {
+            for l in 0..LANES {
+                row[l] /= panel.sum[l];
+            }
+        }
+        write_rows(&mut out, &panel.out, panel.first - block.first, panel.rows);
+        for (l, lse) in lse.iter_mut().enumerate() {
+            *lse = panel.max[l] + ln(panel.sum[l]);
+        }
+    }
+}
+
+impl Softmax {
+    /// Replaces the products with the keys from `first` on by their unnormalised weights, and brings maximum,
+    /// sum and output up to the new maximum.
+    #[inline(always)]
+    fn weigh(&mut self, scores: &mut [Lanes], scale: f32, first: usize) {
+        let old = self.max;
+        for (key, scores) in (first..).zip(scores.iter_mut()) {
+            for l in 0..LANES {
+                let score = scores[l] * scale;
+                scores[l] = if key > self.first + l { f32::NEG_INFINITY } else { score };
+                self.max[l] = if scores[l] > self.max[l] { scores[l] } else { self.max[l] };
+            }
+        }
+        let mut sum = [0.0f32; LANES];
+        for scores in scores.iter_mut() {
+            for l in 0..LANES {
+                scores[l] = exp(scores[l] - self.max[l]);
+                sum[l] += scores[l];
+            }
+        }
+        let mut factor = [0.0f32; LANES];
+        for l in 0..LANES {
+            factor[l] = exp(old[l] - self.max[l]);
+            self.sum[l] = self.sum[l].mul_add(factor[l], sum[l]);
+        }
+        if factor != [1.0; LANES] {
+            for row in &mut self.out {
+                for l in 0..LANES {
+                    row[l] *= factor[l];
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The check cases of the operations: one table each, read by the tests and by everything else that runs an
+//! operation on its own. Shapes are those of the models, odd ones around the sizes of blocks and lanes, and
+//! the smallest; values that strain an operation stand beside the shapes.
+
+/// A normalisation.
+#[derive(Clone, Copy, Debug)]
+pub struct RmsNormCase {
+    /// Rows.
+    pub rows: usize,
+    /// Row length.
+    pub dim: usize,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// Standard deviation of the input.
+    pub size: f32,
+}
+
+/// RMSNorm.
+pub const RMSNORM: &[RmsNormCase] = &[
+    RmsNormCase { rows: 1, dim: 1, eps: 1e-6, size: 1.0 },
+    RmsNormCase { rows: 3, dim: 17, eps: 1e-6, size: 1.0 },
+    RmsNormCase { rows: 67, dim: 896, eps: 1e-6, size: 1.0 },
+    RmsNormCase { rows: 5, dim: 5120, eps: 1e-5, size: 300.0 },
+    RmsNormCase { rows: 4, dim: 64, eps: 1e-6, size: 1e-4 },
+    RmsNormCase { rows: 2, dim: 48, eps: 1e-6, size: 0.0 },
+];
+
+/// A rotation of queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub struct RopeCase {
+    /// Token rows.
+    pub tokens: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Head size.
+    pub head_dim: usize,
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// With the head norm.
+    pub norm: bool,
+    /// Position of the first token; they ascend from there.
+    pub position: u32,
+}
+
+/// Rotary embedding.
+pub const ROPE: &[RopeCase] = &[
+    RopeCase { tokens: 1, heads: 1, kv_heads: 1, head_dim: 2, theta: 1e4, norm: false, position: 0 },
+    RopeCase { tokens: 5, heads: 3, kv_heads: 1, head_dim: 24, theta: 1e4, norm: true, position: 7 },
+    RopeCase { tokens: 70, heads: 14, kv_heads: 2, head_dim: 64, theta: 1e6, norm: false, position: 0 },
+    RopeCase { tokens: 33, heads: 16, kv_heads: 8, head_dim: 128, theta: 1e6, norm: true, position: 900 },
+];
+
+/// An attention.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionCase {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Head size.
+    pub head_dim: usize,
+    /// Lengths of the segments.
+    pub segments: &'static [u32],
+    /// Standard deviation of the queries: large ones make a softmax with one weight near 1.
+    pub peak: f32,
+}
+
+/// Attention.
+pub const ATTENTION: &[AttentionCase] = &[
+    AttentionCase { heads: 1, kv_heads: 1, head_dim: 16, segments: &[1], peak: 1.0 },
+    AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, segments: &[5, 1, 17, 2], peak: 1.0 },
+    AttentionCase { heads: 2, kv_heads: 2, head_dim: 24, segments: &[16, 15, 33], peak: 1.0 },
+    AttentionCase { heads: 7, kv_heads: 1, head_dim: 64, segments: &[63, 64, 65], peak: 1.0 },
+    AttentionCase { heads: 14, kv_heads: 2, head_dim: 64, segments: &[130], peak: 1.0 },
+    AttentionCase { heads: 4, kv_heads: 2, head_dim: 128, segments: &[96, 31], peak: 1.0 },
+    AttentionCase { heads: 2, kv_heads: 1, head_dim: 6, segments: &[20], peak: 1.0 },
+    AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, segments: &[90], peak: 40.0 },
+];
+
+/// A gated activation.
+#[derive(Clone, Copy, Debug)]
+pub struct SwigluCase {
+    /// Token rows.
+    pub rows: usize,
+    /// Columns of the result.
+    pub width: usize,
+    /// Standard deviation of the input.
+    pub size: f32,
+}
+
+/// SwiGLU.
+pub const SWIGLU: &[SwigluCase] = &[
+    SwigluCase { rows: 1, width: 1, size: 1.0 },
+    SwigluCase { rows: 3, width: 37, size: 1.0 },
+    SwigluCase { rows: 19, width: 4864, size: 2.0 },
+    SwigluCase { rows: 4, width: 64, size: 1e4 },
+];
+
+/// Lengths of the flat buffers of an optimizer step or a reduction.
+pub const FLAT: &[usize] = &[1, 15, 16, 1000, 16 * 1024, 100_003];
+
+/// Rows moved by index.
+#[derive(Clone, Copy, Debug)]
+pub struct RowsCase {
+    /// Rows of the source.
+    pub rows: usize,
+    /// Elements of a row.
+    pub width: usize,
+    /// Every which row is taken.
+    pub every: usize,
+}
+
+/// Gather, scatter and embedding.
+pub const ROWS: &[RowsCase] = &[
+    RowsCase { rows: 1, width: 1, every: 1 },
+    RowsCase { rows: 10, width: 7, every: 3 },
+    RowsCase { rows: 300, width: 896, every: 2 },
+];

@@ -1,0 +1,108 @@
+//! The optimizer, reductions and the random generator.
+
+use super::rig::{Rig, close, wide};
+use qwentune::ops::adamw::{self, AdamW};
+use qwentune::ops::cases::FLAT;
+use qwentune::ops::reduce;
+use qwentune::philox::{Stream, philox4x32, uniform};
+
+const NUMBERS: AdamW =
+    AdamW { lr: 3e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
+
+/// The textbook's AdamW in f64.
+fn reference(p: &AdamW, state: [&mut Vec<f64>; 3], grads: &[f64]) {
+    let [params, m, v] = state;
+    let power = |base: f64| (0..p.step).fold(1.0, |product, _| product * base);
+    for (i, g) in grads.iter().enumerate() {
+        let g = g * f64::from(p.grad_scale);
+        m[i] = p.beta1 * m[i] + (1.0 - p.beta1) * g;
+        v[i] = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
+        let (mean, square) = (m[i] / (1.0 - power(p.beta1)), v[i] / (1.0 - power(p.beta2)));
+        params[i] -= p.lr * p.weight_decay * params[i] + p.lr * mean / (square.sqrt() + p.epsilon);
+    }
+}
+
+#[test]
+fn adamw_follows_the_reference() {
+    for &len in FLAT {
+        let mut rig = Rig::new(41);
+        let (params, values) = rig.random(len, 0.1);
+        let (grads, gradient) = rig.random(len, 0.01);
+        let [m, v] = [(); 2].map(|()| rig.given(&vec![0.0; len]));
+        let steps: Vec<AdamW> = (1..=3).map(|step| AdamW { step, ..NUMBERS }).collect();
+        let got = rig.run(&[params, m, v], |dev| {
+            for p in &steps {
+                adamw::step(dev, p, params, grads, m, v);
+            }
+        });
+        let (mut params, mut m, mut v) = (wide(&values), vec![0.0; len], vec![0.0; len]);
+        for p in &steps {
+            reference(p, [&mut params, &mut m, &mut v], &wide(&gradient));
+        }
+        close("params", &got[0], &params, 1e-6);
+        close("m", &got[1], &m, 1e-6);
+        close("v", &got[2], &v, 1e-6);
+    }
+}
+
+#[test]
+fn adamw_without_gradient_only_decays() {
+    let mut rig = Rig::new(43);
+    let (params, values) = rig.random(100, 1.0);
+    let [grads, m, v] = [(); 3].map(|()| rig.given(&[0.0; 100]));
+    let got = rig.run(&[params, m], |dev| adamw::step(dev, &NUMBERS, params, grads, m, v));
+    let decayed: Vec<f64> = values.iter().map(|w| f64::from(*w) * (1.0 - 3e-4)).collect();
+    close("params", &got[0], &decayed, 1e-7);
+    assert_eq!(got[1], [0.0; 100]);
+}
+
+#[test]
+fn sum_of_squares_is_exact_to_rounding() {
+    for &len in FLAT {
+        let mut rig = Rig::new(47);
+        let (x, values) = rig.random(len, 1.0);
+        let sums = std::sync::Mutex::new(Vec::new());
+        rig.run(&[x], |dev| sums.lock().expect("no panic").push(reduce::sum_of_squares(dev, x)));
+        let sums = sums.into_inner().expect("no panic");
+        let want: f64 = wide(&values).iter().map(|v| v * v).sum();
+        assert!((sums[0] - want).abs() <= 1e-13 * want, "{} instead of {want}", sums[0]);
+        assert!(sums.iter().all(|s| s.to_bits() == sums[0].to_bits()), "{sums:?}");
+    }
+}
+
+#[test]
+fn sum_of_squares_shows_any_number_that_is_not_finite() {
+    for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        for place in [0, 16_384, 20_000] {
+            let mut rig = Rig::new(53);
+            let mut values = vec![1.0; 20_001];
+            values[place] = bad;
+            let x = rig.given(&values);
+            rig.run(&[], |dev| assert!(!reduce::sum_of_squares(dev, x).is_finite()));
+        }
+    }
+}
+
+/// The known answers of Random123's `kat_vectors`.
+#[test]
+fn philox_gives_the_published_answers() {
+    let all = u32::MAX;
+    assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
+    assert_eq!(philox4x32([all; 4], [all; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
+    let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
+    let key = [0xa409_3822, 0x299f_31d0];
+    assert_eq!(philox4x32(pi, key), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
+}
+
+#[test]
+fn streams_share_no_number_and_fill_the_unit_interval() {
+    let draw = |stream, i| uniform(9, stream, i);
+    let (mut sum, n) = (0.0, 4000);
+    for i in 0..n {
+        let x = draw(Stream::LoraInit, i);
+        assert!((0.0..1.0).contains(&x));
+        assert!(x != draw(Stream::RowOrder, i) && x != draw(Stream::LoraInit, i + (1 << 32)));
+        sum += x;
+    }
+    assert!((sum / n as f64 - 0.5).abs() < 0.02, "mean {}", sum / n as f64);
+}
