@@ -73,9 +73,9 @@ fn measure(cpu: &mut Cpu, weight: &Matrix, rows: usize, forward: bool) -> f64 {
             let depth = range.min(depth - first);
             let slice = if forward { weight.clone() } else { weight.row_range(first, depth) };
             let right = if forward { Right::weight_transposed(&slice) } else { Right::weight(&slice) };
-            let terms = vec![Term { left: 0, first, depth, right }];
+            let terms = vec![Term { left: 0, first: 0, depth, right }];
             let outputs = [Output { column: 0, columns, terms, scale: 1.0, bias: None }];
-            let lefts = [Left::new(&left, left.len() / rows)];
+            let lefts = [Left::new(&left[first..], left.len() / rows)];
             let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: first > 0 };
             engine.multiply(&p, &mut result, columns);
         }

@@ -1,18 +1,19 @@
 //! The inner loops of matrix products: tiles of sums in registers, as in BLIS (Van Zee & van de Geijn 2015).
 //!
-//! A panel of the left factor is 8 rows, a panel of the right factor three vectors of columns. Per k, a tile
-//! loads the right panel's vectors once and multiplies them by one broadcast element per row.
+//! A panel of the left factor is 12 rows, a panel of the right factor two vectors of columns. Per k, a tile
+//! loads the right panel's vectors once and multiplies them by one broadcast element per row. 12 × 2 sums are
+//! what 32 registers hold, 6 × 2 what 16 hold without spilling.
 
 use super::simd::Simd;
 
 /// Rows of a panel of the left factor.
-pub(super) const ROWS: usize = 8;
+pub(super) const ROWS: usize = 12;
 /// Vectors side by side in a panel of the right factor.
-pub(super) const VECTORS: usize = 3;
+pub(super) const VECTORS: usize = 2;
 /// Row panels that stay in the second-level cache while the right panels pass by.
-const RESIDENT: usize = 16;
+const RESIDENT: usize = 12;
 
-/// A left factor as tiles read it: element (i, k) is at `base[i / 8 * panel + i % 8 * row + k * step]`.
+/// A left factor as tiles read it: element (i, k) is at `base[i / 12 * panel + i % 12 * row + k * step]`.
 #[derive(Clone, Copy)]
 pub(super) struct LeftView {
     pub base: *const f32,
@@ -21,7 +22,7 @@ pub(super) struct LeftView {
     pub panel: usize,
     pub row: usize,
     pub step: usize,
-    /// Panels of 8 adjacent elements per k, padded to 8 rows.
+    /// Panels of 12 adjacent elements per k, padded to 12 rows.
     pub packed: bool,
 }
 
@@ -63,7 +64,7 @@ pub(super) unsafe fn block<S: Simd>(
         let mut index = 0;
         while let Some(right) = panels(index) {
             for row in (first..last).step_by(ROWS) {
-                // SAFETY: the caller vouches for the views; `row` is a multiple of 8 inside them.
+                // SAFETY: the caller vouches for the views; `row` is a multiple of 12 inside them.
                 unsafe {
                     let base = left.base.add(row / ROWS * left.panel + k0 * left.step);
                     let to = target.base.add(row * target.stride + column);
@@ -71,8 +72,7 @@ pub(super) unsafe fn block<S: Simd>(
                     let to = Target { base: to, ..target };
                     match right.columns.div_ceil(S::LANES) {
                         1 => panel::<S, 1>(a, right, depth, to),
-                        2 => panel::<S, 2>(a, right, depth, to),
-                        _ => panel::<S, 3>(a, right, depth, to),
+                        _ => panel::<S, 2>(a, right, depth, to),
                     }
                 }
             }
@@ -82,20 +82,25 @@ pub(super) unsafe fn block<S: Simd>(
     }
 }
 
-/// Up to 8 rows of `N` vectors.
+/// Up to 12 rows of `N` vectors, in the tiles that waste least.
 ///
 /// # Safety
 /// As for [`block`], from the first row on.
 #[inline(always)]
 unsafe fn panel<S: Simd, const N: usize>(left: LeftView, right: RightPanel, depth: usize, to: Target) {
-    // SAFETY: passed on from the caller; the lower half is only visited when it has a row.
+    // SAFETY: passed on from the caller; every tile that is visited has a row.
     unsafe {
-        if S::WIDE || N == 1 {
-            tile::<S, 8, N>(left, 0, right, depth, to);
-        } else {
-            tile::<S, 4, N>(left, 0, right, depth, to);
-            if left.rows > 4 {
+        match left.rows {
+            0..=4 => tile::<S, 4, N>(left, 0, right, depth, to),
+            5..=8 if S::WIDE || N == 1 => tile::<S, 8, N>(left, 0, right, depth, to),
+            5..=8 => {
+                tile::<S, 4, N>(left, 0, right, depth, to);
                 tile::<S, 4, N>(left, 4, right, depth, to);
+            }
+            _ if S::WIDE || N == 1 => tile::<S, 12, N>(left, 0, right, depth, to),
+            _ => {
+                tile::<S, 6, N>(left, 0, right, depth, to);
+                tile::<S, 6, N>(left, 6, right, depth, to);
             }
         }
     }

@@ -12,6 +12,7 @@ use super::simd::Simd;
 use crate::device::Matrix;
 use crate::element::Element;
 use std::cell::RefCell;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Length of a block of the inner dimension.
@@ -158,27 +159,27 @@ impl Engine<'_> {
             return;
         }
         p.check(result.len(), stride);
-        let depths: Vec<usize> = (0..p.lefts.len()).map(|i| p.packed_depth(i)).collect();
-        let depth: usize = depths.iter().sum();
+        let columns: Vec<_> = (0..p.lefts.len()).map(|i| p.packed_columns(i)).collect();
+        let depth: usize = columns.iter().map(|c| c.len()).sum();
         let round = (PACKED / depth.max(1)).next_multiple_of(8 * ROWS);
         self.packed.reserve(depth * round.min(p.rows.next_multiple_of(ROWS)));
         for first in (0..p.rows).step_by(round) {
             let rows = round.min(p.rows - first);
             let lefts: Vec<_> = p.lefts.iter().map(|left| left.from_row(first)).collect();
-            let views = self.pack(&lefts, &depths, rows);
+            let views = self.pack(&lefts, &columns, rows);
             let residual = p.residual.map(|r| &r[first * stride..]);
             let result = Shared(result[first * stride..].as_mut_ptr());
             self.compute(&Round { p, rows, views, residual, result, stride });
         }
     }
 
-    /// Packs the factors whose depth is not zero; the others are viewed in place.
-    fn pack(&mut self, lefts: &[Left<'_>], depths: &[usize], rows: usize) -> Vec<LeftView> {
+    /// Packs the given columns of the factors; where there are none the factor is viewed in place.
+    fn pack(&mut self, lefts: &[Left<'_>], columns: &[Range<usize>], rows: usize) -> Vec<LeftView> {
         let panels = rows.div_ceil(ROWS);
         let mut rest = &mut self.packed[..];
         let mut views = Vec::with_capacity(lefts.len());
-        for (left, &depth) in lefts.iter().zip(depths) {
-            if depth == 0 {
+        for (left, columns) in lefts.iter().zip(columns) {
+            if columns.is_empty() {
                 let base = left.values.as_ptr();
                 views.push(LeftView {
                     base,
@@ -190,6 +191,8 @@ impl Engine<'_> {
                 });
                 continue;
             }
+            let depth = columns.len();
+            let left = &Left { values: &left.values[columns.start * left.step..], ..*left };
             let (packed, after) = rest.split_at_mut(panels * ROWS * depth);
             rest = after;
             let to = Shared(packed.as_mut_ptr());
@@ -199,7 +202,9 @@ impl Engine<'_> {
                     PackLeft { left, rows, index, depth, to: to.get().wrapping_add(index * ROWS * depth) };
                 self.isa.dispatch(job);
             });
-            views.push(pack::packed_view(packed, rows, depth));
+            let view = pack::packed_view(packed, rows, depth);
+            // Terms count columns from the factor's first one.
+            views.push(LeftView { base: view.base.wrapping_sub(columns.start * ROWS), ..view });
         }
         views
     }
@@ -451,15 +456,16 @@ impl<'a> Right<'a> {
 }
 
 impl Product<'_> {
-    /// Columns of a left factor to pack; 0 where it is better read in place.
-    fn packed_depth(&self, left: usize) -> usize {
+    /// Columns of a left factor to pack; none where it is better read in place.
+    fn packed_columns(&self, left: usize) -> Range<usize> {
         let uses = || self.outputs.iter().flat_map(|o| o.terms.iter().map(move |t| (o.columns, t)));
         let uses = || uses().filter(|(_, t)| t.left == left);
         let columns: usize = uses().map(|(columns, _)| columns).sum();
         if columns < PACK_COLUMNS || self.lefts[left].row == 1 || self.rows < ROWS {
-            return 0;
+            return 0..0;
         }
-        uses().map(|(_, t)| t.first + t.depth).max().unwrap_or(0)
+        let first = uses().map(|(_, t)| t.first).min().unwrap_or(0);
+        first..uses().map(|(_, t)| t.first + t.depth).max().unwrap_or(0)
     }
 
     /// Everything that is read or written in a fast loop lies inside its slice.

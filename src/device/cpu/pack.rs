@@ -10,23 +10,23 @@ pub(super) const fn right_len(columns: usize, depth: usize) -> usize {
     columns.next_multiple_of(16) * depth
 }
 
-/// Packs panel `index` of a left factor: `to` gets 8 elements for each of the `depth` k.
+/// Packs panel `index` of a left factor: `to` gets 12 elements for each of the `depth` k.
 ///
 /// # Safety
-/// `left` has a row `index * 8` and `depth` columns.
+/// `left` has a row `index * 12` and `depth` columns.
 #[inline(always)]
 pub(super) unsafe fn left<S: Simd>(left: &Left<'_>, rows: usize, index: usize, depth: usize, to: &mut [f32]) {
     let first = index * ROWS;
     let count = ROWS.min(rows - first);
-    let source = left.values.as_ptr();
     let (row, step) = (left.row, left.step);
     let mut k = 0;
     if count == ROWS && step == 1 {
         while k + 8 <= depth {
-            // SAFETY: eight rows and columns k .. k+8 exist, and so does their place in `to`.
-            unsafe {
-                let from = source.add(first * row + k).cast::<u8>();
-                S::transpose8::<F32>(from, row * 4, to[k * ROWS..(k + 8) * ROWS].as_mut_ptr(), ROWS);
+            // Rows 4 to 7 are written twice.
+            for i in [0, ROWS - 8] {
+                let (from, to) = (&left.values[(first + i) * row + k..], &mut to[k * ROWS + i..]);
+                // SAFETY: eight rows and eight columns exist from there on, and so does their place in `to`.
+                unsafe { S::transpose8::<F32>(from.as_ptr().cast(), row * 4, to.as_mut_ptr(), ROWS) };
             }
             k += 8;
         }
@@ -82,88 +82,107 @@ unsafe fn panels<S: Simd, E: Stored>(
     part: Part,
     to: &mut [f32],
 ) {
-    let panel = VECTORS * S::LANES;
-    let mut start = 0;
-    for first in (0..part.columns).step_by(panel) {
-        let columns = panel.min(part.columns - first);
-        let width = columns.next_multiple_of(S::LANES);
-        let to = &mut to[start..start + width * part.depth];
-        start += to.len();
-        let column = part.column + first;
-        for group in (0..width).step_by(8) {
-            let count = columns.saturating_sub(group).min(8);
-            let (k0, depth, column) = (part.k0, part.depth, column + group);
-            // SAFETY: `count` columns from `column` on and the k of the part exist; the group's eight
-            // columns of each of the `depth` rows of `width` elements lie inside `to`.
-            unsafe {
-                let to = to.as_mut_ptr().add(group);
-                if transposed {
-                    let from = from.add((column * stride + k0) * E::BYTES);
-                    columns_of_rows::<S, E>(from, stride * E::BYTES, count, depth, to, width);
-                } else {
-                    let from = from.add((k0 * stride + column) * E::BYTES);
-                    rows_of_rows::<S, E>(from, stride * E::BYTES, count, depth, to, width);
-                }
-            }
+    let Part { k0, depth, column, columns } = part;
+    assert!(to.len() >= columns.next_multiple_of(S::LANES) * depth, "the packed block is too small");
+    // SAFETY: the caller vouches for the part, the assertion for its place.
+    unsafe {
+        if transposed {
+            let from = from.add((column * stride + k0) * E::BYTES);
+            columns_of_rows::<S, E>(from, stride * E::BYTES, columns, depth, to.as_mut_ptr());
+        } else {
+            let from = from.add((k0 * stride + column) * E::BYTES);
+            rows_of_rows::<S, E>(from, stride * E::BYTES, columns, depth, to.as_mut_ptr());
         }
     }
 }
 
-/// Eight columns, each a row in memory.
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Packs columns that are rows in memory, eight at a time.
 ///
 /// # Safety
-/// `from` has `count` rows of `depth` elements, `to` `depth` rows of eight.
+/// `from` has `columns` rows of `depth` elements; `to` holds the packed panels.
 #[inline(always)]
 unsafe fn columns_of_rows<S: Simd, E: Stored>(
     from: *const u8,
     stride: usize,
-    count: usize,
+    columns: usize,
     depth: usize,
     to: *mut f32,
-    width: usize,
 ) {
-    let mut k = 0;
-    // SAFETY: k stays below `depth`, i below `count` where memory is read.
-    unsafe {
-        if count == 8 {
-            while k + 8 <= depth {
-                S::transpose8::<E>(from.add(k * E::BYTES), stride, to.add(k * width), width);
-                k += 8;
+    for group in (0..columns.next_multiple_of(S::LANES)).step_by(8) {
+        let count = columns.saturating_sub(group).min(8);
+        let (offset, width) = place::<S>(group, columns, depth);
+        let mut k = 0;
+        // SAFETY: k stays below `depth`, i below `count` where memory is read; prefetches read nothing.
+        unsafe {
+            let from = from.wrapping_add(group * stride);
+            let to = to.add(offset);
+            if count == 8 {
+                while k + 8 <= depth {
+                    if k * E::BYTES % LINE == 0 {
+                        // The next eight rows, which the hardware does not foresee.
+                        for i in 8..16 {
+                            S::prefetch(from.wrapping_add(i * stride + k * E::BYTES).cast());
+                        }
+                    }
+                    S::transpose8::<E>(from.add(k * E::BYTES), stride, to.add(k * width), width);
+                    k += 8;
+                }
             }
-        }
-        for k in k..depth {
-            for i in 0..8 {
-                let value = if i < count { E::widen(from.add(i * stride + k * E::BYTES)) } else { 0.0 };
-                *to.add(k * width + i) = value;
+            for k in k..depth {
+                for i in 0..8 {
+                    let value = if i < count { E::widen(from.add(i * stride + k * E::BYTES)) } else { 0.0 };
+                    *to.add(k * width + i) = value;
+                }
             }
         }
     }
 }
 
-/// Eight columns that lie side by side in every row.
+/// Packs columns that lie side by side in every row, row by row as memory delivers them.
 ///
 /// # Safety
-/// `from` has `depth` rows of `count` elements, `to` `depth` rows of eight.
+/// `from` has `depth` rows of `columns` elements; `to` holds the packed panels.
 #[inline(always)]
 unsafe fn rows_of_rows<S: Simd, E: Stored>(
     from: *const u8,
     stride: usize,
-    count: usize,
+    columns: usize,
     depth: usize,
     to: *mut f32,
-    width: usize,
 ) {
+    /// Rows that are fetched ahead.
+    const AHEAD: usize = 8;
     for k in 0..depth {
-        // SAFETY: k < `depth`, i < `count` where memory is read.
-        unsafe {
-            let (from, to) = (from.add(k * stride), to.add(k * width));
-            if count == 8 {
-                S::widen8::<E>(from, to);
-            } else {
-                for i in 0..8 {
-                    *to.add(i) = if i < count { E::widen(from.add(i * E::BYTES)) } else { 0.0 };
+        for group in (0..columns.next_multiple_of(S::LANES)).step_by(8) {
+            let count = columns.saturating_sub(group).min(8);
+            let (offset, width) = place::<S>(group, columns, depth);
+            // SAFETY: k < `depth`, i < `count` where memory is read; prefetches read nothing.
+            unsafe {
+                let from = from.wrapping_add(k * stride + group * E::BYTES);
+                let to = to.add(offset + k * width);
+                if group * E::BYTES % LINE == 0 {
+                    S::prefetch(from.wrapping_add(AHEAD * stride).cast());
+                }
+                if count == 8 {
+                    S::widen8::<E>(from, to);
+                } else {
+                    for i in 0..8 {
+                        *to.add(i) = if i < count { E::widen(from.add(i * E::BYTES)) } else { 0.0 };
+                    }
                 }
             }
         }
     }
+}
+
+/// Where the eight columns from `group` on begin in a packed block, and the distance of consecutive k there.
+#[inline(always)]
+fn place<S: Simd>(group: usize, columns: usize, depth: usize) -> (usize, usize) {
+    let panel = VECTORS * S::LANES;
+    let first = group / panel * panel;
+    let width = panel.min(columns - first).next_multiple_of(S::LANES);
+    (first * depth + group - first, width)
 }

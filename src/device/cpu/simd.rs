@@ -13,7 +13,7 @@ pub(super) trait Simd: Copy {
     type V: Copy;
     /// f32 in a vector: 8 or 16.
     const LANES: usize;
-    /// Whether 8 × 3 sums fit into the registers, beside three vectors and a broadcast; else 4 × 3 do.
+    /// Whether 12 × 2 sums fit into the registers, beside two vectors and a broadcast; else 6 × 2 do.
     const WIDE: bool;
 
     unsafe fn zero() -> Self::V;
