@@ -1,1 +1,97 @@
-//! Tests of golden.
+//! The trainer against transformers + PEFT in float32 (`scripts/make_golden.py`): 20 steps of small models
+//! of every family. Two float32 implementations were measured to differ by 2e-7 in the loss, 2e-6 in the
+//! gradient norm and 2e-5 in the final adapter.
+
+use crate::common::scratch;
+use qwentune::formats::peft;
+use qwentune::report::jsonl::Line;
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/train");
+
+fn json(path: &Path) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// Trains a case with the program, exactly as its `args.json` says.
+fn run_case(case: &Path, out: &Path) {
+    let args: Vec<String> = serde_json::from_value(json(&case.join("args.json"))).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_qwentune"))
+        .arg("train")
+        .args(&args)
+        .arg("--model")
+        .arg(case.join("model"))
+        .arg("--init-adapter")
+        .arg(case.join("init"))
+        .arg("--train-file")
+        .arg(case.join("data.jsonl"))
+        .arg("--output-dir")
+        .arg(out.join("run"))
+        .arg("--cache-dir")
+        .arg(out.join("cache"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{}: {text}", case.display());
+}
+
+fn assert_close(case: &str, what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{case}: number of {what} values");
+    for (step, (a, b)) in found.iter().zip(expected).enumerate() {
+        let difference = (a - b).abs() / b.abs().max(1e-12);
+        let step = step + 1;
+        assert!(
+            difference <= tolerance,
+            "{case} step {step}: {what} {a} against {b}, relative {difference:e}"
+        );
+    }
+}
+
+/// ‖ours − theirs‖ / ‖theirs‖ over all tensors.
+fn adapter_distance(ours: &Path, theirs: &Path) -> f64 {
+    let (ours, theirs) = (peft::read(ours).unwrap(), peft::read(theirs).unwrap());
+    assert_eq!(ours.tensors.len(), theirs.tensors.len());
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (a, b) in ours.tensors.iter().zip(&theirs.tensors) {
+        assert_eq!((&a.name, a.shape), (&b.name, b.shape));
+        for (x, y) in a.values.iter().zip(&b.values) {
+            difference += f64::from(x - y).powi(2);
+            norm += f64::from(*y).powi(2);
+        }
+    }
+    (difference / norm).sqrt()
+}
+
+#[test]
+fn follows_transformers_and_peft() {
+    let mut cases: Vec<_> = std::fs::read_dir(CASES).unwrap().map(|e| e.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 5);
+    for case in cases {
+        let name = case.file_name().unwrap().to_str().unwrap().to_owned();
+        let out = scratch(&format!("golden-{name}"));
+        run_case(&case, &out);
+        let text = std::fs::read_to_string(out.join("run/metrics.jsonl")).unwrap();
+        let lines: Vec<_> = text
+            .lines()
+            .map(|l| match Line::parse(l).unwrap() {
+                Line::Step(s) => s,
+                Line::Eval(_) => panic!("no evaluation was asked for"),
+            })
+            .collect();
+        let expected = json(&case.join("expected.json"));
+        let column =
+            |f: fn(&qwentune::report::event::StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
+        assert_close(&name, "lr", &column(|l| l.lr), &numbers(&expected["lr"]), 1e-12);
+        assert_close(&name, "loss", &column(|l| l.loss), &numbers(&expected["loss"]), 1e-6);
+        assert_close(&name, "grad_norm", &column(|l| l.grad_norm), &numbers(&expected["grad_norm"]), 1e-5);
+        let distance = adapter_distance(&out.join("run/adapter"), &case.join("final"));
+        assert!(distance <= 1e-4, "{name}: final adapter differs by {distance:e}");
+    }
+}

@@ -1,6 +1,7 @@
 //! One test binary; each module says what it guards.
 mod checkpoint;
 mod cli;
+mod common;
 mod config;
 mod data;
 mod faults;

@@ -167,6 +167,12 @@ impl Store {
         }
     }
 
+    /// Waits until nothing is being written. The result is among the next [`Store::outcomes`].
+    pub fn flush(&mut self) {
+        let desk = self.desk();
+        drop(self.wait_until_idle(desk));
+    }
+
     /// Saves that ended since the last call.
     pub fn outcomes(&mut self) -> Vec<Outcome> {
         let mut desk = self.desk();

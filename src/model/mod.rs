@@ -1,4 +1,12 @@
 //! The Qwen families: shapes, names, weights, adapters, forward and backward.
 
+pub mod lora;
 pub mod names;
+pub mod network;
 pub mod spec;
+pub mod weights;
+
+pub use lora::{AdapterSpec, Layout};
+pub use network::Network;
+pub use spec::Spec;
+pub use weights::Weights;

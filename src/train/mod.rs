@@ -1,11 +1,22 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
+pub mod folder;
+pub mod metrics;
+mod run;
+pub mod schedule;
+pub mod setup;
+pub mod start;
+pub mod trainer;
+
+pub use run::{plan, run};
+
 use crate::config::Settings;
-use crate::error::Result;
-use crate::report::event::Observer;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// The arithmetic of the CPU device: changes whenever a result's bits do.
+pub const ENGINE: &str = "cpu-1";
 
 /// What `train` and `resume` hand over.
 #[derive(Clone, Debug)]
@@ -93,22 +104,4 @@ pub struct PlanReport {
     pub trainable: u64,
     /// Most tokens of one micro-batch, padding included.
     pub micro_batch_tokens: u64,
-}
-
-/// Trains, resumes or finishes the run the request describes.
-///
-/// # Errors
-/// Every failure of `cli.md`'s exit table; [`crate::error::Kind::Stopped`] after a requested stop was saved.
-pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
-    let _ = (request, control, observer);
-    todo!()
-}
-
-/// What [`run`] would need and do, without starting it.
-///
-/// # Errors
-/// As [`run`], for wrong settings or inputs.
-pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
-    let _ = (settings, observer);
-    todo!()
 }

@@ -1,0 +1,677 @@
+//! Forward and backward of the Qwen block, written once over `ops`. Buffers are planned before the first
+//! step; a micro-batch of T tokens uses the first T rows of each.
+
+use super::lora::{AdapterSpec, Layout};
+use super::spec::Spec;
+use super::weights::{BlockWeights, LinearWeights, Weights};
+use crate::config::Recompute;
+use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage};
+use crate::ops::attention::{self, Attention, Segment};
+use crate::ops::linear::{self, Dropout, Group, Linear, Lora};
+use crate::ops::loss::{self, Loss};
+use crate::ops::rmsnorm::{self, RmsNorm};
+use crate::ops::rope::{self, HeadNorm, Rope};
+use crate::ops::{embedding, rows, swiglu};
+
+/// Logits held at once: enough rows to amortise reading the head, bounded for a vocabulary of 150k.
+const LOGIT_ELEMENTS: usize = 1 << 25;
+
+/// One micro-batch as the network reads it; T is the length of `ids`.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// Token ids, T.
+    pub ids: &'a [u32],
+    /// Positions, T.
+    pub positions: &'a [u32],
+    /// Runs of tokens that attend to each other, in order, covering T.
+    pub segments: &'a [Segment],
+    /// Rows whose next token is scored, ascending.
+    pub scored: &'a [u32],
+    /// Their next tokens.
+    pub targets: &'a [u32],
+}
+
+/// What keys the dropout masks of one micro-batch.
+#[derive(Clone, Copy, Debug)]
+pub struct DropoutKey {
+    /// The run's seed.
+    pub seed: u64,
+    /// Steps done before this one.
+    pub step: u64,
+    /// Micro-batch within the step.
+    pub micro_batch: u32,
+}
+
+/// The flat trainable state, four arrays of one layout.
+#[derive(Clone, Copy, Debug)]
+pub struct State {
+    /// LoRA parameters.
+    pub params: Region,
+    /// Their gradients.
+    pub grads: Region,
+    /// First moments.
+    pub m: Region,
+    /// Second moments.
+    pub v: Region,
+}
+
+/// The linear groups of a block, in forward order; also their dropout sites.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Qkv,
+    AttentionOut,
+    GateUp,
+    Down,
+}
+
+struct Block {
+    attention_norm: RmsNorm,
+    qkv: Group,
+    rope: Rope,
+    attention_out: Group,
+    mlp_norm: RmsNorm,
+    gate_up: Group,
+    down: Group,
+}
+
+/// What a block keeps for its backward pass. `s_*` are the LoRA inner products of each group.
+#[derive(Clone, Copy)]
+struct Saved {
+    attention_rstd: Region,
+    qkv: Region,
+    attended: Region,
+    lse: Region,
+    mid: Region,
+    mlp_rstd: Region,
+    gate_up: Region,
+    s_qkv: Region,
+    s_out: Region,
+    s_gate_up: Region,
+    s_down: Region,
+}
+
+/// Buffers every block overwrites.
+struct Workspace {
+    normed: Region,
+    qk: Region,
+    wide: Region,
+    dropped: Region,
+    dx: Region,
+    dnormed: Region,
+    dqkv: Region,
+    dqk: Region,
+    dattended: Region,
+    dwide: Region,
+    ds: Region,
+    delta: Region,
+    head_x: Region,
+    head_normed: Region,
+    head_rstd: Region,
+    head_dx: Region,
+    logits: Region,
+}
+
+/// A model with adapters on a device's planned memory.
+pub struct Network {
+    spec: Spec,
+    embedding: Matrix,
+    head: Matrix,
+    final_norm: RmsNorm,
+    blocks: Vec<Block>,
+    attention: Attention,
+    saved: Vec<Saved>,
+    residuals: Vec<Region>,
+    work: Workspace,
+    recompute: Recompute,
+    dropout: f32,
+    lowest: Option<(usize, Part)>,
+    constants: Vec<(Region, Vec<f32>)>,
+    /// The flat trainable state.
+    pub state: State,
+}
+
+/// Collects constants (norm weights, biases, the RoPE table) with their regions.
+struct Constants<'a> {
+    planner: &'a mut Planner,
+    values: Vec<(Region, Vec<f32>)>,
+}
+
+impl Constants<'_> {
+    fn add(&mut self, values: &[f32]) -> Region {
+        let region = self.planner.region(Purpose::SmallWeights, Storage::F32, values.len());
+        self.values.push((region, values.to_vec()));
+        region
+    }
+}
+
+fn group(
+    layers: &[LinearWeights],
+    output: usize,
+    constants: &mut Constants<'_>,
+    layout: &Layout,
+    scale: f32,
+    state: &State,
+) -> Group {
+    let lora = |l: &LinearWeights| {
+        layout.slot(&l.name.module).map(|slot| {
+            let (a, b) = (layout.rank * slot.shape[1], slot.shape[0] * layout.rank);
+            Lora {
+                rank: layout.rank,
+                scale,
+                a: state.params.slice(slot.a, a),
+                b: state.params.slice(slot.b, b),
+                grad_a: state.grads.slice(slot.a, a),
+                grad_b: state.grads.slice(slot.b, b),
+            }
+        })
+    };
+    let linears = layers
+        .iter()
+        .map(|l| Linear {
+            weight: l.weight.clone(),
+            bias: l.bias.as_ref().map(|b| constants.add(b)),
+            column: l.name.column,
+            lora: lora(l),
+        })
+        .collect();
+    Group { input: layers[0].name.shape[1], output, layers: linears }
+}
+
+/// Plans the buffers of one run.
+struct Shapes<'a> {
+    planner: &'a mut Planner,
+    spec: &'a Spec,
+    tokens: usize,
+}
+
+impl Shapes<'_> {
+    fn rows(&mut self, purpose: Purpose, storage: Storage, width: usize) -> Region {
+        self.planner.region(purpose, storage, self.tokens * width)
+    }
+
+    fn saved(&mut self, block: &Block, gate_up: Option<Region>) -> Saved {
+        use Purpose::SavedActivations as P;
+        use Storage::{Activation, F32};
+        let (hidden, heads) = (self.spec.hidden, self.spec.heads);
+        Saved {
+            attention_rstd: self.rows(P, F32, 1),
+            qkv: self.rows(P, Activation, block.qkv.output),
+            attended: self.rows(P, Activation, heads * self.spec.head_dim),
+            lse: self.rows(P, F32, heads),
+            mid: self.rows(P, Activation, hidden),
+            mlp_rstd: self.rows(P, F32, 1),
+            gate_up: gate_up.unwrap_or_else(|| self.rows(P, Activation, block.gate_up.output)),
+            s_qkv: self.rows(P, Activation, block.qkv.rank_sum()),
+            s_out: self.rows(P, Activation, block.attention_out.rank_sum()),
+            s_gate_up: self.rows(P, Activation, block.gate_up.rank_sum()),
+            s_down: self.rows(P, Activation, block.down.rank_sum()),
+        }
+    }
+
+    fn workspace(&mut self, block: &Block) -> Workspace {
+        use Purpose::Workspace as P;
+        use Storage::{Activation, F32};
+        let (hidden, width) = (self.spec.hidden, self.spec.intermediate);
+        let attended = self.spec.heads * self.spec.head_dim;
+        let ranks = [&block.qkv, &block.attention_out, &block.gate_up, &block.down].map(Group::rank_sum);
+        let chunk = (LOGIT_ELEMENTS / self.spec.vocab).clamp(1, self.tokens);
+        Workspace {
+            normed: self.rows(P, Activation, hidden),
+            qk: self.rows(P, Activation, block.rope.qk_width()),
+            wide: self.rows(P, Activation, width),
+            dropped: self.rows(P, Activation, hidden.max(width).max(attended)),
+            dx: self.rows(P, Activation, hidden),
+            dnormed: self.rows(P, Activation, hidden),
+            dqkv: self.rows(P, Activation, block.qkv.output),
+            dqk: self.rows(P, Activation, block.rope.qk_width()),
+            dattended: self.rows(P, Activation, attended),
+            dwide: self.rows(P, Activation, width),
+            ds: self.rows(P, Activation, ranks.into_iter().max().unwrap_or(0)),
+            delta: self.rows(P, F32, self.spec.heads),
+            head_x: self.rows(P, Activation, hidden),
+            head_normed: self.rows(P, Activation, hidden),
+            head_rstd: self.rows(P, F32, 1),
+            head_dx: self.rows(P, Activation, hidden),
+            logits: self.planner.region(Purpose::Logits, F32, chunk * self.spec.vocab),
+        }
+    }
+}
+
+impl Block {
+    fn new(
+        weights: &BlockWeights,
+        spec: &Spec,
+        table: Region,
+        constants: &mut Constants<'_>,
+        layout: &Layout,
+        scale: f32,
+        state: &State,
+    ) -> Self {
+        let norm = |weight| RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight };
+        let head_norm = weights.qk_norm.as_ref().map(|[q, k]| HeadNorm {
+            q: constants.add(q),
+            k: constants.add(k),
+            eps: spec.norm_eps,
+        });
+        let rope = Rope {
+            heads: spec.heads,
+            kv_heads: spec.kv_heads,
+            head_dim: spec.head_dim,
+            table,
+            norm: head_norm,
+        };
+        let attention_norm = norm(constants.add(&weights.attention_norm));
+        let mlp_norm = norm(constants.add(&weights.mlp_norm));
+        let mut linears =
+            |layers: &[LinearWeights], output| group(layers, output, constants, layout, scale, state);
+        Block {
+            attention_norm,
+            qkv: linears(&weights.qkv, rope.qkv_width()),
+            rope,
+            attention_out: linears(std::slice::from_ref(&weights.attention_out), spec.hidden),
+            mlp_norm,
+            gate_up: linears(&weights.gate_up, 2 * spec.intermediate),
+            down: linears(std::slice::from_ref(&weights.down), spec.hidden),
+        }
+    }
+
+    fn parts(&self) -> [(Part, &Group); 4] {
+        [
+            (Part::Qkv, &self.qkv),
+            (Part::AttentionOut, &self.attention_out),
+            (Part::GateUp, &self.gate_up),
+            (Part::Down, &self.down),
+        ]
+    }
+}
+
+/// Everything one pass over a micro-batch needs to know.
+struct Pass<'a> {
+    input: Input<'a>,
+    dropout: Option<DropoutKey>,
+    cancelled: &'a dyn Fn() -> bool,
+}
+
+impl Network {
+    /// Plans all buffers for micro-batches of up to `tokens` tokens. Nothing is allocated yet.
+    #[must_use]
+    pub fn plan(
+        planner: &mut Planner,
+        spec: &Spec,
+        weights: &Weights,
+        layout: &Layout,
+        adapter: &AdapterSpec,
+        tokens: usize,
+        recompute: Recompute,
+    ) -> Self {
+        let mut trainable = || planner.region(Purpose::TrainableState, Storage::F32, layout.len);
+        let state = State { params: trainable(), grads: trainable(), m: trainable(), v: trainable() };
+        let mut constants = Constants { planner, values: Vec::new() };
+        let table = constants.add(&rope::table(spec.head_dim, spec.rope_theta, tokens));
+        let final_weight = constants.add(&weights.norm);
+        let blocks: Vec<Block> = weights
+            .blocks
+            .iter()
+            .map(|b| Block::new(b, spec, table, &mut constants, layout, adapter.scale(), &state))
+            .collect();
+        let constants = constants.values;
+        let adapted = |b: &Block| b.parts().into_iter().find(|(_, g)| g.rank_sum() > 0).map(|(part, _)| part);
+        let lowest = blocks.iter().enumerate().find_map(|(l, b)| adapted(b).map(|part| (l, part)));
+        let first = lowest.map_or(blocks.len(), |(layer, _)| layer);
+        let mut shapes = Shapes { planner, spec, tokens };
+        let saved = plan_saved(&mut shapes, &blocks, first, recompute);
+        let residuals = plan_residuals(&mut shapes, blocks.len(), first);
+        let work = shapes.workspace(&blocks[0]);
+        Network {
+            spec: spec.clone(),
+            embedding: weights.embedding.clone(),
+            head: weights.head.clone(),
+            final_norm: RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight: final_weight },
+            attention: Attention {
+                heads: spec.heads,
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+                scale: (1.0 / (spec.head_dim as f64).sqrt()) as f32,
+            },
+            blocks,
+            saved,
+            residuals,
+            work,
+            recompute,
+            dropout: adapter.dropout as f32,
+            lowest,
+            constants,
+            state,
+        }
+    }
+
+    /// Writes norm weights, biases and the RoPE table to the device; call once after allocation.
+    pub fn upload(&mut self, dev: &mut Device) {
+        for (region, values) in self.constants.drain(..) {
+            dev.write(region, &values);
+        }
+    }
+
+    /// Loss of each scored token, nats; adapters without dropout. `None` when cancelled.
+    pub fn loss(&self, dev: &mut Device, input: Input<'_>, cancelled: &dyn Fn() -> bool) -> Option<Vec<f32>> {
+        let pass = Pass { input, dropout: None, cancelled };
+        let count = input.scored.len();
+        self.forward(dev, &pass)?;
+        self.head_input(dev, &pass);
+        let operands = self.loss_operands(&pass);
+        Some(loss::forward(dev, &operands, self.rows(self.work.head_normed, count, self.spec.hidden)))
+    }
+
+    /// Loss of each scored token, and the gradient of `grad_scale` × their sum added to the flat gradients.
+    /// `None` when cancelled; the gradients are then unusable.
+    pub fn loss_and_gradient(
+        &self,
+        dev: &mut Device,
+        input: Input<'_>,
+        grad_scale: f32,
+        dropout: DropoutKey,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<Vec<f32>> {
+        let dropout = (self.dropout > 0.0).then_some(dropout);
+        let pass = Pass { input, dropout, cancelled };
+        self.forward(dev, &pass)?;
+        let losses = self.head_backward(dev, &pass, grad_scale);
+        if let Some((first, _)) = self.lowest {
+            for layer in (first..self.blocks.len()).rev() {
+                if cancelled() {
+                    return None;
+                }
+                self.block_backward(dev, &pass, layer);
+            }
+        }
+        Some(losses)
+    }
+
+    /// The first `tokens` rows of a region.
+    fn rows(&self, region: Region, tokens: usize, width: usize) -> Region {
+        region.slice(0, tokens * width)
+    }
+
+    fn loss_operands<'a>(&'a self, pass: &Pass<'a>) -> Loss<'a> {
+        Loss { head: &self.head, targets: pass.input.targets, logits: self.work.logits }
+    }
+
+    fn dropout(&self, pass: &Pass<'_>, layer: usize, part: Part) -> Option<Dropout> {
+        let key = pass.dropout?;
+        Some(Dropout {
+            p: self.dropout,
+            key: [key.seed as u32, (key.seed >> 32) as u32],
+            counter: [((layer as u32) << 8) | part as u32, key.step as u32, key.micro_batch],
+        })
+    }
+
+    fn forward(&self, dev: &mut Device, pass: &Pass<'_>) -> Option<()> {
+        let tokens = pass.input.ids.len();
+        embedding::forward(
+            dev,
+            &self.embedding,
+            pass.input.ids,
+            self.rows(self.residuals[0], tokens, self.spec.hidden),
+        );
+        for layer in 0..self.blocks.len() {
+            if (pass.cancelled)() {
+                return None;
+            }
+            self.attention_forward(dev, pass, layer);
+            self.mlp_forward(dev, pass, layer, true);
+        }
+        Some(())
+    }
+
+    /// Runs one group forward.
+    fn linear(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, part: Part, o: LinearIo) {
+        let group = self.group(layer, part);
+        let tokens = pass.input.ids.len();
+        let forward = linear::Forward {
+            x: self.rows(o.x, tokens, group.input),
+            y: self.rows(o.y, tokens, group.output),
+            s: self.rows(o.s, tokens, group.rank_sum()),
+            residual: o.residual.map(|r| self.rows(r, tokens, group.output)),
+            dropout: self.dropout(pass, layer, part),
+            scratch: self.rows(self.work.dropped, tokens, group.input),
+        };
+        linear::forward(dev, group, &forward);
+    }
+
+    fn group(&self, layer: usize, part: Part) -> &Group {
+        let block = &self.blocks[layer];
+        match part {
+            Part::Qkv => &block.qkv,
+            Part::AttentionOut => &block.attention_out,
+            Part::GateUp => &block.gate_up,
+            Part::Down => &block.down,
+        }
+    }
+
+    fn attention_forward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize) {
+        let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
+        let tokens = pass.input.ids.len();
+        let hidden = |r| self.rows(r, tokens, self.spec.hidden);
+        let rstd = self.rows(saved.attention_rstd, tokens, 1);
+        let residual = self.residuals[layer];
+        rmsnorm::forward(dev, &block.attention_norm, hidden(residual), hidden(work.normed), rstd);
+        let io = LinearIo { x: work.normed, y: saved.qkv, s: saved.s_qkv, residual: None };
+        self.linear(dev, pass, layer, Part::Qkv, io);
+        let qkv = self.rows(saved.qkv, tokens, block.qkv.output);
+        let qk = self.rows(work.qk, tokens, block.rope.qk_width());
+        rope::forward(dev, &block.rope, qkv, pass.input.positions, qk);
+        let attended = self.rows(saved.attended, tokens, block.attention_out.input);
+        let lse = self.rows(saved.lse, tokens, self.spec.heads);
+        attention::forward(dev, &self.attention, pass.input.segments, qk, qkv, attended, lse);
+        let io = LinearIo { x: saved.attended, y: saved.mid, s: saved.s_out, residual: Some(residual) };
+        self.linear(dev, pass, layer, Part::AttentionOut, io);
+    }
+
+    /// The MLP from `mid`; without `output` only what the backward pass needs is computed.
+    fn mlp_forward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, output: bool) {
+        let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
+        let tokens = pass.input.ids.len();
+        let hidden = |r| self.rows(r, tokens, self.spec.hidden);
+        let rstd = self.rows(saved.mlp_rstd, tokens, 1);
+        rmsnorm::forward(dev, &block.mlp_norm, hidden(saved.mid), hidden(work.normed), rstd);
+        let io = LinearIo { x: work.normed, y: saved.gate_up, s: saved.s_gate_up, residual: None };
+        self.linear(dev, pass, layer, Part::GateUp, io);
+        if output {
+            self.swiglu(dev, tokens, layer);
+            let io = LinearIo {
+                x: work.wide,
+                y: self.residuals[layer + 1],
+                s: saved.s_down,
+                residual: Some(saved.mid),
+            };
+            self.linear(dev, pass, layer, Part::Down, io);
+        }
+    }
+
+    fn swiglu(&self, dev: &mut Device, tokens: usize, layer: usize) {
+        let width = self.spec.intermediate;
+        let gate_up = self.rows(self.saved[layer].gate_up, tokens, 2 * width);
+        swiglu::forward(dev, gate_up, width, self.rows(self.work.wide, tokens, width));
+    }
+
+    /// Gathers the scored rows of the last residual and normalises them.
+    fn head_input(&self, dev: &mut Device, pass: &Pass<'_>) {
+        let (count, hidden) = (pass.input.scored.len(), self.spec.hidden);
+        let last = self.rows(self.residuals[self.blocks.len()], pass.input.ids.len(), hidden);
+        let x = self.rows(self.work.head_x, count, hidden);
+        let normed = self.rows(self.work.head_normed, count, hidden);
+        rows::gather(dev, last, pass.input.scored, hidden, x);
+        rmsnorm::forward(dev, &self.final_norm, x, normed, self.rows(self.work.head_rstd, count, 1));
+    }
+
+    /// Loss and its gradient down to the last residual (`work.dx`).
+    fn head_backward(&self, dev: &mut Device, pass: &Pass<'_>, grad_scale: f32) -> Vec<f32> {
+        self.head_input(dev, pass);
+        let (count, hidden, work) = (pass.input.scored.len(), self.spec.hidden, &self.work);
+        let x = self.rows(work.head_x, count, hidden);
+        let normed = self.rows(work.head_normed, count, hidden);
+        let dnormed = self.rows(work.dnormed, count, hidden);
+        let dx = self.rows(work.head_dx, count, hidden);
+        let rstd = self.rows(work.head_rstd, count, 1);
+        let losses = loss::forward_backward(dev, &self.loss_operands(pass), normed, grad_scale, dnormed);
+        rows::zero(dev, dx);
+        rmsnorm::backward(dev, &self.final_norm, x, rstd, dnormed, dx);
+        let full = self.rows(work.dx, pass.input.ids.len(), hidden);
+        rows::scatter(dev, dx, pass.input.scored, hidden, full);
+        losses
+    }
+
+    /// Takes the gradient in `work.dx` from block `layer`'s output to its input, as far as anything below is
+    /// trained, and adds the adapters' gradients.
+    fn block_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize) {
+        let stop = match self.lowest {
+            Some((first, part)) if first == layer => Some(part),
+            _ => None,
+        };
+        match self.recompute {
+            Recompute::Full => {
+                self.attention_forward(dev, pass, layer);
+                self.mlp_forward(dev, pass, layer, true);
+            }
+            Recompute::Mlp => self.mlp_forward(dev, pass, layer, false),
+            Recompute::None | Recompute::Auto => {}
+        }
+        self.mlp_backward(dev, pass, layer, stop);
+        if stop.is_none_or(|part| part <= Part::AttentionOut) {
+            self.attention_backward(dev, pass, layer, stop);
+        }
+    }
+
+    /// Runs one group backward; `dx` is left out where nothing below is trained.
+    fn linear_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, part: Part, o: LinearGrad) {
+        let group = self.group(layer, part);
+        let tokens = pass.input.ids.len();
+        let dx = if self.lowest == Some((layer, part)) { None } else { Some(o.dx) };
+        let backward = linear::Backward {
+            x: self.rows(o.x, tokens, group.input),
+            s: self.rows(o.s, tokens, group.rank_sum()),
+            dy: self.rows(o.dy, tokens, group.output),
+            ds: self.rows(self.work.ds, tokens, group.rank_sum()),
+            dx: dx.map(|r| self.rows(r, tokens, group.input)),
+            dropout: self.dropout(pass, layer, part),
+            scratch: self.rows(self.work.dropped, tokens, group.input),
+        };
+        linear::backward(dev, group, &backward);
+    }
+
+    fn mlp_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, stop: Option<Part>) {
+        let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
+        let (tokens, width) = (pass.input.ids.len(), self.spec.intermediate);
+        if block.down.rank_sum() > 0 {
+            self.swiglu(dev, tokens, layer);
+        }
+        let grad = LinearGrad { x: work.wide, s: saved.s_down, dy: work.dx, dx: work.dwide };
+        self.linear_backward(dev, pass, layer, Part::Down, grad);
+        if stop == Some(Part::Down) {
+            return;
+        }
+        let gate_up = self.rows(saved.gate_up, tokens, 2 * width);
+        swiglu::backward(dev, gate_up, width, self.rows(work.dwide, tokens, width));
+        let hidden = |r| self.rows(r, tokens, self.spec.hidden);
+        let rstd = self.rows(saved.mlp_rstd, tokens, 1);
+        if block.gate_up.rank_sum() > 0 {
+            rmsnorm::recompute(dev, &block.mlp_norm, hidden(saved.mid), rstd, hidden(work.normed));
+        }
+        let grad = LinearGrad { x: work.normed, s: saved.s_gate_up, dy: saved.gate_up, dx: work.dnormed };
+        self.linear_backward(dev, pass, layer, Part::GateUp, grad);
+        if stop != Some(Part::GateUp) {
+            let (x, dy, dx) = (hidden(saved.mid), hidden(work.dnormed), hidden(work.dx));
+            rmsnorm::backward(dev, &block.mlp_norm, x, rstd, dy, dx);
+        }
+    }
+
+    fn attention_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, stop: Option<Part>) {
+        let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
+        let tokens = pass.input.ids.len();
+        let grad = LinearGrad { x: saved.attended, s: saved.s_out, dy: work.dx, dx: work.dattended };
+        self.linear_backward(dev, pass, layer, Part::AttentionOut, grad);
+        if stop == Some(Part::AttentionOut) {
+            return;
+        }
+        let operands = self.attention_operands(layer, tokens);
+        let positions = pass.input.positions;
+        rope::forward(dev, &block.rope, operands.qkv, positions, operands.qk);
+        attention::backward(dev, &self.attention, pass.input.segments, &operands);
+        rope::backward(dev, &block.rope, operands.qkv, positions, operands.dqk, operands.dqkv);
+        let hidden = |r| self.rows(r, tokens, self.spec.hidden);
+        let (x, rstd) = (hidden(self.residuals[layer]), self.rows(saved.attention_rstd, tokens, 1));
+        if block.qkv.rank_sum() > 0 {
+            rmsnorm::recompute(dev, &block.attention_norm, x, rstd, hidden(work.normed));
+        }
+        let grad = LinearGrad { x: work.normed, s: saved.s_qkv, dy: work.dqkv, dx: work.dnormed };
+        self.linear_backward(dev, pass, layer, Part::Qkv, grad);
+        if stop != Some(Part::Qkv) {
+            rmsnorm::backward(dev, &block.attention_norm, x, rstd, hidden(work.dnormed), hidden(work.dx));
+        }
+    }
+
+    fn attention_operands(&self, layer: usize, tokens: usize) -> attention::Backward {
+        let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
+        let attended = block.attention_out.input;
+        attention::Backward {
+            qk: self.rows(work.qk, tokens, block.rope.qk_width()),
+            qkv: self.rows(saved.qkv, tokens, block.qkv.output),
+            out: self.rows(saved.attended, tokens, attended),
+            lse: self.rows(saved.lse, tokens, self.spec.heads),
+            dout: self.rows(work.dattended, tokens, attended),
+            delta: self.rows(work.delta, tokens, self.spec.heads),
+            dqk: self.rows(work.dqk, tokens, block.rope.qk_width()),
+            dqkv: self.rows(work.dqkv, tokens, block.qkv.output),
+        }
+    }
+}
+
+/// Operands of one group's forward pass, at their full planned size.
+struct LinearIo {
+    x: Region,
+    y: Region,
+    s: Region,
+    residual: Option<Region>,
+}
+
+/// Operands of one group's backward pass, at their full planned size.
+struct LinearGrad {
+    x: Region,
+    s: Region,
+    dy: Region,
+    dx: Region,
+}
+
+/// Blocks below the first adapted one share a set; so do all blocks when everything is recomputed.
+fn plan_saved(shapes: &mut Shapes<'_>, blocks: &[Block], first: usize, recompute: Recompute) -> Vec<Saved> {
+    let shared = (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], None));
+    let mut gate_up = None;
+    let own = |shapes: &mut Shapes<'_>, block: &Block, gate_up: &mut Option<Region>| {
+        let saved = shapes.saved(block, *gate_up);
+        if recompute == Recompute::Mlp {
+            *gate_up = Some(saved.gate_up);
+        }
+        saved
+    };
+    (0..blocks.len())
+        .map(|layer| match shared {
+            Some(saved) if layer < first || recompute == Recompute::Full => saved,
+            _ => own(shapes, &blocks[layer], &mut gate_up),
+        })
+        .collect()
+}
+
+/// The residual stream before each block and after the last; blocks below the first adapted one alternate
+/// between two buffers.
+fn plan_residuals(shapes: &mut Shapes<'_>, layers: usize, first: usize) -> Vec<Region> {
+    let hidden = shapes.spec.hidden;
+    let mut residuals: Vec<Region> = Vec::with_capacity(layers + 1);
+    for layer in 0..=layers {
+        let region = match layer {
+            2.. if layer < first => residuals[layer - 2],
+            _ => shapes.rows(Purpose::SavedActivations, Storage::Activation, hidden),
+        };
+        residuals.push(region);
+    }
+    residuals
+}

@@ -1,0 +1,379 @@
+//! A run from its first line to its last.
+
+use super::folder::{self, RunFolder};
+use super::metrics::{Metrics, with_clock};
+use super::setup::Setup;
+use super::trainer::Trainer;
+use super::{Control, PlanReport, Request, Summary, start};
+use crate::checkpoint::state::{Identity, LogLine};
+use crate::checkpoint::store::{Outcome, Store, Wait};
+use crate::config::Settings;
+use crate::error::{Error, Kind, Result};
+use crate::formats::{peft, weight_map::WeightMap};
+use crate::report::event::{Event, Observer};
+use crate::report::html;
+use crate::report::jsonl::Line;
+use std::time::Instant;
+
+/// What [`run`] would need and do, without starting it.
+///
+/// # Errors
+/// As [`run`], for wrong settings or inputs.
+pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
+    Setup::open(settings, None, observer)?.report()
+}
+
+/// Trains, resumes or finishes the run the request describes.
+///
+/// # Errors
+/// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
+pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    let folder = RunFolder::new(&request.settings.output_dir);
+    let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
+    start::claim(&request, &folder, observer)?;
+    let found = start::find(&request, &mut store, observer)?;
+    let setup = Setup::open(&request.settings, found.state.as_ref(), observer)?;
+    let settings = setup.settings.clone();
+    let before = folder.identity()?;
+    let mut tainted = false;
+    if let Some(state) = &found.state {
+        tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
+    }
+    let (mut trainer, weights, identity) = setup.trainer()?;
+    let mut log = Vec::new();
+    if let Some(state) = found.state {
+        trainer.restore(&state)?;
+        log = state.log;
+    }
+    let extended = trainer.extend_schedule();
+    introduce(&request, &trainer, &found.origin, extended, tainted, observer);
+    // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
+    let same_run = before.is_none_or(|b| b == identity);
+    let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
+    let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
+    folder.write(&settings, &identity, &request.command_line)?;
+    let mut session = Run {
+        settings,
+        folder,
+        store,
+        trainer,
+        identity,
+        tainted,
+        log,
+        metrics,
+        control,
+        observer,
+        weights: weights.map,
+        summary: Summary::default(),
+        last_save: None,
+    };
+    session.train()
+}
+
+/// The first lines: which of the three kinds of start it is, and where output goes.
+fn introduce(
+    request: &Request,
+    trainer: &Trainer,
+    origin: &str,
+    extended: bool,
+    tainted: bool,
+    observer: &mut dyn Observer,
+) {
+    let mut note = |text: String| observer.on_event(&Event::Note(text));
+    let s = &request.settings;
+    let (step, total) = (trainer.step(), trainer.total_steps());
+    match (&s.init_adapter, step) {
+        (_, 1..) => note(format!("resumed at step {step} of {total} from {origin}")),
+        (Some(adapter), 0) => {
+            note(format!(
+                "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
+                adapter.display()
+            ));
+            if let Some(state) = complete_state_beside(adapter) {
+                note(format!(
+                    "that folder also holds a complete state; to continue it instead: --resume-from-checkpoint {state}"
+                ));
+            }
+        }
+        (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
+        (None, 0) => note(format!("new run: {total} steps ({origin})")),
+    }
+    if extended && step > 0 {
+        note(format!(
+            "the run now ends at step {total}: its learning rate restarts as a new piece of schedule at step {step}"
+        ));
+    }
+    if tainted {
+        note("inexact: engine or device differ from an earlier part of this run; recorded in every checkpoint from now on".into());
+    }
+    note(format!("output goes to {}", s.output_dir.display()));
+}
+
+/// What holds a complete state in or around an adapter folder: a Hugging Face checkpoint, or a run of ours.
+fn complete_state_beside(adapter: &std::path::Path) -> Option<String> {
+    let run = adapter.parent()?;
+    if adapter.join("trainer_state.json").exists() {
+        return Some(adapter.display().to_string());
+    }
+    (run.join("run.json").exists() && run.join("checkpoints").is_dir()).then(|| run.display().to_string())
+}
+
+/// A run under way.
+struct Run<'a> {
+    settings: Settings,
+    folder: RunFolder,
+    store: Store,
+    trainer: Trainer,
+    identity: Identity,
+    tainted: bool,
+    log: Vec<LogLine>,
+    metrics: Metrics,
+    control: &'a Control,
+    observer: &'a mut dyn Observer,
+    weights: WeightMap,
+    summary: Summary,
+    last_save: Option<u64>,
+}
+
+impl Run<'_> {
+    fn train(&mut self) -> Result<Summary> {
+        let (step, total) = (self.trainer.step(), self.trainer.total_steps());
+        let owed = self.owes_evaluation();
+        if step > 0 && self.trainer.finished() && !owed {
+            return self.already_finished();
+        }
+        self.observer.on_event(&Event::Started { step, total });
+        self.check_next_loss()?;
+        let ended = if owed { self.owed_evaluation() } else { Ok(()) }.and_then(|()| self.steps());
+        // Whatever ended the run: a save that is still being written is waited for and reported.
+        self.store.flush();
+        self.report_saves();
+        ended?;
+        self.finish()
+    }
+
+    /// Whether an evaluation is due before the next step: the one before the first step, or one that a stop
+    /// cut short after the state had been saved.
+    fn owes_evaluation(&mut self) -> bool {
+        let step = self.trainer.step();
+        let made = self.log.iter().rev().any(|l| matches!(l, LogLine::Eval { step: s, .. } if *s == step));
+        let due = if step == 0 { self.settings.eval_on_start } else { self.trainer.evaluation_due_now() };
+        due && !made
+    }
+
+    /// Makes it, and saves again where the step's checkpoint should have held it.
+    fn owed_evaluation(&mut self) -> Result<()> {
+        if !self.evaluate()? {
+            return self.stop();
+        }
+        self.last_save = None;
+        if self.trainer.step() > 0 && self.trainer.save_due_now() {
+            self.save(Wait::Block)?;
+        }
+        Ok(())
+    }
+
+    fn steps(&mut self) -> Result<()> {
+        while !self.trainer.finished() {
+            if self.control.stop_requested() {
+                return self.stop();
+            }
+            let begin = Instant::now();
+            let control = self.control;
+            let Some(done) = self.trainer.train_step(&|| control.stop_requested())? else {
+                return self.stop();
+            };
+            self.record(&done.line, begin, done.real_tokens)?;
+            if self.trainer.evaluation_due(done.last_in_epoch) && !self.evaluate()? {
+                return self.stop();
+            }
+            let asked = self.control.take_save_request();
+            if asked || self.trainer.save_due(done.last_in_epoch) {
+                let last = self.trainer.finished();
+                self.save(if asked || last { Wait::Block } else { Wait::Skip })?;
+            }
+            self.report_saves();
+        }
+        Ok(())
+    }
+
+    /// Logs a line, or compares it with the one an interrupted run had logged.
+    fn record(&mut self, line: &LogLine, begin: Instant, real_tokens: u64) -> Result<()> {
+        let line_with_clock = with_clock(line, Some(begin.elapsed().as_secs_f64()));
+        let repeated = self.metrics.push(&line_with_clock)?;
+        self.log.push(*line);
+        match line_with_clock {
+            Line::Step(line) => {
+                let first = self.summary.loss.map_or(line.loss, |(first, _)| first);
+                self.summary.loss = Some((first, line.loss));
+                self.observer.on_event(&Event::Step { line, real_tokens });
+            }
+            Line::Eval(line) => self.observer.on_event(&Event::Eval(line)),
+        }
+        if let Some((first, last)) = repeated {
+            self.observer.on_event(&Event::Repeated { first, last });
+        }
+        Ok(())
+    }
+
+    /// Evaluates, logs, keeps the best. False when a stop was asked for meanwhile.
+    fn evaluate(&mut self) -> Result<bool> {
+        let begin = Instant::now();
+        let control = self.control;
+        let Some(eval_loss) = self.trainer.evaluate(&|| control.stop_requested())? else {
+            return Ok(!control.stop_requested());
+        };
+        if self.trainer.note_evaluation(eval_loss) && self.trainer.step() > 0 {
+            let adapter = self.adapter()?;
+            self.folder.write_adapter("best", &adapter)?;
+            self.store.protect(Some(self.trainer.step()));
+        }
+        let epoch = match self.log.last() {
+            Some(LogLine::Step { epoch, .. } | LogLine::Eval { epoch, .. }) => *epoch,
+            None => 0.0,
+        };
+        self.record(&LogLine::Eval { step: self.trainer.step(), epoch, eval_loss }, begin, 0)?;
+        Ok(true)
+    }
+
+    fn save(&mut self, wait: Wait) -> Result<()> {
+        if self.last_save == Some(self.trainer.step()) {
+            return Ok(());
+        }
+        self.weights.check_unchanged().map_err(|e| self.name_last_checkpoint(e))?;
+        self.metrics.sync();
+        let state =
+            self.trainer.snapshot(self.store.take_buffer(), &self.identity, self.tainted, &self.log)?;
+        self.last_save = Some(state.step);
+        self.store.save(state, wait)
+    }
+
+    fn name_last_checkpoint(&self, error: Error) -> Error {
+        match self.last_save {
+            Some(step) => {
+                error.hint(format!("the checkpoint of step {step} is good; restore the file and resume"))
+            }
+            None => error,
+        }
+    }
+
+    fn report_saves(&mut self) {
+        for outcome in self.store.outcomes() {
+            let event = match outcome {
+                Outcome::Saved { step, path } => Event::Saved { step, path },
+                Outcome::Skipped { why, .. } => Event::Warning(why),
+            };
+            self.observer.on_event(&event);
+        }
+        for text in self.store.warnings() {
+            self.observer.on_event(&Event::Warning(text));
+        }
+    }
+
+    /// Saves the last finished step and ends with [`Kind::Stopped`].
+    fn stop(&mut self) -> Result<()> {
+        self.save(Wait::Block)?;
+        self.report_saves();
+        self.leave_next_loss()?;
+        let shown = self.folder.path.display();
+        Err(Error::new(
+            Kind::Stopped,
+            format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
+        )
+        .hint(format!("to continue: qwentune resume {shown}")))
+    }
+
+    /// One forward pass beyond the last step, for a continuation to compare with.
+    fn leave_next_loss(&mut self) -> Result<()> {
+        let loss = self.trainer.next_loss()?;
+        self.store.write_next_loss(self.trainer.step(), &[loss])
+    }
+
+    /// Compares the forward pass that was left beside the checkpoint, when no logged step does it better.
+    fn check_next_loss(&mut self) -> Result<()> {
+        let step = self.trainer.step();
+        if self.tainted || self.metrics.is_ahead() {
+            return Ok(());
+        }
+        let Some(&[before]) = self.store.read_next_loss(step)?.as_deref() else { return Ok(()) };
+        let now = self.trainer.next_loss()?;
+        if before.to_bits() == now.to_bits() {
+            let note = format!("forward pass after step {step} repeated: identical");
+            self.observer.on_event(&Event::Note(note));
+            return Ok(());
+        }
+        Err(Error::check(format!(
+            "the forward pass after step {step} gave {before} when it was saved and {now} now"
+        ))
+        .hint("this machine does not repeat itself, or the program changed; nothing was overwritten"))
+    }
+
+    /// The current adapter, in PEFT's form.
+    fn adapter(&self) -> Result<peft::Adapter> {
+        let values = self.trainer.parameters();
+        if values.iter().any(|v| !v.is_finite()) {
+            return Err(Error::diverged(format!("step {}: a parameter is not finite", self.trainer.step())));
+        }
+        let base = folder::base_name(&self.settings);
+        Ok(self.trainer.layout().to_peft(self.trainer.adapter(), &base, &values))
+    }
+
+    /// Final adapter, report, and what the run leaves behind.
+    fn finish(&mut self) -> Result<Summary> {
+        if self.settings.save_strategy != crate::config::Strategy::No {
+            self.leave_next_loss()?;
+        }
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<Summary> {
+        self.metrics.finish(&self.log)?;
+        let best = self.trainer.cursor().best.map(|(_, step)| step);
+        let adapter = match best {
+            Some(step) if self.settings.load_best_model_at_end && step != self.trainer.step() => {
+                let folder = self.folder.join("best");
+                peft::read(&folder).map_err(|e| e.hint("--load-best-model-at-end publishes the best evaluation's adapter, which is kept there"))?
+            }
+            _ => self.adapter()?,
+        };
+        self.summary.adapter = self.folder.write_adapter("adapter", &adapter)?;
+        let lines = self.metrics.lines()?;
+        let page = self.report(&lines);
+        crate::formats::atomic_file::write(&self.folder.join("report.html"), page.as_bytes())?;
+        let evals: Vec<f64> = lines
+            .iter()
+            .filter_map(|l| if let Line::Eval(e) = l { Some(e.eval_loss) } else { None })
+            .collect();
+        self.summary.eval_loss = evals.first().zip(evals.last()).map(|(a, b)| (*a, *b));
+        self.summary.step = self.trainer.step();
+        self.summary.total_steps = self.trainer.total_steps();
+        self.summary.tainted = self.tainted;
+        self.observer.on_event(&Event::Finished { step: self.summary.step });
+        Ok(self.summary.clone())
+    }
+
+    /// `report.html`.
+    fn report(&self, lines: &[Line]) -> String {
+        let (mut steps, mut evals) = (Vec::new(), Vec::new());
+        for line in lines {
+            match line {
+                Line::Step(l) => steps.push(l.clone()),
+                Line::Eval(l) => evals.push(l.clone()),
+            }
+        }
+        let title = self.folder.path.display().to_string();
+        let run_json = std::fs::read_to_string(self.folder.join("run.json")).unwrap_or_default();
+        html::render(&title, &steps, &evals, &run_json)
+    }
+
+    fn already_finished(&mut self) -> Result<Summary> {
+        let shown = self.folder.path.display();
+        let step = self.trainer.step();
+        let note = format!(
+            "training complete at step {step}; adapter written again; to train on: qwentune resume {shown} --max-steps {}",
+            step + step.max(1)
+        );
+        self.observer.on_event(&Event::Note(note));
+        self.publish()
+    }
+}

@@ -1,0 +1,260 @@
+//! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
+
+use super::trainer::{Source, Trainer, eval_rules, train_rules};
+use super::{ENGINE, PlanReport};
+use crate::checkpoint::state::{Identity, State};
+use crate::config::{self, DeviceChoice, Dtype, Recompute, Settings};
+use crate::data::dataset;
+use crate::data::plan::Plan;
+use crate::device::{Cpu, Device, Planner, Purpose};
+use crate::error::{Error, Kind, Result};
+use crate::formats::peft;
+use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
+use crate::report::event::{Event, Observer};
+use std::path::{Path, PathBuf};
+
+/// Everything known before memory is allocated.
+pub struct Setup {
+    /// The settings, with what an adapter folder decides filled in.
+    pub settings: Settings,
+    /// The model's shapes.
+    pub spec: Spec,
+    /// Its weights.
+    pub weights: Weights,
+    /// The adapter.
+    pub adapter: AdapterSpec,
+    /// Its places in the flat buffers.
+    pub layout: Layout,
+    /// Training rows and their plan.
+    pub train: Source,
+    /// Evaluation rows and their plan.
+    pub eval: Option<Source>,
+    /// What decides the result.
+    pub identity: Identity,
+    /// Flat initial values.
+    initial: Vec<f32>,
+    tokens: usize,
+}
+
+fn refuse_unsupported(s: &Settings) -> Result<()> {
+    if let DeviceChoice::Cuda(_) = s.device {
+        return Err(Error::device("--device cuda: this build has no CUDA kernels")
+            .hint("train on the CPU with --device cpu; `qwentune doctor` says what is missing"));
+    }
+    if s.dtype == Dtype::Bf16 {
+        return Err(Error::usage(
+            "--dtype bf16 is CUDA's arithmetic; the CPU computes in f32 whatever the weights are",
+        )
+        .hint("leave --dtype out (auto), or give --dtype f32"));
+    }
+    if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
+        return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
+            .hint("give --valid-file or --val-set-size, and --eval-strategy"));
+    }
+    Ok(())
+}
+
+fn cache_folder(s: &Settings) -> Option<PathBuf> {
+    s.cache_dir.clone()
+}
+
+/// Adapter specification and flat initial values: from `--init-adapter`, or fresh from the seed.
+/// A run that continues does not need the folder it once began from.
+fn initial_adapter(
+    s: &mut Settings,
+    spec: &Spec,
+    resumed: Option<&State>,
+    identity: &mut Identity,
+) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
+    let read = match (s.init_adapter.as_deref().map(peft::read).transpose(), resumed) {
+        (Err(_), Some(_)) => None,
+        (read, _) => read?,
+    };
+    if let Some(a) = &read {
+        s.lora_r = a.config.r;
+        s.lora_alpha = a.config.lora_alpha;
+        s.use_rslora = a.config.use_rslora;
+        s.lora_target_modules = config::Targets::Names(a.config.target_modules.clone());
+    }
+    let adapter = AdapterSpec {
+        rank: s.lora_r,
+        alpha: s.lora_alpha,
+        dropout: s.lora_dropout,
+        targets: s.lora_target_modules.clone(),
+        rslora: s.use_rslora,
+    };
+    let layout = Layout::new(spec, &adapter)?;
+    let initial = match &read {
+        Some(a) => layout.from_peft(a)?,
+        None => layout.initial(s.seed),
+    };
+    if let (Some(state), None, true) = (resumed, &read, s.init_adapter.is_some()) {
+        identity
+            .0
+            .extend(state.identity.0.get("adapter.initial").map(|d| ("adapter.initial".into(), d.clone())));
+        return Ok((adapter, layout, initial));
+    }
+    let digest = blake3::hash(&initial.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+    identity.0.insert("adapter.initial".into(), digest.to_hex().to_string());
+    Ok((adapter, layout, initial))
+}
+
+impl Setup {
+    /// Reads and checks everything the run reads. `resumed` is the checkpoint it continues from.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn open(settings: &Settings, resumed: Option<&State>, observer: &mut dyn Observer) -> Result<Self> {
+        refuse_unsupported(settings)?;
+        let mut settings = settings.clone();
+        let spec = spec::read(&settings.model)?;
+        let weights = Weights::open(&settings.model, &spec)?;
+        let mut identity = Identity::default();
+        let (adapter, layout, initial) = initial_adapter(&mut settings, &spec, resumed, &mut identity)?;
+        let prepared = dataset::prepare(&settings, spec.vocab, observer)?;
+        identity.0.extend(prepared.identity);
+        identity.0.extend(config::math_identity(&settings));
+        identity.0.insert("engine.arithmetic".into(), ENGINE.into());
+        identity.0.insert("device.kind".into(), "cpu".into());
+        model_identity(&settings, &weights, &mut identity, observer)?;
+        let train = Source {
+            plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
+            rows: prepared.train,
+        };
+        let eval = match prepared.eval {
+            Some(rows) => Some(Source { plan: Plan::new(rows.lengths(), eval_rules(&settings))?, rows }),
+            None => None,
+        };
+        let tokens = train.plan.max_tokens().max(eval.as_ref().map_or(0, |e| e.plan.max_tokens()));
+        check_positions(&spec, &train)?;
+        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens })
+    }
+
+    /// Plans memory with the settings' recomputation, or with the least that fits.
+    fn network(&self) -> Result<(Planner, Network)> {
+        let available = available_memory();
+        let choices: &[Recompute] = match self.settings.recompute {
+            Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
+            ref given => std::slice::from_ref(given),
+        };
+        let mut smallest = u64::MAX;
+        for &recompute in choices {
+            let mut planner = Planner::new();
+            let network = Network::plan(
+                &mut planner,
+                &self.spec,
+                &self.weights,
+                &self.layout,
+                &self.adapter,
+                self.tokens,
+                recompute,
+            );
+            let need = planner.elements() as u64 * 4 + snapshot_bytes(&self.layout);
+            smallest = smallest.min(need);
+            if need <= available {
+                return Ok((planner, network));
+            }
+        }
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        Err(Error::device(format!(
+            "the run needs {:.1} GiB beside the mapped weights, {:.1} GiB are available",
+            gib(smallest),
+            gib(available)
+        ))
+        .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
+    }
+
+    /// What the run would need.
+    ///
+    /// # Errors
+    /// When it does not fit.
+    pub fn report(&self) -> Result<PlanReport> {
+        let (planner, _) = self.network()?;
+        let purpose = |p: Purpose| match p {
+            Purpose::TrainableState => "LoRA parameters, gradients, moments",
+            Purpose::SmallWeights => "norms, biases, RoPE table",
+            Purpose::SavedActivations => "activations kept for the backward pass",
+            Purpose::Workspace => "workspace",
+            Purpose::Logits => "logits, one chunk",
+        };
+        let arena: Vec<(String, u64)> =
+            planner.bytes_by_purpose().into_iter().map(|(p, b)| (purpose(p).to_owned(), b as u64)).collect();
+        let lengths = self.train.rows.lengths();
+        let snapshot = snapshot_bytes(&self.layout);
+        Ok(PlanReport {
+            base_weights: self.weights.bytes,
+            peak: arena.iter().map(|(_, b)| b).sum::<u64>() + self.weights.bytes + snapshot,
+            arena,
+            checkpoint: snapshot,
+            steps: self.train.plan.total_steps(),
+            rows: lengths.len() as u64,
+            tokens_per_epoch: lengths.iter().map(|&l| u64::from(l)).sum(),
+            trainable: self.layout.len as u64,
+            micro_batch_tokens: self.tokens as u64,
+        })
+    }
+
+    /// Allocates the memory and builds the trainer. The weights stay mapped as long as the trainer lives.
+    ///
+    /// # Errors
+    /// When it does not fit, or threads cannot be had.
+    pub fn trainer(self) -> Result<(Trainer, Weights, Identity)> {
+        let (planner, network) = self.network()?;
+        let device = Device::Cpu(Cpu::new(&planner, self.settings.threads)?);
+        let trainer = Trainer::new(
+            self.settings,
+            device,
+            network,
+            self.layout,
+            self.adapter,
+            self.train,
+            self.eval,
+            &self.initial,
+        )?;
+        Ok((trainer, self.weights, self.identity))
+    }
+}
+
+/// Weights and both moments, as one checkpoint holds them.
+fn snapshot_bytes(layout: &Layout) -> u64 {
+    12 * layout.len as u64 + 8 * 4096
+}
+
+fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
+    let longest = train.rows.lengths().iter().copied().max().unwrap_or(0) as usize;
+    if longest <= spec.max_positions {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Input,
+        format!("a row has {longest} tokens, the model was trained for {} positions", spec.max_positions),
+    )
+    .hint(format!("give --cutoff-len {} or less", spec.max_positions)))
+}
+
+/// Digests of the model folder's files that decide the result.
+fn model_identity(
+    s: &Settings,
+    weights: &Weights,
+    identity: &mut Identity,
+    observer: &mut dyn Observer,
+) -> Result<()> {
+    let cache = cache_folder(s);
+    let mut progress =
+        |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
+    for (file, digest) in weights.map.digests(cache.as_deref(), &mut progress)? {
+        identity.0.insert(format!("model.{file}"), digest);
+    }
+    let path = s.model.join("config.json");
+    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    identity.0.insert("model.config.json".into(), blake3::hash(&config).to_hex().to_string());
+    Ok(())
+}
+
+/// Bytes of memory that can be had without swapping; unlimited where the system does not say.
+fn available_memory() -> u64 {
+    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map_or(u64::MAX, |k| k * 1024)
+}
