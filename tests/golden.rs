@@ -95,3 +95,40 @@ fn follows_transformers_and_peft() {
         assert!(distance <= 1e-4, "{name}: final adapter differs by {distance:e}");
     }
 }
+
+#[test]
+fn schedules_have_the_values_of_transformers() {
+    use qwentune::checkpoint::state::ScheduleSegment;
+    use qwentune::config::{Scheduler, Settings};
+    use qwentune::train::schedule::Schedule;
+    let cases = json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/schedules.json")));
+    let mut names = std::collections::BTreeSet::new();
+    for case in cases.as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let kind: Scheduler = serde_json::from_value(case["name"].clone()).unwrap();
+        let settings = Settings {
+            lr_scheduler_type: kind,
+            lr_scheduler_kwargs: case["kwargs"].as_object().unwrap().clone(),
+            learning_rate: case["base_lr"].as_f64().unwrap(),
+            ..Settings::default()
+        };
+        let schedule = Schedule::new(&settings).unwrap();
+        let segment = ScheduleSegment {
+            first_step: 0,
+            total_steps: case["steps"].as_u64().unwrap(),
+            warmup_steps: case["warmup"].as_u64().unwrap(),
+        };
+        let expected = numbers(&case["lr"]);
+        let found: Vec<f64> =
+            (0..expected.len() as u64).map(|step| schedule.learning_rate(step, &[segment])).collect();
+        for (step, (a, b)) in found.iter().zip(&expected).enumerate() {
+            assert!(
+                (a - b).abs() <= 1e-15 + 1e-12 * b.abs(),
+                "{name} {} step {step}: {a} {b}",
+                case["kwargs"]
+            );
+        }
+        names.insert(name.to_owned());
+    }
+    assert_eq!(names.len(), 8, "{names:?}");
+}

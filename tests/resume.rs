@@ -2,6 +2,8 @@
 //! interval and number of threads.
 
 use crate::common::{assert_same, results, scratch, tiny_settings, train, train_until};
+use qwentune::checkpoint::state::State;
+use qwentune::checkpoint::{format, inspect};
 use qwentune::config::{ResumeFrom, Settings, Strategy};
 use qwentune::error::Kind;
 use qwentune::report::event::Event;
@@ -163,4 +165,106 @@ fn killed_at_every_write_it_ends_in_the_same_bytes() {
         assert_same(&reference, &results(&run.output_dir).unwrap(), &format!("killed at write {n}"));
     }
     assert!(kills > 20, "only {kills} kills");
+}
+
+/// Kills with SIGKILL at random moments, again and again, until the run is through.
+#[test]
+fn killed_at_random_it_ends_in_the_same_bytes() {
+    let mut base = settings("random-kills", false);
+    base.save_steps = 2.0;
+    let long = |run: &Settings| {
+        let mut c = command(run, &["train"]);
+        c.args(["--resume-from-checkpoint", "auto", "--num-train-epochs", "40"]);
+        c.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+        c
+    };
+    assert!(long(&base).status().unwrap().success());
+    let reference = results(&base.output_dir).unwrap();
+    let mut random = crate::common::Lcg(2026);
+    let mut kills = 0;
+    for chain in 0..4 {
+        let run = in_folder(&base, &format!("chain-{chain}"));
+        loop {
+            let mut child = long(&run).spawn().unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(10 + random.below(120) as u64));
+            child.kill().unwrap();
+            let output = child.wait_with_output().unwrap();
+            if output.status.success() {
+                break;
+            }
+            assert!(output.status.code().is_none(), "{}", String::from_utf8_lossy(&output.stderr));
+            kills += 1;
+        }
+        assert_same(&reference, &results(&run.output_dir).unwrap(), &format!("chain {chain}"));
+    }
+    println!("{kills} random kills");
+}
+
+/// Resumes from a checkpoint that was altered (and digested again), and says whether the run still ends in
+/// the same bytes.
+fn ends_the_same_after(name: &str, alter: impl Fn(&mut State)) -> bool {
+    let base = settings(&format!("control-{name}"), false);
+    train(&base).unwrap();
+    let reference = results(&base.output_dir).unwrap();
+    let run = in_folder(&base, "altered");
+    train_until(&run, |e| is_step(e, 3)).unwrap_err();
+    let file = run.output_dir.join("checkpoints/step-00000003.qckpt");
+    let mut state = inspect::load(&file).unwrap();
+    alter(&mut state);
+    std::fs::write(&file, format::encode(&state)).unwrap();
+    // What the interrupted run had logged would stop a wrong continuation at its first step.
+    train(&resuming(&run)).is_ok() && reference == results(&run.output_dir).unwrap()
+}
+
+/// Negative controls: a resume that loses any part of the state must be noticed by these tests.
+#[test]
+fn losing_any_part_of_the_state_is_noticed() {
+    assert!(ends_the_same_after("nothing", |_| ()));
+    assert!(!ends_the_same_after("first-moments", |s| s.m.fill(0.0)));
+    assert!(!ends_the_same_after("second-moments", |s| s.v.fill(0.0)));
+    assert!(!ends_the_same_after("one-weight", |s| s.weights[5] += 1e-6));
+    assert!(!ends_the_same_after("best", |s| s.cursor.best = None));
+    assert!(!ends_the_same_after("tokens", |s| s.cursor.tokens += 1));
+    assert!(!ends_the_same_after("horizon", |s| s.cursor.schedule[0].total_steps += 1));
+    assert!(!ends_the_same_after("cursor", |s| {
+        s.step -= 1;
+        s.cursor.samples -= 5;
+        s.log.pop();
+    }));
+}
+
+#[test]
+fn a_repeated_step_is_compared_with_what_was_logged() {
+    let base = settings("repeated", false);
+    let mut run = in_folder(&base, "repeated");
+    run.save_steps = 2.0;
+    train_until(&run, |e| is_step(e, 5)).unwrap_err();
+    std::fs::remove_file(run.output_dir.join("checkpoints/step-00000005.qckpt")).unwrap();
+    let seen = std::cell::RefCell::new(None);
+    train_until(&resuming(&run), |e| {
+        if let Event::Repeated { first, last } = e {
+            *seen.borrow_mut() = Some((*first, *last));
+        }
+        false
+    })
+    .unwrap();
+    assert_eq!(seen.into_inner(), Some((5, 5)));
+}
+
+#[test]
+fn a_step_that_does_not_repeat_ends_the_run() {
+    let base = settings("not-repeated", false);
+    let mut run = in_folder(&base, "run");
+    run.save_steps = 2.0;
+    train_until(&run, |e| is_step(e, 5)).unwrap_err();
+    std::fs::remove_file(run.output_dir.join("checkpoints/step-00000005.qckpt")).unwrap();
+    let path = run.output_dir.join("metrics.jsonl");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let last = text.lines().find(|l| l.contains("\"step\":5")).unwrap();
+    let changed = last.replacen("\"loss\":4.", "\"loss\":5.", 1);
+    assert_ne!(last, changed);
+    std::fs::write(&path, text.replace(last, &changed)).unwrap();
+    let error = train(&resuming(&run)).unwrap_err();
+    assert_eq!(error.kind, Kind::Check, "{error}");
+    assert!(error.to_string().contains("step 5"), "{error}");
 }
