@@ -53,9 +53,10 @@ impl Place {
     }
 }
 
-/// Status and standard error of what was run; the message must be short and no backtrace.
+/// Status and text of what was run; no message is a backtrace.
 fn expect(row: &str, output: &Output, code: i32, words: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
+    let text = [&output.stdout[..], &output.stderr[..]].concat();
+    let text = String::from_utf8_lossy(&text);
     assert_eq!(output.status.code(), Some(code), "{row}: {text}");
     assert!(!text.contains("panicked") && !text.contains("RUST_BACKTRACE"), "{row}: {text}");
     for word in words {
