@@ -334,11 +334,22 @@ fn create_durably(folder: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
+fn lock_soon(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..20 {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
 fn take_lock(run: &RealFolder, run_folder: &Path) -> Result<File> {
     let path = run_folder.join(LOCK);
     let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display()));
     let mut file = run.open_or_create(LOCK).map_err(failed)?;
-    match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+    match lock_soon(&file) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();
