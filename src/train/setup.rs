@@ -3,7 +3,7 @@
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
 use super::{ENGINE, PlanReport};
 use crate::checkpoint::state::{Identity, State};
-use crate::config::{self, DeviceChoice, Dtype, Recompute, Settings};
+use crate::config::{self, DeviceChoice, Dtype, Recompute, Settings, Strategy};
 use crate::data::dataset;
 use crate::data::plan::Plan;
 use crate::device::{Cpu, Device, Planner, Purpose};
@@ -107,6 +107,10 @@ impl Setup {
     pub fn open(settings: &Settings, resumed: Option<&State>, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings)?;
         let mut settings = settings.clone();
+        if settings.eval_strategy == Strategy::Steps {
+            // Frozen here: how often the console is written to may change later, evaluations may not.
+            settings.eval_steps.get_or_insert(settings.logging_steps as f64);
+        }
         let spec = spec::read(&settings.model)?;
         let weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
