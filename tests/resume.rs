@@ -268,3 +268,49 @@ fn a_step_that_does_not_repeat_ends_the_run() {
     assert_eq!(error.kind, Kind::Check, "{error}");
     assert!(error.to_string().contains("step 5"), "{error}");
 }
+
+#[test]
+fn patience_survives_an_interruption() {
+    let mut base = settings("patience", false);
+    base.learning_rate = 0.0; // nothing ever improves on the first evaluation
+    base.eval_steps = Some(1.0);
+    base.early_stopping_patience = Some(2);
+    assert_eq!(train(&base).unwrap().step, 3);
+    let reference = results(&base.output_dir).unwrap();
+    let run = in_folder(&base, "interrupted");
+    train_until(&run, |e| is_step(e, 2)).unwrap_err();
+    assert_eq!(train(&resuming(&run)).unwrap().step, 3);
+    assert_same(&reference, &results(&run.output_dir).unwrap(), "interrupted");
+    assert_eq!(train(&resuming(&run)).unwrap().step, 3, "a finished run stays finished");
+}
+
+#[test]
+fn the_best_evaluation_is_published_also_after_an_interruption() {
+    let mut base = settings("best", false);
+    base.learning_rate = 0.5; // overshoots: an early evaluation is the best
+    base.eval_steps = Some(1.0);
+    base.load_best_model_at_end = true;
+    train(&base).unwrap();
+    let reference = results(&base.output_dir).unwrap();
+    let file = "adapter_model.safetensors";
+    let best = std::fs::read(base.output_dir.join("best").join(file)).unwrap();
+    assert_eq!(best, reference["adapter"]);
+    let run = in_folder(&base, "interrupted");
+    train_until(&run, |e| is_step(e, 4)).unwrap_err();
+    train(&resuming(&run)).unwrap();
+    assert_same(&reference, &results(&run.output_dir).unwrap(), "interrupted");
+}
+
+#[test]
+fn an_extended_run_is_the_same_however_it_was_interrupted() {
+    let base = settings("extended", false);
+    let extended = |run: &Settings| Settings { max_steps: Some(STEPS + 4), ..resuming(run) };
+    train(&base).unwrap();
+    train(&extended(&base)).unwrap();
+    let reference = results(&base.output_dir).unwrap();
+    let run = in_folder(&base, "interrupted");
+    train(&run).unwrap();
+    train_until(&extended(&run), |e| is_step(e, STEPS + 2)).unwrap_err();
+    train(&extended(&run)).unwrap();
+    assert_same(&reference, &results(&run.output_dir).unwrap(), "extended and interrupted");
+}
