@@ -223,7 +223,7 @@ fn losing_any_part_of_the_state_is_noticed() {
     assert!(!ends_the_same_after("first-moments", |s| s.m.fill(0.0)));
     assert!(!ends_the_same_after("second-moments", |s| s.v.fill(0.0)));
     assert!(!ends_the_same_after("one-weight", |s| s.weights[5] += 1e-6));
-    assert!(!ends_the_same_after("best", |s| s.cursor.best = None));
+    assert!(!ends_the_same_after("best", |s| s.cursor.best = Some((0.0, 1))));
     assert!(!ends_the_same_after("tokens", |s| s.cursor.tokens += 1));
     assert!(!ends_the_same_after("horizon", |s| s.cursor.schedule[0].total_steps += 1));
     assert!(!ends_the_same_after("cursor", |s| {
