@@ -1,15 +1,21 @@
 //! From files to micro-batches. Pure and deterministic; no device.
 
-#![allow(dead_code)]
-
 pub mod batch;
 mod cache;
 pub mod dataset;
 mod json;
 pub mod plan;
 mod prepare;
+#[cfg(feature = "text")]
+pub mod preview;
 mod reader;
-#[path = "no_text.rs"]
+#[cfg_attr(not(feature = "text"), path = "no_text.rs")]
 mod render;
 mod rows;
 mod store;
+#[cfg(feature = "text")]
+mod template;
+#[cfg(feature = "text")]
+pub mod tokenizer;
+#[cfg(feature = "text")]
+mod vocabulary;

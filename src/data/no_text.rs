@@ -19,6 +19,10 @@ impl Renderer {
         match *self {}
     }
 
+    pub(super) fn require_template(&self) -> Result<()> {
+        match *self {}
+    }
+
     pub(super) fn outcome(&self, _: &Content, _: &Settings) -> Outcome {
         match *self {}
     }

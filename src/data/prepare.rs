@@ -108,7 +108,7 @@ impl Source<'_> {
         let format = format_of(path, self.settings.format)?;
         self.identity.insert(format!("{name}.format"), format!("{format:?}").to_lowercase());
         if format != RowFormat::Tokenized {
-            self.open_renderer()?;
+            self.open_renderer(format)?;
         }
         let key = self.key(&digest, format);
         let (part, report) = self.cached_or_made(path, format, &digest, key)?;
@@ -117,13 +117,16 @@ impl Source<'_> {
         Ok(part)
     }
 
-    fn open_renderer(&mut self) -> Result<()> {
+    fn open_renderer(&mut self, format: RowFormat) -> Result<()> {
         if self.renderer.is_none() {
             let renderer = Renderer::open(self.settings, self.vocab_size)?;
             self.identity.extend(renderer.identity());
             self.renderer = Some(renderer);
         }
-        Ok(())
+        match &self.renderer {
+            Some(renderer) if format != RowFormat::Text => renderer.require_template(),
+            _ => Ok(()),
+        }
     }
 
     fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
