@@ -1,6 +1,7 @@
 //! Reading the format. The file is untrusted: every length is compared with what the file holds before
 //! anything is allocated, and the arrays grow as they are read.
 
+use super::buffer::{Buffer, CHUNK};
 use super::encode::{header_block, trailer_block};
 use super::format::{
     BLOCK, CUR_MAX, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Fault, Header, IDX_MAX, LOG_RECORD, MAGIC,
@@ -15,7 +16,7 @@ pub trait Source {
     ///
     /// # Errors
     /// The storage's own.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 
     /// Fills `buffer` from `offset`.
     ///
@@ -25,8 +26,8 @@ pub trait Source {
 }
 
 impl Source for &[u8] {
-    fn len(&self) -> io::Result<u64> {
-        Ok(<[u8]>::len(self) as u64)
+    fn size(&self) -> io::Result<u64> {
+        Ok(self.len() as u64)
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
@@ -40,8 +41,6 @@ impl Source for &[u8] {
 
 type Read<T> = Result<T, Fault>;
 
-const CHUNK: usize = 1 << 20;
-
 fn damaged<T>(what: impl Into<String>) -> Read<T> {
     Err(Fault::Damaged(what.into()))
 }
@@ -53,7 +52,8 @@ fn bytes_text(len: u64) -> String {
 /// Reads and checks everything; see [`Reading`].
 pub(super) fn read(source: &dyn Source, reading: Reading) -> Read<(Header, State)> {
     let header = read_header(source)?;
-    let reader = Reader { source, header: &header, reading };
+    let chunk = CHUNK.min(usize::try_from(header.file_len).unwrap_or(CHUNK));
+    let mut reader = Reader { source, header: &header, reading, buffer: Buffer::new(chunk) };
     let mut state = State { step: header.step, tainted: header.tainted, ..State::default() };
     state.identity = parse_meta(&reader.small("META", META_MAX)?)?;
     state.tensors = parse_idx(&reader.small("IDX", IDX_MAX)?)?;
@@ -78,19 +78,20 @@ pub(super) fn read(source: &dyn Source, reading: Reading) -> Read<(Header, State
 
 /// Reads and checks the header alone, and that the file has the length it names.
 pub(super) fn read_header(source: &dyn Source) -> Read<Header> {
-    let len = source.len()?;
-    let mut block = vec![0; BLOCK as usize];
+    let len = source.size()?;
     if len < 2 * BLOCK {
         return damaged(format!("not a checkpoint, or cut off: {} long", bytes_text(len)));
     }
-    source.read_at(0, &mut block)?;
+    let mut buffer = Buffer::new(BLOCK as usize);
+    let block = buffer.bytes();
+    source.read_at(0, block)?;
     if block[..8] != MAGIC {
         return damaged("not a checkpoint: wrong magic number at byte 0");
     }
     if blake3::hash(&block[..DIGEST_AT]).as_bytes() != &block[DIGEST_AT..] {
         return damaged("header damaged: digest differs (file bytes 0x0..0x1000)");
     }
-    let header = parse_header(&block)?;
+    let header = parse_header(block)?;
     if header.file_len != len {
         return damaged(format!(
             "length {}, the header says {}",
@@ -171,6 +172,7 @@ struct Reader<'a> {
     source: &'a dyn Source,
     header: &'a Header,
     reading: Reading,
+    buffer: Buffer,
 }
 
 impl Reader<'_> {
@@ -180,18 +182,21 @@ impl Reader<'_> {
     }
 
     /// Hands the section's bytes to `each` in chunks, all but the last of [`CHUNK`] bytes; then compares the
-    /// digest, and the padding with zero.
-    fn chunks(&self, section: &Section, mut each: impl FnMut(&[u8]) -> Read<()>) -> Read<()> {
+    /// digest, and the padding (read with the last chunk, so that only whole blocks are read) with zero.
+    fn chunks(&mut self, section: &Section, mut each: impl FnMut(&[u8]) -> Read<()>) -> Read<()> {
         let Section { name, offset, len, .. } = *section;
-        let end = offset + len;
+        let (end, padded_end) = (offset + len, (offset + len).next_multiple_of(BLOCK));
         let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; CHUNK.min(usize::try_from(len).unwrap_or(CHUNK)).max(BLOCK as usize)];
+        let mut surplus = None;
         let mut at = offset;
-        while at < end {
-            let take = CHUNK.min(usize::try_from(end - at).unwrap_or(CHUNK));
-            self.source.read_at(at, &mut buffer[..take])?;
-            hasher.update(&buffer[..take]);
-            each(&buffer[..take])?;
+        while at < padded_end {
+            let take = CHUNK.min(usize::try_from(padded_end - at).unwrap_or(CHUNK));
+            let bytes = &mut self.buffer.bytes()[..take];
+            self.source.read_at(at, bytes)?;
+            let (content, padding) = bytes.split_at(take.min(usize::try_from(end - at).unwrap_or(take)));
+            hasher.update(content);
+            each(content)?;
+            surplus = padding.iter().position(|byte| *byte != 0);
             at += take as u64;
         }
         if hasher.finalize().as_bytes() != &section.digest && self.reading != Reading::DigestsIgnored {
@@ -199,17 +204,13 @@ impl Reader<'_> {
                 "section {name} damaged: digest differs (file bytes {offset:#x}..{end:#x})"
             ));
         }
-        let padding = &mut buffer[..(end.next_multiple_of(BLOCK) - end) as usize];
-        self.source.read_at(end, padding)?;
-        match padding.iter().position(|byte| *byte != 0) {
-            Some(i) => {
-                damaged(format!("padding after section {name} is not zero (file byte {:#x})", end + i as u64))
-            }
+        match surplus.map(|i| end + i as u64) {
+            Some(at) => damaged(format!("padding after section {name} is not zero (file byte {at:#x})")),
             None => Ok(()),
         }
     }
 
-    fn small(&self, name: &str, limit: u64) -> Read<Vec<u8>> {
+    fn small(&mut self, name: &str, limit: u64) -> Read<Vec<u8>> {
         let section = self.section(name)?;
         if section.len > limit {
             return damaged(format!("section {name}: {}, at most {limit} allowed", bytes_text(section.len)));
@@ -222,7 +223,7 @@ impl Reader<'_> {
         Ok(bytes)
     }
 
-    fn floats(&self, name: &'static str) -> Read<Floats> {
+    fn floats(&mut self, name: &'static str) -> Read<Floats> {
         let section = self.section(name)?;
         if section.len % 4 != 0 {
             return damaged(format!("section {name}: {} bytes are not f32 values", section.len));
@@ -251,11 +252,11 @@ impl Reader<'_> {
         Ok(found)
     }
 
-    fn trailer(&self) -> Read<()> {
+    fn trailer(&mut self) -> Read<()> {
         let at = self.header.file_len - BLOCK;
-        let mut block = vec![0; BLOCK as usize];
-        self.source.read_at(at, &mut block)?;
-        match trailer_block(self.header).iter().zip(&block).position(|(want, is)| want != is) {
+        let block = &mut self.buffer.bytes()[..BLOCK as usize];
+        self.source.read_at(at, block)?;
+        match trailer_block(self.header).iter().zip(&*block).position(|(want, is)| want != is) {
             Some(i) => damaged(format!("trailer damaged (file byte {:#x})", at + i as u64)),
             None => Ok(()),
         }

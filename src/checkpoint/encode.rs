@@ -1,6 +1,7 @@
 //! Writing the format: sections one after the other, from borrowed slices, each digested from the very buffer
 //! that is written. The header goes to its place when all digests are known, the trailer is last.
 
+use super::buffer::{Buffer, CHUNK};
 use super::format::{
     BLOCK, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Header, LOG_RECORD, MAGIC, SECTIONS, Section,
     TABLE_AT, TRAILER_MAGIC, VERSION, padded,
@@ -8,7 +9,8 @@ use super::format::{
 use super::state::{Cursor, LogLine, State, TensorEntry};
 use std::io;
 
-/// Where encoded bytes go. Offsets and lengths are multiples of [`BLOCK`].
+/// Where encoded bytes go. Offsets, lengths and the addresses of the slices are multiples of [`BLOCK`], as
+/// writing past the page cache demands.
 pub trait Sink {
     /// Writes all of `bytes` at `offset`.
     ///
@@ -17,18 +19,16 @@ pub trait Sink {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 }
 
-/// Bytes converted, digested and written at a time. Large enough that a call's cost vanishes, small enough to
-/// stay in the second-level cache between the three.
-const CHUNK: usize = 1 << 20;
-
 /// Length of the file that `state` becomes, bytes.
 #[must_use]
 pub fn file_len(state: &State) -> u64 {
-    let small = [meta(state).len(), idx(&state.tensors).len(), cur(&state.cursor).len()];
+    2 * BLOCK + section_lengths(state).into_iter().map(blocks).sum::<u64>()
+}
+
+fn section_lengths(state: &State) -> [usize; 7] {
+    let [w, m, v] = [&state.weights, &state.m, &state.v].map(|array| array.len() * 4);
     let log = state.log.len() * LOG_RECORD;
-    let arrays = [state.weights.len() * 4, state.m.len() * 4, state.v.len() * 4];
-    let sections: u64 = small.iter().chain(&[log]).chain(&arrays).map(|len| blocks(*len)).sum();
-    2 * BLOCK + sections
+    [meta(state).len(), idx(&state.tensors).len(), cur(&state.cursor).len(), log, w, m, v]
 }
 
 fn blocks(len: usize) -> u64 {
@@ -40,7 +40,9 @@ fn blocks(len: usize) -> u64 {
 /// # Errors
 /// The sink's own; what was written until then is no checkpoint.
 pub fn write(state: &State, sink: &mut dyn Sink) -> io::Result<Digest> {
-    let mut stream = Stream { sink, buffer: Vec::with_capacity(CHUNK), at: BLOCK, sections: Vec::new() };
+    let longest = section_lengths(state).into_iter().max().map_or(0, blocks).max(BLOCK);
+    let buffer = Buffer::new(CHUNK.min(longest as usize));
+    let mut stream = Stream { sink, buffer, at: BLOCK, sections: Vec::new() };
     stream.bytes(&meta(state))?;
     stream.bytes(&idx(&state.tensors))?;
     stream.bytes(&cur(&state.cursor))?;
@@ -48,70 +50,83 @@ pub fn write(state: &State, sink: &mut dyn Sink) -> io::Result<Digest> {
     stream.floats(&state.weights)?;
     stream.floats(&state.m)?;
     stream.floats(&state.v)?;
-    let Stream { at: trailer_at, sections, .. } = stream;
     let mut header = Header {
-        file_len: trailer_at + BLOCK,
+        file_len: stream.at + BLOCK,
         step: state.step,
         samples: state.cursor.samples,
         tainted: state.tainted,
-        sections,
+        sections: std::mem::take(&mut stream.sections),
         digest: [0; 32],
     };
     let block = header_block(&header);
     header.digest.copy_from_slice(&block[DIGEST_AT..]);
-    sink.write_at(0, &block)?;
-    sink.write_at(trailer_at, &trailer_block(&header))?;
+    stream.block(0, &block)?;
+    stream.block(header.file_len - BLOCK, &trailer_block(&header))?;
     Ok(header.digest)
 }
 
 struct Stream<'a> {
     sink: &'a mut dyn Sink,
-    buffer: Vec<u8>,
+    buffer: Buffer,
     at: u64,
     sections: Vec<Section>,
 }
 
 impl Stream<'_> {
     fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.section(bytes.chunks(CHUNK), |chunk, buffer| buffer.extend_from_slice(chunk))
+        self.section(bytes.chunks(CHUNK), |chunk, place| {
+            place[..chunk.len()].copy_from_slice(chunk);
+            chunk.len()
+        })
     }
 
     fn floats(&mut self, values: &[f32]) -> io::Result<()> {
-        self.section(values.chunks(CHUNK / 4), |chunk, buffer| {
-            buffer.resize(chunk.len() * 4, 0);
-            for (place, value) in buffer.chunks_exact_mut(4).zip(chunk) {
+        self.section(values.chunks(CHUNK / 4), |chunk, place| {
+            for (place, value) in place.chunks_exact_mut(4).zip(chunk) {
                 place.copy_from_slice(&value.to_le_bytes());
             }
+            4 * chunk.len()
         })
     }
 
     fn log(&mut self, lines: &[LogLine]) -> io::Result<()> {
         // 4096 records are a whole number of blocks, whatever the record's length.
-        self.section(lines.chunks(4096), |chunk, buffer| {
-            chunk.iter().for_each(|line| buffer.extend_from_slice(&log_record(line)));
+        self.section(lines.chunks(4096), |chunk, place| {
+            for (place, line) in place.chunks_exact_mut(LOG_RECORD).zip(chunk) {
+                place.copy_from_slice(&log_record(line));
+            }
+            LOG_RECORD * chunk.len()
         })
     }
 
-    /// One section from `chunks`, of which all but the last fill whole blocks.
+    /// One section from `chunks`, of which all but the last fill whole blocks. `fill` puts one into the buffer
+    /// and says how long it is.
     fn section<T>(
         &mut self,
         chunks: impl Iterator<Item = T>,
-        mut fill: impl FnMut(T, &mut Vec<u8>),
+        mut fill: impl FnMut(T, &mut [u8]) -> usize,
     ) -> io::Result<()> {
         let mut hasher = blake3::Hasher::new();
         let (offset, mut len) = (self.at, 0u64);
         for chunk in chunks {
-            self.buffer.clear();
-            fill(chunk, &mut self.buffer);
-            hasher.update(&self.buffer);
-            len += self.buffer.len() as u64;
-            self.buffer.resize(self.buffer.len().next_multiple_of(BLOCK as usize), 0);
-            self.sink.write_at(self.at, &self.buffer)?;
-            self.at += self.buffer.len() as u64;
+            let buffer = self.buffer.bytes();
+            let filled = fill(chunk, buffer);
+            let padded = filled.next_multiple_of(BLOCK as usize);
+            buffer[filled..padded].fill(0);
+            hasher.update(&buffer[..filled]);
+            self.sink.write_at(self.at, &buffer[..padded])?;
+            len += filled as u64;
+            self.at += padded as u64;
         }
         let name = SECTIONS[self.sections.len()];
         self.sections.push(Section { name, offset, len, digest: *hasher.finalize().as_bytes() });
         Ok(())
+    }
+
+    fn block(&mut self, offset: u64, block: &[u8]) -> io::Result<()> {
+        let buffer = self.buffer.bytes();
+        buffer[..block.len()].copy_from_slice(block);
+        self.sink.write_at(offset, &buffer[..block.len()])
     }
 }
 

@@ -21,26 +21,38 @@ fn plan() -> Option<(u64, bool)> {
 
 /// Counts an operation about to happen; does not return from the planned one.
 pub fn hit() {
-    if hit_halfway() {
+    if count() {
         die();
     }
 }
 
-/// As [`hit`] for a write, but answers true when half of it shall happen before [`die`].
+/// Counts a write about to happen. Answers true when half of it shall be done before [`die_if_halfway`].
 #[must_use]
 pub fn hit_halfway() -> bool {
-    let Some((at, half)) = plan() else { return false };
-    if DONE.fetch_add(1, Ordering::Relaxed) + 1 != at {
+    if !count() {
         return false;
     }
-    if !half {
+    if plan().is_none_or(|(_, half)| !half) {
         die();
     }
     true
 }
 
+/// Ends the process after half a write, if that was the plan.
+pub fn die_if_halfway() {
+    if let Some((at, true)) = plan()
+        && DONE.load(Ordering::Relaxed) == at
+    {
+        die();
+    }
+}
+
+fn count() -> bool {
+    plan().is_some_and(|(at, _)| DONE.fetch_add(1, Ordering::Relaxed) + 1 == at)
+}
+
 /// Ends the process at once, with nothing flushed or released in an orderly way.
-pub fn die() -> ! {
+fn die() -> ! {
     let _ = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     std::process::abort()
 }

@@ -4,6 +4,7 @@
 //! folder and its files, [`shelf`] the rules by which checkpoints are put there, kept and found again,
 //! [`store`] a run's folder with its lock and writer thread, [`inspect`] what can be asked without the lock.
 
+mod buffer;
 pub mod decode;
 pub mod encode;
 pub mod failpoint;

@@ -52,7 +52,7 @@ impl Shelf {
             other => other.map_err(|e| Error::reading(&path, &e))?,
         };
         let mut bytes = Vec::new();
-        let len = file.len().map_err(|e| Error::reading(&path, &e))?;
+        let len = file.size().map_err(|e| Error::reading(&path, &e))?;
         if len <= LONGEST {
             bytes.resize(len as usize, 0);
             file.read_at(0, &mut bytes).map_err(|e| Error::reading(&path, &e))?;

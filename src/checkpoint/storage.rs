@@ -4,12 +4,12 @@
 
 use super::decode::Source;
 use super::failpoint;
+use super::format::BLOCK;
 use rustix::fs::{self as rfs, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 /// An open folder.
@@ -184,6 +184,13 @@ impl Folder for RealFolder {
 #[derive(Debug)]
 pub struct RealFile(File);
 
+impl Drop for RealFile {
+    fn drop(&mut self) {
+        // For what went through the page cache all the same: a checkpoint is not read twice. Only advice.
+        let _ = rfs::fadvise(&self.0, 0, None, Advice::DontNeed);
+    }
+}
+
 impl RealFile {
     /// Opens a file named by the user, for reading; links are followed.
     ///
@@ -203,17 +210,46 @@ impl RealFile {
         if !kind.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        Ok(RealFile(file))
+        let file = RealFile(file);
+        file.past_page_cache();
+        Ok(file)
+    }
+
+    /// Reads and writes go straight to the disk: steadier, and the page cache is left to the mapped model. Not
+    /// every file system can, and what is not aligned cannot; then it is as before.
+    fn past_page_cache(&self) {
+        let _ = rfs::fcntl_setfl(&self.0, OFlags::DIRECT);
+    }
+
+    fn is_direct(&self) -> io::Result<bool> {
+        Ok(rfs::fcntl_getfl(&self.0)?.contains(OFlags::DIRECT))
+    }
+
+    fn through_page_cache(&self) -> io::Result<()> {
+        Ok(rfs::fcntl_setfl(&self.0, OFlags::empty())?)
     }
 }
 
 impl Source for RealFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         Ok(self.0.metadata()?.len())
     }
 
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
+    fn read_at(&self, mut offset: u64, mut buffer: &mut [u8]) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match rustix::io::pread(&self.0, &mut *buffer, offset) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(read) => {
+                    buffer = &mut buffer[read..];
+                    offset += read as u64;
+                }
+                Err(Errno::INTR) => {}
+                // Once more through the page cache; what is wrong otherwise is said again.
+                Err(Errno::INVAL) if self.is_direct()? => self.through_page_cache()?,
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -222,24 +258,29 @@ impl Stored for RealFile {
         failpoint::hit();
         match rfs::fallocate(&self.0, FallocateFlags::empty(), 0, len) {
             // A file system that cannot reserve tells a full disk at the write instead.
-            Err(Errno::NOTSUP | Errno::NOSYS) => Ok(()),
-            other => Ok(other?),
+            Err(Errno::NOTSUP | Errno::NOSYS) => {}
+            other => other?,
         }
+        if len.is_multiple_of(BLOCK) {
+            self.past_page_cache();
+        }
+        Ok(())
     }
 
     fn write_some(&self, offset: u64, bytes: &[u8]) -> io::Result<usize> {
-        if failpoint::hit_halfway() {
-            self.0.write_all_at(&bytes[..bytes.len() / 2], offset)?;
-            failpoint::die();
+        let bytes = if failpoint::hit_halfway() { &bytes[..bytes.len() / 2] } else { bytes };
+        let mut written = rustix::io::pwrite(&self.0, bytes, offset);
+        if written == Err(Errno::INVAL) && self.is_direct()? {
+            // What is left of a short write, or a device with larger blocks.
+            self.through_page_cache()?;
+            written = rustix::io::pwrite(&self.0, bytes, offset);
         }
-        self.0.write_at(bytes, offset)
+        failpoint::die_if_halfway();
+        Ok(written?)
     }
 
     fn sync(&self) -> io::Result<()> {
         failpoint::hit();
-        rfs::fsync(&self.0)?;
-        // Read-back shall come from the disk, and the page cache belongs to the mapped model. Only advice.
-        let _ = rfs::fadvise(&self.0, 0, None, Advice::DontNeed);
-        Ok(())
+        Ok(rfs::fsync(&self.0)?)
     }
 }

@@ -338,7 +338,7 @@ struct OpenFile {
 }
 
 impl Source for OpenFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         let mut inner = self.disk.lock();
         inner.gate(Sort::Read)?;
         Ok(inner.inodes[self.id].data.len() as u64)
