@@ -8,6 +8,8 @@ mod faults;
 mod formats;
 mod golden;
 mod house;
+mod linear;
+mod loss;
 mod matmul;
 mod model;
 mod model_files;

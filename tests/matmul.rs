@@ -8,25 +8,25 @@ use qwentune::element::Element;
 use std::sync::Arc;
 
 /// Reproducible values in (-1, 1) (a linear congruential generator; the upper bits are good enough here).
-struct Values(u64);
+pub struct Values(u64);
 
 impl Values {
-    fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         Values(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ 0x1234_5678)
     }
 
-    fn one(&mut self) -> f32 {
+    pub fn one(&mut self) -> f32 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         ((self.0 >> 40) as f32 + 0.5) / f32::from(1u16 << 12) / f32::from(1u16 << 11) - 1.0
     }
 
-    fn many(&mut self, count: usize) -> Vec<f32> {
+    pub fn many(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| self.one()).collect()
     }
 }
 
 /// Values as a weight with rows × cols elements, `shift` bytes away from any alignment.
-fn stored(values: &[f32], element: Element, rows: usize, cols: usize, shift: usize) -> Matrix {
+pub fn stored(values: &[f32], element: Element, rows: usize, cols: usize, shift: usize) -> Matrix {
     let mut bytes = vec![0u8; shift];
     for v in values {
         match element {
@@ -39,7 +39,7 @@ fn stored(values: &[f32], element: Element, rows: usize, cols: usize, shift: usi
 }
 
 /// A weight's elements in f64.
-fn widened(m: &Matrix) -> Vec<f64> {
+pub fn widened(m: &Matrix) -> Vec<f64> {
     let mut row = vec![0.0; m.cols()];
     let mut all = Vec::new();
     for r in 0..m.rows() {
@@ -187,14 +187,14 @@ impl Case {
     }
 }
 
-fn assert_bits(expected: &[f32], got: &[f32], what: &str) {
+pub fn assert_bits(expected: &[f32], got: &[f32], what: &str) {
     assert_eq!(expected.len(), got.len(), "{what}");
     for (i, (e, g)) in expected.iter().zip(got).enumerate() {
         assert_eq!(e.to_bits(), g.to_bits(), "{what}: element {i} is {g}, expected {e}");
     }
 }
 
-fn assert_near(expected: &[f64], got: &[f32], tolerance: f64, what: &str) {
+pub fn assert_near(expected: &[f64], got: &[f32], tolerance: f64, what: &str) {
     assert_eq!(expected.len(), got.len(), "{what}");
     for (i, (e, g)) in expected.iter().zip(got).enumerate() {
         let error = (e - f64::from(*g)).abs();
