@@ -117,11 +117,11 @@ def lora_config(case):
 
 def save_adapter(model, folder):
     """As save_pretrained writes it, without the model card and without the order of a Python set."""
-    model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(folder, save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / "adapter_config.json").read_text())
     config["target_modules"].sort()
+    config["base_model_name_or_path"] = None  # PEFT writes the folder the model was loaded from
     write_json(folder / "adapter_config.json", config)
 
 

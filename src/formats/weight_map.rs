@@ -18,6 +18,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Largest index that is read; that of the largest Qwen is below 200 kB.
 const MAX_INDEX_BYTES: u64 = 16 << 20;
 
+/// Bytes one thread looks at before it takes the next part; a multiple of every element size.
+const PART: usize = 1 << 20;
+
 /// Bytes digested between two calls of `progress`.
 const DIGEST_STEP: usize = 64 << 20;
 
@@ -159,6 +162,13 @@ impl Tensor {
     pub fn bytes(&self) -> &[u8] {
         let len = self.shape.iter().product::<usize>() * self.element.bytes();
         &self.file.map[self.offset..self.offset + len]
+    }
+
+    /// Whether both hold the same matrix in the same encoding.
+    #[must_use]
+    pub fn same_values(&self, other: &Tensor) -> bool {
+        let (mine, theirs) = (self.bytes().par_chunks(PART), other.bytes().par_chunks(PART));
+        (self.element, &self.shape) == (other.element, &other.shape) && mine.zip(theirs).all(|(a, b)| a == b)
     }
 }
 
@@ -340,7 +350,7 @@ impl WeightMap {
     pub fn non_finite(tensor: &Tensor) -> usize {
         // All exponent bits set: infinite or not a number.
         match tensor.element {
-            Element::F32 => count_with_bits(tensor.bytes(), |b| u32::from_le_bytes(b), 0x7f80_0000),
+            Element::F32 => count_with_bits(tensor.bytes(), u32::from_le_bytes, 0x7f80_0000),
             Element::F16 => count_with_bits(tensor.bytes(), |b| u32::from(u16::from_le_bytes(b)), 0x7c00),
             Element::Bf16 => count_with_bits(tensor.bytes(), |b| u32::from(u16::from_le_bytes(b)), 0x7f80),
         }
@@ -352,8 +362,7 @@ fn count_with_bits<const N: usize>(bytes: &[u8], bits: impl Fn([u8; N]) -> u32 +
         let (elements, _) = part.as_chunks::<N>();
         elements.iter().filter(|e| bits(**e) & mask == mask).count()
     };
-    // 1 MiB: a multiple of every element size.
-    bytes.par_chunks(1 << 20).map(count).sum()
+    bytes.par_chunks(PART).map(count).sum()
 }
 
 /// Buffers that older folders store beside the weights and that are computed here: rotary frequencies, causal

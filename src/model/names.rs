@@ -3,6 +3,7 @@
 use super::spec::{Family, Spec};
 use crate::config::Targets;
 use crate::error::{Error, Result};
+use crate::formats::weight_map::WeightMap;
 
 /// One linear layer of a block, as the checkpoint names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -122,6 +123,24 @@ pub fn top(spec: &Spec) -> TopNames {
 
 /// The output head's tensor in files that store one; those of tied models may, as a copy of the embedding.
 pub const STORED_HEAD: &str = "lm_head.weight";
+
+/// Checks that a tied model's folder, where it stores an output head all the same, stores a copy of the
+/// embedding: nothing else is trained or read as the head.
+///
+/// # Errors
+/// [`crate::error::Kind::Input`] naming both tensors.
+pub fn check_stored_head(spec: &Spec, weights: &WeightMap) -> Result<()> {
+    let names = top(spec);
+    let (Some(head), Some(embedding)) = (weights.get(STORED_HEAD), weights.get(&names.embedding)) else {
+        return Ok(());
+    };
+    if !spec.tied || head.same_values(&embedding) {
+        return Ok(());
+    }
+    let (path, table) = (head.file.path().display(), &names.embedding);
+    Err(Error::input(format!("{path}: {STORED_HEAD} differs from {table}, but tie_word_embeddings is true"))
+        .hint("set tie_word_embeddings to false in config.json if the head was trained on its own"))
+}
 
 /// PEFT's name of an adapter matrix (`A` or `B`) of `module`.
 #[must_use]
