@@ -65,6 +65,10 @@ fn every_spelling_of_a_flag_means_the_same() {
     assert_eq!(spaced.lora_target_modules, Targets::Names(names));
     let text = train_settings(&["--system_prompt", "You  are\nterse."]).unwrap().0;
     assert_eq!(text.system_prompt.as_deref(), Some("You  are\nterse."));
+    let text = train_settings(&["--system-prompt", ""]).unwrap().0;
+    assert_eq!(text.system_prompt.as_deref(), Some(""));
+    let text = train_settings(&["--system-prompt= \n"]).unwrap().0;
+    assert_eq!(text.system_prompt.as_deref(), Some(" \n"));
     assert_eq!(parsed("--format prompt_completion").format, RowFormat::PromptCompletion);
 }
 

@@ -148,6 +148,8 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         help += &format!(" [also {}]", aliases.join(" "));
     }
     let arg = Arg::new(field.name).long(field.flag()).help(help).help_heading(field.group.title());
+    // An empty text is a text; an empty number or path is a mistake.
+    let arg = if field.kind == Kind::Text { arg } else { arg.value_parser(NonEmptyStringValueParser::new()) };
     match field.kind {
         Kind::Switch => {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
@@ -163,7 +165,6 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Device => arg.value_name("DEVICE"),
         Kind::Json => arg.value_name("JSON"),
     }
-    .value_parser(NonEmptyStringValueParser::new())
 }
 
 /// The settings given as flags. A list given twice counts once, the last time, with a warning.

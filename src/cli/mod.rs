@@ -4,7 +4,10 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+#[cfg(feature = "text")]
+mod preview;
 mod signals;
+#[cfg(feature = "text")]
 mod tokenize;
 mod training;
 
@@ -56,7 +59,14 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("train", m)) => training::train(m, warnings, command_line),
         Some(("resume", m)) => training::resume(m, warnings, command_line),
         Some(("plan", m)) => training::plan(m, warnings),
+        #[cfg(feature = "text")]
+        Some(("preview", m)) => preview::preview(m, warnings),
+        #[cfg(feature = "text")]
         Some(("tokenize", m)) => tokenize::tokenize(m),
+        #[cfg(not(feature = "text"))]
+        Some(("preview" | "tokenize", _)) => {
+            Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
+        }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("doctor", _)) => doctor::doctor(),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),

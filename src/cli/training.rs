@@ -162,9 +162,12 @@ fn ending(program: &str, settings: &Settings, summary: &Summary) -> Vec<String> 
     if summary.tainted {
         lines.push("  not exact: continued on another engine or device, or without moments".into());
     }
+    lines.push(format!("  look in    {program} checkpoint show {folder}"));
+    if summary.loss.is_none() {
+        return lines;
+    }
     let more = summary.total_steps.max(summary.step).saturating_mul(2);
     lines.push(format!("  train on   {program} resume {folder} --max-steps {more}"));
-    lines.push(format!("  look in    {program} checkpoint show {folder}"));
     lines
 }
 

@@ -28,6 +28,7 @@ pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
 /// Usage: the value does not fit the setting.
 pub fn from_text(field: &Field, text: &str) -> Result<Value> {
     let wrong = |wanted: &str| Err(Error::usage(format!("{}: '{text}' is not {wanted}", field.name)));
+    let given = text;
     let text = text.trim();
     match field.kind {
         Kind::Switch => match text.to_ascii_lowercase().as_str() {
@@ -44,9 +45,10 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
             Ok(number) if number.is_finite() => Ok(json!(number)),
             _ => wrong("a finite number"),
         },
-        Kind::Text => Ok(json!(text)),
+        // These may begin or end with a space.
+        Kind::Text => Ok(json!(given)),
         Kind::Path if is_none(text) => Ok(Value::Null),
-        Kind::Path => Ok(json!(text)),
+        Kind::Path => Ok(json!(given)),
         Kind::Paths => Ok(json!([text])),
         Kind::Choice(names) => choice(names, text)
             .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),

@@ -88,6 +88,9 @@ impl Console {
     fn progress(&mut self, what: &'static str, done: u64, total: u64) {
         let finished = total > 0 && done >= total;
         if let Some(bar) = &self.bar {
+            if bar.is_finished() {
+                bar.reset();
+            }
             bar.set_length(total);
             bar.set_position(done);
             let template = if total > 0 { "{msg} {wide_bar} {percent}%" } else { "{msg} {pos}" };
@@ -97,7 +100,6 @@ impl Console {
             bar.set_message(what);
             if finished {
                 bar.finish_and_clear();
-                bar.reset();
             }
             return;
         }
