@@ -40,11 +40,12 @@ impl Shelf {
         written
     }
 
-    /// The losses left beside the checkpoint of `step`, if any.
+    /// The losses left beside the checkpoint of `step`, if any. A damaged file is reported as a warning and
+    /// counts as none: the run is not worse for it.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Input`] when the file is damaged; a warning is enough, the checkpoint is not.
-    pub fn read_next_loss(&self, step: u64) -> Result<Option<Vec<f64>>> {
+    /// As [`Error::reading`], when the file is there and cannot be read.
+    pub fn read_next_loss(&mut self, step: u64) -> Result<Option<Vec<f64>>> {
         let name = name(step);
         let path = self.folder.path().join(&name);
         let file = match self.folder.open(&name) {
@@ -57,9 +58,11 @@ impl Shelf {
             bytes.resize(len as usize, 0);
             file.read_at(0, &mut bytes).map_err(|e| Error::reading(&path, &e))?;
         }
-        let losses =
-            parse(step, &bytes).ok_or_else(|| Error::input(format!("{}: damaged", path.display())))?;
-        Ok(Some(losses))
+        let losses = parse(step, &bytes);
+        if losses.is_none() {
+            self.warnings.push(format!("{}: damaged, not used", path.display()));
+        }
+        Ok(losses)
     }
 }
 

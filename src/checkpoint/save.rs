@@ -38,7 +38,7 @@ impl Shelf {
         let name = file_name(state.step);
         let mut occupied = self.occupant(&name, state).map_err(|e| self.failure(state, &e))?;
         if occupied == Occupied::Same && self.sync_again(&name).is_ok() {
-            return Ok(self.finish(name));
+            return Ok(self.finish(state, name));
         }
         let mut attempt = self.write_new(state, &name, occupied);
         if let Err(e) = &attempt
@@ -48,10 +48,10 @@ impl Shelf {
             attempt = self.write_new(state, &name, occupied);
         }
         attempt.map_err(|e| self.failure(state, &e))?;
-        Ok(self.finish(name))
+        Ok(self.finish(state, name))
     }
 
-    fn finish(&mut self, name: String) -> PathBuf {
+    fn finish(&mut self, state: &State, name: String) -> PathBuf {
         let path = self.folder.path().join(&name);
         if !self.folder.in_place() {
             let text = format!(
@@ -63,7 +63,7 @@ impl Shelf {
             }
         }
         self.verified.insert(name.clone());
-        if let Err(e) = self.prune(&name) {
+        if let Err(e) = self.prune(state) {
             self.warnings.push(format!("old checkpoints could not be removed: {e}"));
         }
         path
@@ -162,9 +162,10 @@ impl Shelf {
         self.remove_if_there(&name.replace(".qckpt", ".next"))
     }
 
-    /// Removes what is older than the newest `keep` checkpoints that were read back whole, the protected one
-    /// and the one just saved excepted.
-    fn prune(&mut self, saved: &str) -> io::Result<()> {
+    /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, the
+    /// protected, and the one just saved.
+    fn prune(&mut self, saved: &State) -> io::Result<()> {
+        let stays = [self.protected, saved.cursor.best.map(|(_, step)| step), Some(saved.step)];
         let entries = self.scan()?;
         let mut changed = false;
         if entries.len() > self.keep {
@@ -173,7 +174,7 @@ impl Shelf {
             for entry in entries {
                 if whole < self.keep {
                     whole += usize::from(self.is_whole(&entry.name)?);
-                } else if entry.header.is_ok() && self.protected != Some(entry.step) && entry.name != saved {
+                } else if entry.header.is_ok() && !stays.contains(&Some(entry.step)) {
                     doomed.push(entry.name);
                 }
             }

@@ -16,8 +16,6 @@ pub struct Found {
     pub newest: Option<(PathBuf, State)>,
     /// Damaged files set aside, with the reason, to be reported.
     pub set_aside: Vec<String>,
-    /// What else is to be reported: a file whose name does not fit its content.
-    pub warnings: Vec<String>,
     /// How many checkpoint files there were in all, those set aside earlier included.
     pub seen: usize,
 }
@@ -87,7 +85,7 @@ impl Shelf {
         self
     }
 
-    /// The step whose checkpoint is never pruned, beside the newest ones.
+    /// A step whose checkpoint is never pruned, beside the newest ones and the best that the saved state names.
     pub fn protect(&mut self, step: Option<u64>) {
         self.protected = step;
     }
@@ -202,14 +200,13 @@ impl Shelf {
         let entries = self.scan().map_err(listing)?;
         let earlier =
             self.folder.list().map_err(listing)?.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
-        let mut found =
-            Found { newest: None, set_aside: vec![], warnings: vec![], seen: entries.len() + earlier };
+        let mut found = Found { newest: None, set_aside: vec![], seen: entries.len() + earlier };
         let mut damaged: Vec<(String, String)> = Vec::new();
         for entry in entries {
             match self.read(&entry.name, Reading::Load) {
                 Ok((_, state)) => {
                     if step_of(&entry.name) != Some(state.step) {
-                        found.warnings.push(format!(
+                        self.warnings.push(format!(
                             "{} holds step {}; the content counts, not the name",
                             path.join(&entry.name).display(),
                             state.step

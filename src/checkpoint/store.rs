@@ -73,6 +73,7 @@ struct Desk {
     outcomes: Vec<Outcome>,
     /// A state that was written, for its memory.
     spare: Option<State>,
+    protected: Option<u64>,
     closing: bool,
 }
 
@@ -185,10 +186,10 @@ impl Store {
         self.desk().spare.take()
     }
 
-    /// The step whose checkpoint is never pruned (the best), beside the newest ones. Takes effect with the next
-    /// save; waits for one under way.
+    /// A step whose checkpoint is never pruned, from the next save on, beside the newest ones and the best that
+    /// the saved state names.
     pub fn protect(&mut self, step: Option<u64>) {
-        self.shelf().protect(step);
+        self.desk().protected = step;
     }
 
     /// What is to be reported and is no error, since the last call.
@@ -225,7 +226,7 @@ impl Store {
     /// What [`Store::write_next_loss`] left for `step`.
     ///
     /// # Errors
-    /// [`Kind::Input`] when the file is damaged.
+    /// As [`Error::reading`], when the file is there and cannot be read; a damaged one is a warning.
     pub fn read_next_loss(&mut self, step: u64) -> Result<Option<Vec<f64>>> {
         self.shelf().read_next_loss(step)
     }
@@ -282,9 +283,12 @@ fn write_until_closed(shared: &Shared) {
         let mut desk = shared.changed.wait_while(shared.desk(), idle).unwrap_or_else(PoisonError::into_inner);
         let Some(state) = desk.waiting.take() else { return };
         desk.writing = true;
+        let protected = desk.protected;
         drop(desk);
         let result = catch_unwind(AssertUnwindSafe(|| {
-            shared.shelf.lock().unwrap_or_else(PoisonError::into_inner).save(&state)
+            let mut shelf = shared.shelf.lock().unwrap_or_else(PoisonError::into_inner);
+            shelf.protect(protected);
+            shelf.save(&state)
         }));
         let result = result.unwrap_or_else(|_| Err(Error::check("the checkpoint writer failed (a bug)")));
         let mut desk = shared.desk();

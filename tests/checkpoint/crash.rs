@@ -146,9 +146,9 @@ struct Tally {
 
 #[test]
 fn every_power_loss() {
-    let tally = enumerate(60, Lies::default(), Weakened::default());
+    let tally = enumerate(110, Lies::default(), Weakened::default());
     println!("{} states after a power loss", tally.states);
-    assert!(tally.states > 10_000, "{tally:?}");
+    assert!(tally.states > 25_000, "{tally:?}");
     assert_eq!((tally.wrong, tally.lost), (0, 0), "{tally:?}");
 }
 
