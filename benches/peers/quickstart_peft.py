@@ -107,7 +107,7 @@ def f1_score(rows, outputs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=188)
+    parser.add_argument("--steps", type=int, default=188, help="of 8 rows; 188 are one epoch")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=10)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
