@@ -162,7 +162,7 @@ fn buckets_grow_by_less_than_a_sixteenth() {
     let mut last = 0;
     for tokens in 1..20_000 {
         let size = bucket(tokens);
-        assert!(size >= tokens && size % 16 == 0 && size >= last);
+        assert!(size >= tokens && size.is_multiple_of(16) && size >= last);
         assert!(size - tokens < 16.max(tokens.div_ceil(16)), "{tokens} -> {size}");
         assert_eq!(bucket(size), size);
         last = size;
@@ -300,7 +300,7 @@ fn the_cache_is_used_checked_and_made_again() {
 
     let cached = fs::read_dir(folder.path().join("cache")).unwrap().next().unwrap().unwrap().path();
     let whole = fs::read(&cached).unwrap();
-    let mut damages: Vec<Vec<u8>> = (0..whole.len()).step_by(7).map(|at| flipped(&whole, at)).collect();
+    let mut damages: Vec<Vec<u8>> = (0..whole.len()).step_by(17).map(|at| flipped(&whole, at)).collect();
     damages.extend([0, 1, 60, whole.len() - 1].map(|size| whole[..size].to_vec()));
     for damaged in damages {
         fs::write(&cached, damaged).unwrap();
@@ -320,6 +320,23 @@ fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     let mut copy = bytes.to_vec();
     copy[at] ^= 1 << (at % 8);
     copy
+}
+
+#[test]
+fn drafts_of_killed_processes_are_removed() {
+    let folder = Folder::new("drafts");
+    let file = folder.file("rows.jsonl", THREE);
+    let settings = settings(&folder, &file);
+    prepared(&settings).0.unwrap();
+    let cache = folder.path().join("cache");
+    let cached = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
+    let dead = cached.with_extension(format!("{}-0.tmp", u32::MAX));
+    let alive = cached.with_extension(format!("{}-99.tmp", std::process::id()));
+    fs::write(&dead, "left behind").unwrap();
+    fs::write(&alive, "being written").unwrap();
+    fs::remove_file(&cached).unwrap();
+    prepared(&settings).0.unwrap();
+    assert!(cached.exists() && alive.exists() && !dead.exists());
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use crate::data::{Folder, prepared};
 use qwentune::config::Settings;
 use qwentune::config::settings::{RowFormat, Template, TooLong, TrainOn};
-use qwentune::data::preview::{PreviewRow, preview};
+use qwentune::data::preview::{PreviewRow, micro_batches, preview};
 use qwentune::data::tokenizer::{Recognise, Tokenizer};
 use qwentune::error::Kind;
 use serde_json::{Value, json};
@@ -387,6 +387,22 @@ fn cutting_keeps_every_header() {
 }
 
 #[test]
+fn the_preview_shows_how_rows_are_packed() {
+    let text = |words: usize| json!({"text": vec!["a"; words].join("\n")});
+    let rows = [text(10), text(20), text(3), text(30), text(2)];
+    let folder = Folder::new("preview-packing");
+    let mut settings = chat_settings(&golden("small"), &folder, &rows);
+    settings.cutoff_len = 50;
+    let shown = preview(&settings, 9).unwrap();
+    assert_eq!(shown.iter().map(|row| row.ids.len()).collect::<Vec<_>>(), [20, 40, 6, 0, 4]);
+    assert_eq!(shown[4].line, 5);
+    settings.per_device_train_batch_size = 3;
+    assert_eq!(micro_batches(&settings, &shown).unwrap(), [vec![0, 1, 2], vec![4]]);
+    (settings.packing, settings.tokens_per_micro_batch) = (true, 46);
+    assert_eq!(micro_batches(&settings, &shown).unwrap(), [vec![0, 2, 4], vec![1]]);
+}
+
+#[test]
 fn wrong_text_rows_are_named() {
     let turns = |role: &str, content: Value| json!({"messages": [{"role": role, "content": content}]});
     let cases = [
@@ -474,8 +490,12 @@ fn the_folders_own_template_is_recognised() {
         (chatml("You are a helpful assistant."), Some("qwen")),
         (chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."), Some("qwen2.5")),
         (qwen3.to_string(), Some("qwen3")),
+        (chatml("You are a helpful assistant.").replace("\\n", "\n"), Some("qwen")),
         ("<|im_start|>{{ role }}<|im_end|>".to_string(), Some("qwen3-nothink")),
         (chatml("You are a pirate."), None),
+        (chatml("Please reason step by step."), None),
+        (chatml("You are a helpful assistant. Rhyme."), None),
+        ("<|im_start|>system\\n' + messages[0].content + '<|im_end|>".to_string(), Some("qwen3-nothink")),
         ("[INST] {{ content }} [/INST]".to_string(), None),
         (String::new(), None),
     ];

@@ -21,6 +21,7 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 const MAGIC: &[u8; 16] = b"qwentune rows 1\n";
 const HEAD: u64 = 16 + 32;
@@ -56,7 +57,34 @@ pub(super) struct RowWriter {
 
 enum Sink {
     Memory(Vec<u8>),
-    File { out: BufWriter<File>, hasher: blake3::Hasher, temporary: Temporary, path: PathBuf },
+    File(Box<Draft>),
+}
+
+/// A cache file that is being written.
+struct Draft {
+    out: BufWriter<File>,
+    hasher: blake3::Hasher,
+    temporary: Temporary,
+    path: PathBuf,
+}
+
+/// Tells the drafts of one process apart.
+static DRAFTS: AtomicU64 = AtomicU64::new(0);
+
+/// Removes the drafts of the same rows that killed processes left (`KEY.PID-N.tmp`).
+fn remove_abandoned(path: &Path) {
+    let (Some(folder), Some(key)) = (path.parent(), path.file_stem().and_then(|stem| stem.to_str())) else {
+        return;
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let writer =
+            name.to_str().and_then(|name| name.strip_prefix(key)?.strip_prefix('.')?.split_once('-'));
+        let is_dead = |pid: &str| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists();
+        if Path::new("/proc/self").exists() && writer.is_some_and(|(pid, _)| is_dead(pid)) {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }
 
 /// Removes its file unless it was renamed.
@@ -81,11 +109,12 @@ impl RowWriter {
     pub(super) fn in_folder(folder: &Path, key: [u8; 32]) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
         let path = path_of(folder, &key);
-        let temporary = path.with_extension(format!("rows.{}.tmp", std::process::id()));
-        let file = File::create(&temporary)?;
-        let temporary = Temporary(temporary);
-        let out = BufWriter::with_capacity(1 << 20, file);
-        let mut writer = Self::over(Sink::File { out, hasher: blake3::Hasher::new(), temporary, path });
+        remove_abandoned(&path);
+        let number = DRAFTS.fetch_add(1, Ordering::Relaxed);
+        let temporary = Temporary(path.with_extension(format!("{}-{number}.tmp", std::process::id())));
+        let out = BufWriter::with_capacity(1 << 20, File::create(&temporary.0)?);
+        let mut writer =
+            Self::over(Sink::File(Box::new(Draft { out, hasher: blake3::Hasher::new(), temporary, path })));
         writer.sink.write(MAGIC)?;
         writer.sink.write(&key)?;
         Ok(writer)
@@ -111,7 +140,7 @@ impl RowWriter {
         report.digest = digest.to_hex().to_string();
         let (store, first) = match self.sink {
             Sink::Memory(bytes) => (Store::Memory(bytes), 0),
-            Sink::File { .. } => {
+            Sink::File(_) => {
                 let tail = self.tail(&report)?;
                 self.sink.write(&tail)?;
                 self.sink.publish()?
@@ -136,18 +165,19 @@ impl Sink {
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match self {
             Sink::Memory(all) => all.extend_from_slice(bytes),
-            Sink::File { out, hasher, .. } => {
-                hasher.update(bytes);
-                out.write_all(bytes)?;
+            Sink::File(draft) => {
+                draft.hasher.update(bytes);
+                draft.out.write_all(bytes)?;
             }
         }
         Ok(())
     }
 
     fn publish(self) -> io::Result<(Store, u64)> {
-        let Sink::File { mut out, hasher, temporary, path } = self else {
+        let Sink::File(draft) = self else {
             return Err(io::Error::other("rows in memory have no file"));
         };
+        let Draft { mut out, hasher, temporary, path } = *draft;
         out.write_all(hasher.finalize().as_bytes())?;
         let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
         file.sync_all()?;

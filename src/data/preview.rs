@@ -1,6 +1,7 @@
 //! What the rows of a run become, for people to look at before they train on it.
 
 use super::dataset::Row;
+use super::plan::{Plan, Rules};
 use super::prepare::{self, Outcome};
 use super::reader::RowReader;
 use super::render::Renderer;
@@ -60,6 +61,29 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
         }
     }
     Ok(shown)
+}
+
+/// The micro-batches that the shown rows would form among themselves, in file order: indices into `rows`, rows
+/// that are left out missing. With packing these are the packed sequences.
+///
+/// # Errors
+/// A row longer than a packed micro-batch; no row is used.
+pub fn micro_batches(settings: &Settings, rows: &[PreviewRow]) -> Result<Vec<Vec<usize>>> {
+    let used: Vec<usize> = (0..rows.len()).filter(|&i| !rows[i].ids.is_empty()).collect();
+    let lengths: Vec<u32> = used.iter().map(|&i| rows[i].ids.len() as u32).collect();
+    let rules = Rules {
+        batch_size: settings.per_device_train_batch_size,
+        accumulation: used.len().max(1),
+        packing: settings.packing,
+        tokens_per_micro_batch: settings.tokens_per_micro_batch,
+        shuffle: false,
+        seed: settings.seed,
+        epochs: 1.0,
+        max_steps: None,
+    };
+    let step = Plan::new(&lengths, rules)?.step(0);
+    let named = |rows: &Vec<u32>| rows.iter().map(|&row| used[row as usize]).collect();
+    Ok(step.micro_batches.iter().map(named).collect())
 }
 
 /// Tokenised rows need no tokenizer, but are shown as text where the model folder has one.

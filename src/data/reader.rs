@@ -206,7 +206,7 @@ impl RowReader {
             }
             let Some(closed) = ended else { continue };
             let empty = row.bytes.is_empty();
-            if empty && !(closed && !started) {
+            if empty && (started || !closed) {
                 let place = format!("{}:{}", self.path.display(), row.line);
                 return Err(Error::input(format!("{place}: a row is missing beside a comma of the array")));
             }

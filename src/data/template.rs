@@ -297,6 +297,8 @@ pub(super) fn recognise(folder: &Path) -> Result<Template> {
 
 /// Which family wrote a chat template: ChatML without other models' marks, then the family's own sentences.
 fn classify(text: &str) -> Option<Template> {
+    // A line feed is written either way in the templates' string literals.
+    let text = &text.replace("\\n", "\n");
     let has = |part: &str| text.contains(part);
     let foreign = ["vision_start", "image_pad", "[INST]", "<|eot_id|>", "<start_of_turn>", "bos_token"];
     if !has("<|im_start|>") || !has("<|im_end|>") || foreign.iter().any(|mark| has(mark)) {
@@ -308,16 +310,17 @@ fn classify(text: &str) -> Option<Template> {
     if has("think>") {
         return None;
     }
-    if has("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.") {
-        return Some(Template::Qwen25);
+    let defaults = [
+        ("You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>", Template::Qwen25),
+        ("system\nYou are a helpful assistant.<|im_end|>", Template::Qwen),
+        ("system\nYou are a helpful assistant<|im_end|>", Template::Qwen15),
+    ];
+    if let Some((_, template)) = defaults.iter().find(|(sentence, _)| has(sentence)) {
+        return Some(*template);
     }
-    if has("You are a helpful assistant.") {
-        return Some(Template::Qwen);
-    }
-    if has("You are a helpful assistant<|im_end|>") {
-        return Some(Template::Qwen15);
-    }
-    (!has("You are")).then_some(Template::Qwen3NoThink)
+    // ChatML that says nothing of its own: the system line is followed by what the row says.
+    let speaks = |rest: &str| !rest.starts_with(['\'', '"']);
+    (!text.split("system\n").skip(1).any(speaks)).then_some(Template::Qwen3NoThink)
 }
 
 /// The text of `chat_template.jinja`, or `chat_template` of `tokenizer_config.json`.

@@ -99,7 +99,9 @@ impl Vocabulary {
         if let Some(byte) = (0..256).find(|&b| !self.ids.contains_key(alphabet[b].to_string().as_str())) {
             return Err(format!("byte {byte:#04x} has no token, so text with it could not be written"));
         }
-        let letters: HashSet<char> = alphabet.into_iter().collect();
+        // The alphabet ends at U+0143.
+        let is_letter: Vec<bool> = ('\0'..'\u{200}').map(|c| alphabet.contains(&c)).collect();
+        let written = |token: &str| token.chars().all(|c| is_letter.get(c as usize) == Some(&true));
         let mut seen: HashMap<u32, &str> = HashMap::with_capacity(self.ids.len());
         let mut tokens: Vec<(&str, u32)> = self.ids.iter().map(|(token, &id)| (token.as_str(), id)).collect();
         tokens.sort_unstable_by_key(|&(token, id)| (id, token));
@@ -107,7 +109,7 @@ impl Vocabulary {
             if id >= MAX_ID {
                 return Err(format!("token {token:?} has the id {id}"));
             }
-            if token.is_empty() || !token.chars().all(|c| letters.contains(&c)) {
+            if token.is_empty() || !written(token) {
                 return Err(format!("token {token:?} (id {id}) is not in the byte-level alphabet"));
             }
             if let Some(other) = seen.insert(id, token) {
@@ -120,9 +122,8 @@ impl Vocabulary {
 
     fn check_merges(&self) -> Made<()> {
         for (index, (left, right)) in self.merges.iter().enumerate() {
-            let missing = [left.clone(), right.clone(), format!("{left}{right}")]
-                .into_iter()
-                .find(|token| !self.ids.contains_key(token));
+            let joined = format!("{left}{right}");
+            let missing = [left, right, &joined].into_iter().find(|token| !self.ids.contains_key(*token));
             if let Some(token) = missing {
                 return Err(format!("merge {index} ({left:?} {right:?}) needs {token:?}, which is no token"));
             }
