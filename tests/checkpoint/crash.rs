@@ -44,7 +44,7 @@ fn recover(disk: &Disk, acknowledged: Option<u64>, weakened: Weakened) -> Result
     if let Some((_, state)) = &found.newest
         && *state != nth(state.step)
     {
-        return Err(Wrong::WrongState(state.step));
+        return Err(Wrong::State(state.step));
     }
     if step < acknowledged {
         return Err(Wrong::Lost(format!("step {acknowledged:?} was saved, {step:?} found")));
@@ -61,7 +61,7 @@ fn recover(disk: &Disk, acknowledged: Option<u64>, weakened: Weakened) -> Result
 #[derive(Debug)]
 enum Wrong {
     Lost(#[allow(dead_code, reason = "shown by Debug")] String),
-    WrongState(#[allow(dead_code, reason = "shown by Debug")] u64),
+    State(#[allow(dead_code, reason = "shown by Debug")] u64),
     Left(#[allow(dead_code, reason = "shown by Debug")] String),
 }
 
@@ -125,7 +125,7 @@ fn enumerate(samples: u64, lies: Lies, weakened: Weakened) -> Tally {
             tally.states += 1;
             match recover(&left, acknowledged, weakened) {
                 Ok(()) => {}
-                Err(Wrong::WrongState(_)) => tally.wrong += 1,
+                Err(Wrong::State(_)) => tally.wrong += 1,
                 Err(other) => {
                     tally.lost += 1;
                     tally.example = format!("operation {at}, seed {seed}: {other:?}");

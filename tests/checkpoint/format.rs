@@ -8,7 +8,7 @@ use qwentune::checkpoint::state::{Identity, LogLine, ScheduleSegment, State, Ten
 use std::path::Path;
 
 fn error(bytes: &[u8]) -> String {
-    decode(Path::new("step.qckpt"), bytes).err().expect("must be refused").what
+    decode(Path::new("step.qckpt"), bytes).expect_err("must be refused").what
 }
 
 #[test]
@@ -157,7 +157,8 @@ fn sealed_lies_are_refused_by_name() {
 #[test]
 fn inconsistent_states_are_refused() {
     let line = |step, loss| LogLine::Step { step, epoch: 0.0, loss, grad_norm: 0.0, lr: 0.0, tokens: 1 };
-    let changes: [(&str, fn(&mut State)); 15] = [
+    type Change = (&'static str, fn(&mut State));
+    let changes: [Change; 15] = [
         ("twice", |s| s.tensors[1].name = s.tensors[0].name.clone()),
         ("begins at 14, expected 15", |s| s.tensors[1].offset = 14),
         ("has the shape", |s| s.tensors[0].shape = [0, 7]),
