@@ -275,3 +275,30 @@ fn a_reader_that_goes_away_is_no_failure() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+#[cfg(feature = "text")]
+#[test]
+fn preview_and_tokenize_agree_and_the_quick_start_is_complete() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let settings = train_settings(&["--config", root.join("examples/quickstart/run.toml").to_str().unwrap()]);
+    assert_eq!(settings.unwrap().0.resume_from_checkpoint, Some(ResumeFrom::Auto));
+    let run = ["preview", "--config", "examples/quickstart/run.toml", "--json", "--rows", "2"];
+    let output = program(root, &run);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.lines().count(), 2);
+    let row: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
+    let ids: Vec<u64> = row["input_ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+    let labels = row["labels"].as_array().unwrap();
+    assert_eq!(labels.len(), ids.len());
+    for (label, id) in labels.iter().zip(&ids).filter(|(label, _)| label.as_i64() != Some(-100)) {
+        assert_eq!(label.as_u64(), Some(*id));
+    }
+    let words = ids.iter().map(u64::to_string).collect::<Vec<_>>().join(" ");
+    let decoded = program(root, &["tokenize", "--model", "examples/quickstart/model", "--decode", &words]);
+    assert_eq!(String::from_utf8(decoded.stdout).unwrap(), format!("{}\n", row["text"].as_str().unwrap()));
+    let encoded = program(root, &["tokenize", "--model", "examples/quickstart/model", "--", "--no_flag"]);
+    assert_eq!(encoded.status.code(), Some(0), "{}", String::from_utf8_lossy(&encoded.stderr));
+    let wrong = program(root, &["tokenize", "--model", "examples/quickstart/model", "--decode", "1 x"]);
+    assert_eq!(wrong.status.code(), Some(65));
+}
