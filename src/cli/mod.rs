@@ -29,6 +29,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         let text = text.unwrap_or("no message").replace('\n', " ");
         complain(&format!("internal error: {text}{place}; please report this line and the command"));
     }));
+    crate::sys::ignore_file_size_signal();
     match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
