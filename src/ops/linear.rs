@@ -135,7 +135,7 @@ fn cpu_forward(cpu: &mut Cpu, g: &Group, o: &Forward) {
     let width = g.rank_sum();
     let adapters = adapters(g);
     if width > 0 {
-        let input = dropped(cpu, o.dropout, o.x, g.input, o.scratch);
+        let input = dropped(cpu, o.dropout, o.x, o.scratch);
         let mut reads = vec![input];
         reads.extend(adapters.iter().map(|(_, lora, _)| lora.a));
         let (mut engine, r, mut w) = cpu.engine(&reads, &[o.s]);
@@ -199,7 +199,7 @@ fn cpu_backward(cpu: &mut Cpu, g: &Group, o: &Backward) {
     if !adapters.is_empty() {
         rank_gradients(cpu, g, o, &adapters);
         cpu.round(o.ds);
-        let input = dropped(cpu, o.dropout, o.x, g.input, o.scratch);
+        let input = dropped(cpu, o.dropout, o.x, o.scratch);
         for &(layer, lora, first) in &adapters {
             adapter_gradients(cpu, g, o, input, (layer, lora, first));
         }
@@ -208,7 +208,7 @@ fn cpu_backward(cpu: &mut Cpu, g: &Group, o: &Backward) {
     match o.dropout {
         Some(dropout) if !adapters.is_empty() => {
             input_gradient(cpu, g, o, dx, Part::Adapters);
-            mask(cpu, &dropout, g.input, dx);
+            mask(cpu, &dropout, dx);
             input_gradient(cpu, g, o, dx, Part::Frozen);
         }
         _ => input_gradient(cpu, g, o, dx, Part::Both),
@@ -318,16 +318,16 @@ fn input_gradient(cpu: &mut Cpu, g: &Group, o: &Backward, dx: Region, part: Part
 }
 
 /// The adapters' input: `x` itself, or its dropped copy in `scratch`.
-fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, width: usize, scratch: Region) -> Region {
+fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, scratch: Region) -> Region {
     let Some(dropout) = dropout else { return x };
     let out = scratch.slice(0, x.len);
+    let isa = cpu.isa;
     let (pool, [source], [target]) = cpu.split([x], [out]);
-    pool.install(|| {
-        target.par_chunks_mut(width).zip(source.par_chunks(width)).enumerate().for_each(
-            |(row, (target, source))| {
-                target.copy_from_slice(source);
-                dropout.apply(row * width, target);
-            },
+    in_pieces(pool, target, |first, piece| {
+        piece.copy_from_slice(&source[first..first + piece.len()]);
+        isa.run(
+            #[inline(always)]
+            || dropout.apply(first, piece),
         );
     });
     cpu.round(out);
@@ -335,26 +335,49 @@ fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, width: usize, scr
 }
 
 /// Applies the mask to a gradient.
-fn mask(cpu: &mut Cpu, dropout: &Dropout, width: usize, dx: Region) {
+fn mask(cpu: &mut Cpu, dropout: &Dropout, dx: Region) {
+    let isa = cpu.isa;
     let (pool, [], [target]) = cpu.split([], [dx]);
-    pool.install(|| {
-        target.par_chunks_mut(width).enumerate().for_each(|(row, target)| dropout.apply(row * width, target));
+    in_pieces(pool, target, |first, piece| {
+        isa.run(
+            #[inline(always)]
+            || dropout.apply(first, piece),
+        );
     });
 }
 
+/// Elements of a piece that one thread takes; a multiple of what [`Dropout::apply`] does at once.
+const PIECE: usize = 8192;
+
+/// Calls `f` with pieces of `values` and the index of each one's first element; in parallel when they are many.
+fn in_pieces(pool: &rayon::ThreadPool, values: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
+    if values.len() <= 4 * PIECE {
+        return values.chunks_mut(PIECE).enumerate().for_each(|(i, piece)| f(i * PIECE, piece));
+    }
+    pool.install(|| values.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| f(i * PIECE, piece)));
+}
+
+/// Counters whose words are computed side by side.
+const COUNTERS: usize = 16;
+
 impl Dropout {
-    /// Zeroes or scales `values`, which are the elements from `first` on.
+    /// Zeroes or scales `values`, which are the elements from `first` (a multiple of 4) on.
+    #[inline(always)]
     fn apply(&self, first: usize, values: &mut [f32]) {
-        let limit = f64::from(self.p) * 4_294_967_296.0;
+        // p is below 1, so this is at most 2^32 - 256.
+        let limit = (f64::from(self.p) * 4_294_967_296.0).ceil() as u32;
         let scale = 1.0 / (1.0 - self.p);
-        let mut words = [0; 4];
-        for (i, v) in (first..).zip(values) {
-            if i % 4 == 0 || i == first {
-                let [a, b, c] = self.counter;
-                // The lowest counter word is 32 bits: regions have fewer than 2^34 elements.
-                words = philox4x32([(i / 4) as u32, a, b, c], self.key);
+        let [a, b, c] = self.counter;
+        let mut words = [[0; 4]; COUNTERS];
+        for (i, values) in values.chunks_mut(4 * COUNTERS).enumerate() {
+            // The lowest counter word is 32 bits: regions have fewer than 2^34 elements.
+            let counter = (first / 4 + i * COUNTERS) as u32;
+            for (i, words) in (0u32..).zip(&mut words) {
+                *words = philox4x32([counter.wrapping_add(i), a, b, c], self.key);
             }
-            *v = if f64::from(words[i % 4]) >= limit { *v * scale } else { 0.0 };
+            for (v, word) in values.iter_mut().zip(words.as_flattened()) {
+                *v = if *word >= limit { *v * scale } else { 0.0 };
+            }
         }
     }
 }

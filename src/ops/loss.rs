@@ -92,16 +92,20 @@ fn score_rows(
 ) {
     let isa = cpu.isa;
     let (pool, [], [logits]) = cpu.split([], [logits]);
-    pool.install(|| {
-        let rows = logits.par_chunks_mut(vocab).zip(losses).zip(targets);
-        rows.for_each(|((row, loss), target)| {
-            isa.run(
-                #[inline(always)]
-                || *loss = score_row(row, *target as usize, grad_scale),
-            );
-        });
-    });
+    let score = |((row, loss), target): ((&mut [f32], &mut f32), &u32)| {
+        isa.run(
+            #[inline(always)]
+            || *loss = score_row(row, *target as usize, grad_scale),
+        );
+    };
+    if logits.len() < ALONE {
+        return logits.chunks_mut(vocab).zip(losses).zip(targets).for_each(score);
+    }
+    pool.install(|| logits.par_chunks_mut(vocab).zip(losses).zip(targets).for_each(score));
 }
+
+/// Logits below which waking other threads costs more than it saves.
+const ALONE: usize = 1 << 14;
 
 /// Lanes of the fixed-order sum.
 const LANES: usize = 16;
