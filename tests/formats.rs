@@ -120,8 +120,11 @@ fn le_bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
+/// Name, dtype, shape and bytes.
+type Found = (String, Dtype, Vec<usize>, Vec<u8>);
+
 /// What the `safetensors` crate, the format's reference, makes of the file.
-fn reference(bytes: &[u8]) -> Option<Vec<(String, Dtype, Vec<usize>, Vec<u8>)>> {
+fn reference(bytes: &[u8]) -> Option<Vec<Found>> {
     let file = SafeTensors::deserialize(bytes).ok()?;
     let mut all: Vec<_> = file
         .tensors()
@@ -132,7 +135,7 @@ fn reference(bytes: &[u8]) -> Option<Vec<(String, Dtype, Vec<usize>, Vec<u8>)>> 
     Some(all)
 }
 
-fn ours(bytes: &[u8]) -> Option<Vec<(String, Dtype, Vec<usize>, Vec<u8>)>> {
+fn ours(bytes: &[u8]) -> Option<Vec<Found>> {
     let dtype = |element| match element {
         Element::F32 => Dtype::F32,
         Element::F16 => Dtype::F16,

@@ -129,6 +129,7 @@ impl Weights {
         } else {
             loader.matrix(&top.head, spec.vocab, spec.hidden)?
         };
+        names::check_stored_head(spec, &loader.map)?;
         let norm = loader.vector(&top.norm, spec.hidden)?;
         let blocks = (0..spec.layers).map(|l| loader.block(spec, l)).collect::<Result<_>>()?;
         Ok(Weights { map: loader.map, embedding, head, norm, blocks, bytes: loader.bytes })
