@@ -5,4 +5,5 @@ mod attention;
 mod elementwise;
 mod norm_rope;
 mod rig;
+mod rounding;
 mod state;

@@ -1,5 +1,6 @@
 //! SwiGLU (Shazeer 2020): `silu(gate) * up`.
 
+use crate::device::cpu::lanes::LANES;
 use crate::device::cpu::{math::sigmoid, tasks};
 use crate::device::{Cpu, Device, Region};
 
@@ -39,7 +40,6 @@ fn cpu_forward(cpu: &mut Cpu, gate_up: Region, width: usize, out: Region) {
     cpu.round(out);
 }
 
-/// With s = sigmoid(g): d silu(g) / dg = s (1 + g (1 - s)).
 fn cpu_backward(cpu: &mut Cpu, gate_up: Region, width: usize, dout: Region) {
     let isa = cpu.isa;
     let (pool, [dy], [x]) = cpu.split([dout], [gate_up]);
@@ -53,14 +53,35 @@ fn cpu_backward(cpu: &mut Cpu, gate_up: Region, width: usize, dout: Region) {
         |(x, dy)| {
             for (x, dy) in x.chunks_exact_mut(2 * width).zip(dy.chunks_exact(width)) {
                 let (gate, up) = x.split_at_mut(width);
-                for ((g, u), dy) in gate.iter_mut().zip(up).zip(dy) {
-                    let s = sigmoid(*g);
-                    let silu = *g * s;
-                    *g = dy * *u * (s * g.mul_add(1.0 - s, 1.0));
-                    *u = dy * silu;
-                }
+                gradient_row(gate, up, dy);
             }
         },
     );
     cpu.round(gate_up);
+}
+
+/// Sixteen elements at a time through registers: the compiler cannot see that gate and up lie apart.
+#[inline(always)]
+fn gradient_row(gate: &mut [f32], up: &mut [f32], dy: &[f32]) {
+    let (gates, gate_rest) = gate.as_chunks_mut::<LANES>();
+    let (ups, up_rest) = up.as_chunks_mut::<LANES>();
+    let (dys, dy_rest) = dy.as_chunks::<LANES>();
+    for ((gate, up), dy) in gates.iter_mut().zip(ups).zip(dys) {
+        let (g, u, dy) = (*gate, *up, *dy);
+        let (mut dgate, mut dup) = ([0.0; LANES], [0.0; LANES]);
+        for l in 0..LANES {
+            (dgate[l], dup[l]) = gradient(g[l], u[l], dy[l]);
+        }
+        (*gate, *up) = (dgate, dup);
+    }
+    for ((gate, up), dy) in gate_rest.iter_mut().zip(up_rest).zip(dy_rest) {
+        (*gate, *up) = gradient(*gate, *up, *dy);
+    }
+}
+
+/// Gradients of gate and up. With s = sigmoid(g): d silu(g) / dg = s (1 + g (1 - s)).
+#[inline(always)]
+fn gradient(gate: f32, up: f32, dy: f32) -> (f32, f32) {
+    let s = sigmoid(gate);
+    (dy * up * (s * gate.mul_add(1.0 - s, 1.0)), dy * (gate * s))
 }

@@ -128,12 +128,14 @@ fn attention_follows_the_reference() {
         let (want_out, want_lse) = s.forward(&x, &v);
         let (want_dqk, want_dqkv) = s.backward(&x, &v, &dy);
         let name = format!("{case:?}");
-        close(&format!("{name} out"), &got[0], &want_out, 1e-5);
+        // Scores of about `peak` are known to `peak` units in the last place, and so are the weights.
+        let tolerance = 1e-5 * f64::from(case.peak / 8.0).max(1.0);
+        close(&format!("{name} out"), &got[0], &want_out, tolerance);
         close(&format!("{name} lse"), &got[1], &want_lse, 1e-6);
         // All gradients together set the scale: with one token in sight those of q and k are zero.
         let (got_all, want_all) = (got[2..].concat(), [want_dqk.clone(), want_dqkv.clone()].concat());
         close(&format!("{name} gradients"), &got_all, &want_all, 1e-5 * f64::from(case.peak));
-        close(&format!("{name} dv"), &got[3], &want_dqkv, 1e-5);
+        close(&format!("{name} dv"), &got[3], &want_dqkv, tolerance);
         if s.tokens <= 100 {
             check_gradient(&name, |x| s.forward(x, &v).0, &x, &dy, &want_dqk);
             check_gradient(&name, |v| s.forward(&x, v).0, &v, &dy, &want_dqkv);

@@ -34,7 +34,8 @@ impl Rig {
         self.given(&vec![f32::NAN; len])
     }
 
-    fn device(&self, threads: usize, isa: Isa) -> Device {
+    /// A device that holds the values.
+    pub fn device(&self, threads: usize, isa: Isa) -> Device {
         let mut cpu = Cpu::new(&self.plan, Some(threads)).expect("a device");
         cpu.isa = isa;
         for (region, values) in &self.values {

@@ -47,54 +47,58 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     )
 }
 
-/// Rows of a register tile: with two registers a row, as many sums as hide the latency of the multiply-add.
-const TILE: usize = 4;
-
 /// `c[i] = Σ_k a[i, k] · b[k]` with rows of `a` as long as `b`; k ascending.
+///
+/// Six rows of sums fill the registers of AVX2 and hide the latency of the multiply-add; fewer are taken at the
+/// end. Each sum is its own, so the tiling never reaches a result.
 #[inline(always)]
 pub fn row_products(a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
-    let mut a = a.chunks_exact(b.len());
-    let mut tiles = c.chunks_exact_mut(TILE);
-    for tile in &mut tiles {
-        row_tile::<TILE>(&mut a, b, tile);
-    }
-    for row in tiles.into_remainder() {
-        row_tile::<1>(&mut a, b, std::slice::from_mut(row));
+    let mut i = 0;
+    while i < c.len() {
+        i += match c.len() - i {
+            6.. => row_tile::<6>(a, i, b, c),
+            4.. => row_tile::<4>(a, i, b, c),
+            2.. => row_tile::<2>(a, i, b, c),
+            _ => row_tile::<1>(a, i, b, c),
+        };
     }
 }
 
 #[inline(always)]
-fn row_tile<const M: usize>(a: &mut std::slice::ChunksExact<'_, f32>, b: &[Lanes], c: &mut [Lanes]) {
-    let rows: [&[f32]; M] = std::array::from_fn(|_| a.next().expect("a row of a for each row of c"));
+fn row_tile<const M: usize>(a: &[f32], first: usize, b: &[Lanes], c: &mut [Lanes]) -> usize {
+    let rows: [&[f32]; M] = std::array::from_fn(|m| &a[(first + m) * b.len()..][..b.len()]);
     let mut sums = [[0.0f32; LANES]; M];
     for (k, b) in b.iter().enumerate() {
         for m in 0..M {
-            let x = rows[m][k];
+            // SAFETY: every row is as long as `b`. With a check here the sums would leave their registers.
+            let x = unsafe { *rows[m].get_unchecked(k) };
             for l in 0..LANES {
                 sums[m][l] = x.mul_add(b[l], sums[m][l]);
             }
         }
     }
-    c[..M].copy_from_slice(&sums);
+    c[first..first + M].copy_from_slice(&sums);
+    M
 }
 
 /// `c[i] += Σ_r a[r, i] · b[r]` with rows of `a` as long as `c`; r ascending from zero, then added.
 #[inline(always)]
 pub fn column_products(a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
-    let width = c.len();
-    let whole = width / TILE * TILE;
-    for first in (0..whole).step_by(TILE) {
-        column_tile::<TILE>(a, width, first, b, c);
-    }
-    for first in whole..width {
-        column_tile::<1>(a, width, first, b, c);
+    let mut i = 0;
+    while i < c.len() {
+        i += match c.len() - i {
+            6.. => column_tile::<6>(a, i, b, c),
+            4.. => column_tile::<4>(a, i, b, c),
+            2.. => column_tile::<2>(a, i, b, c),
+            _ => column_tile::<1>(a, i, b, c),
+        };
     }
 }
 
 #[inline(always)]
-fn column_tile<const M: usize>(a: &[f32], width: usize, first: usize, b: &[Lanes], c: &mut [Lanes]) {
+fn column_tile<const M: usize>(a: &[f32], first: usize, b: &[Lanes], c: &mut [Lanes]) -> usize {
     let mut sums = [[0.0f32; LANES]; M];
-    for (row, b) in a.chunks_exact(width).zip(b) {
+    for (row, b) in a.chunks_exact(c.len()).zip(b) {
         let x = &row[first..first + M];
         for m in 0..M {
             for l in 0..LANES {
@@ -107,6 +111,7 @@ fn column_tile<const M: usize>(a: &[f32], width: usize, first: usize, b: &[Lanes
             c[l] += sum[l];
         }
     }
+    M
 }
 
 /// Puts a row into lane `lane` of a panel.

@@ -113,3 +113,25 @@ pub(super) fn cut_statistic<'a>(
     }
     parts
 }
+
+/// Sets `value` where a key comes after its query: rows are keys from `key` on, lanes queries from `query` on.
+#[inline(always)]
+pub(super) fn hide_keys_in_rows(rows: &mut [Lanes], key: usize, query: usize, value: f32) {
+    if key + rows.len() <= query + 1 {
+        return;
+    }
+    for (key, row) in (key..).zip(rows) {
+        for l in 0..LANES.min(key.saturating_sub(query)) {
+            row[l] = value;
+        }
+    }
+}
+
+/// Sets 0 where a key comes after its query: rows are queries from `query` on, lanes keys from `key` on.
+#[inline(always)]
+pub(super) fn hide_keys_in_lanes(rows: &mut [Lanes], query: usize, key: usize) {
+    let visible = |query: usize| (query + 1).saturating_sub(key);
+    for (query, row) in (query..).zip(rows).take_while(|(query, _)| visible(*query) < LANES) {
+        row[visible(query)..].fill(0.0);
+    }
+}

@@ -1,7 +1,7 @@
 //! Attention on the CPU, backward: dQ with queries in the lanes, dK and dV with keys in the lanes. The scores
 //! are computed in both, which costs two products of seven and needs no sum between tasks.
 
-use super::blocks::{Block, Columns, blocks, cut, write_rows};
+use super::blocks::{Block, Columns, blocks, cut, hide_keys_in_lanes, hide_keys_in_rows, write_rows};
 use super::{Attention, Backward, KEYS, QUERIES, STEP, Segment};
 use crate::device::Cpu;
 use crate::device::cpu::lanes::{self, LANES, Lanes, column_products, row_products};
@@ -109,13 +109,13 @@ impl QueryPanel {
     /// Replaces the products with the keys from `first` on by the gradients of the scaled scores.
     #[inline(always)]
     fn differentiate(&self, scores: &mut [Lanes], dweights: &[Lanes], scale: f32, first: usize) {
-        for ((key, scores), dweights) in (first..).zip(scores).zip(dweights) {
+        for (scores, dweights) in scores.iter_mut().zip(dweights) {
             for l in 0..LANES {
                 let weight = exp(scores[l] * scale - self.lse[l]);
-                let ds = weight * (dweights[l] - self.delta[l]) * scale;
-                scores[l] = if key > self.first + l { 0.0 } else { ds };
+                scores[l] = weight * (dweights[l] - self.delta[l]) * scale;
             }
         }
+        hide_keys_in_rows(scores, first, self.first, 0.0);
     }
 }
 
@@ -201,16 +201,15 @@ impl KeyPanel {
     /// output gradients by the gradients of the scaled scores.
     #[inline(always)]
     fn differentiate(&self, o: &Operands<'_>, scores: &mut [Lanes], dweights: &mut [Lanes], first: usize) {
-        for ((query, scores), dweights) in (first..).zip(scores).zip(dweights) {
-            let (lse, delta) = (o.lse[query], o.delta[query]);
+        let statistics = o.lse[first..].iter().zip(&o.delta[first..]);
+        for ((scores, dweights), (lse, delta)) in scores.iter_mut().zip(dweights.iter_mut()).zip(statistics) {
             for l in 0..LANES {
-                let weight = exp(scores[l] * o.scale - lse);
-                let ds = weight * (dweights[l] - delta) * o.scale;
-                let hidden = self.first + l > query;
-                scores[l] = if hidden { 0.0 } else { weight };
-                dweights[l] = if hidden { 0.0 } else { ds };
+                scores[l] = exp(scores[l] * o.scale - lse);
+                dweights[l] = scores[l] * (dweights[l] - delta) * o.scale;
             }
         }
+        hide_keys_in_lanes(scores, first, self.first);
+        hide_keys_in_lanes(dweights, first, self.first);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Attention on the CPU, forward: queries in the lanes, a running softmax over the keys (Milakov & Gimelshein
 //! 2018).
 
-use super::blocks::{Block, Columns, blocks, cut, cut_statistic, write_rows};
+use super::blocks::{Block, Columns, blocks, cut, cut_statistic, hide_keys_in_rows, write_rows};
 use super::{Attention, QUERIES, STEP, Segment};
 use crate::device::cpu::lanes::{LANES, Lanes, column_products, row_products};
 use crate::device::cpu::math::{exp, ln};
@@ -101,10 +101,10 @@ impl Softmax {
     #[inline(always)]
     fn weigh(&mut self, scores: &mut [Lanes], scale: f32, first: usize) {
         let old = self.max;
-        for (key, scores) in (first..).zip(scores.iter_mut()) {
+        hide_keys_in_rows(scores, first, self.first, f32::NEG_INFINITY);
+        for scores in scores.iter_mut() {
             for l in 0..LANES {
-                let score = scores[l] * scale;
-                scores[l] = if key > self.first + l { f32::NEG_INFINITY } else { score };
+                scores[l] *= scale;
                 self.max[l] = if scores[l] > self.max[l] { scores[l] } else { self.max[l] };
             }
         }
