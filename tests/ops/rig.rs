@@ -99,7 +99,7 @@ pub fn check_gradient(what: &str, f: impl Fn(&[f64]) -> Vec<f64>, x: &[f64], dy:
     let scale = x.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-6);
     let mut x = x.to_vec();
     for i in (0..x.len()).step_by(x.len() / 37 + 1) {
-        let (old, h) = (x[i], scale * 1e-5);
+        let (old, h) = (x[i], scale * 1e-6);
         x[i] = old + h;
         let above = value(&x);
         x[i] = old - h;

@@ -1,10 +1,9 @@
-//! The optimizer, reductions and the random generator.
+//! The optimizer and reductions.
 
 use super::rig::{Rig, close, wide};
 use qwentune::ops::adamw::{self, AdamW};
 use qwentune::ops::cases::FLAT;
 use qwentune::ops::reduce;
-use qwentune::philox::{Stream, philox4x32, uniform};
 
 const NUMBERS: AdamW =
     AdamW { lr: 3e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
@@ -81,28 +80,4 @@ fn sum_of_squares_shows_any_number_that_is_not_finite() {
             rig.run(&[], |dev| assert!(!reduce::sum_of_squares(dev, x).is_finite()));
         }
     }
-}
-
-/// The known answers of Random123's `kat_vectors`.
-#[test]
-fn philox_gives_the_published_answers() {
-    let all = u32::MAX;
-    assert_eq!(philox4x32([0; 4], [0; 2]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
-    assert_eq!(philox4x32([all; 4], [all; 2]), [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]);
-    let pi = [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344];
-    let key = [0xa409_3822, 0x299f_31d0];
-    assert_eq!(philox4x32(pi, key), [0xd16c_fe09, 0x94fd_cceb, 0x5001_e420, 0x2412_6ea1]);
-}
-
-#[test]
-fn streams_share_no_number_and_fill_the_unit_interval() {
-    let draw = |stream, i| uniform(9, stream, i);
-    let (mut sum, n) = (0.0, 4000);
-    for i in 0..n {
-        let x = draw(Stream::LoraInit, i);
-        assert!((0.0..1.0).contains(&x));
-        assert!(x != draw(Stream::RowOrder, i) && x != draw(Stream::LoraInit, i + (1 << 32)));
-        sum += x;
-    }
-    assert!((sum / n as f64 - 0.5).abs() < 0.02, "mean {}", sum / n as f64);
 }

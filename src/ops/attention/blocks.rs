@@ -121,9 +121,7 @@ pub(super) fn hide_keys_in_rows(rows: &mut [Lanes], key: usize, query: usize, va
         return;
     }
     for (key, row) in (key..).zip(rows) {
-        for l in 0..LANES.min(key.saturating_sub(query)) {
-            row[l] = value;
-        }
+        row[..LANES.min(key.saturating_sub(query))].fill(value);
     }
 }
 

@@ -84,8 +84,8 @@ fn forward_block([q, k, v]: [Columns<'_>; 3], scale: f32, block: Block, mut out:
     }
     for (panel, lse) in panels.iter_mut().zip(lse.chunks_mut(LANES)) {
         for row in &mut panel.out {
-            for l in 0..LANES {
-                row[l] /= panel.sum[l];
+            for (v, sum) in row.iter_mut().zip(&panel.sum) {
+                *v /= sum;
             }
         }
         write_rows(&mut out, &panel.out, panel.first - block.first, panel.rows);
@@ -103,16 +103,16 @@ impl Softmax {
         let old = self.max;
         hide_keys_in_rows(scores, first, self.first, f32::NEG_INFINITY);
         for scores in scores.iter_mut() {
-            for l in 0..LANES {
-                scores[l] *= scale;
-                self.max[l] = if scores[l] > self.max[l] { scores[l] } else { self.max[l] };
+            for (score, max) in scores.iter_mut().zip(&mut self.max) {
+                *score *= scale;
+                *max = if *score > *max { *score } else { *max };
             }
         }
         let mut sum = [0.0f32; LANES];
         for scores in scores.iter_mut() {
-            for l in 0..LANES {
-                scores[l] = exp(scores[l] - self.max[l]);
-                sum[l] += scores[l];
+            for ((score, max), sum) in scores.iter_mut().zip(&self.max).zip(&mut sum) {
+                *score = exp(*score - max);
+                *sum += *score;
             }
         }
         let mut factor = [0.0f32; LANES];
@@ -122,8 +122,8 @@ impl Softmax {
         }
         if factor != [1.0; LANES] {
             for row in &mut self.out {
-                for l in 0..LANES {
-                    row[l] *= factor[l];
+                for (v, factor) in row.iter_mut().zip(&factor) {
+                    *v *= factor;
                 }
             }
         }
