@@ -10,6 +10,7 @@ pub(super) trait Job {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 enum Level {
     /// Plain Rust with `mul_add`; the only one outside x86-64.
     Portable,
@@ -27,6 +28,7 @@ impl Isa {
     /// Every instruction set usable here, slowest first.
     #[must_use]
     pub fn available() -> Vec<Isa> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut all = vec![Isa(Level::Portable)];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2")

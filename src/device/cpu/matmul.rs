@@ -165,7 +165,7 @@ impl Engine<'_> {
         self.packed.reserve(depth * round.min(p.rows.next_multiple_of(ROWS)));
         for first in (0..p.rows).step_by(round) {
             let rows = round.min(p.rows - first);
-            let lefts: Vec<_> = p.lefts.iter().map(|left| left.from_row(first)).collect();
+            let lefts: Vec<_> = p.lefts.iter().map(|left| left.after_rows(first)).collect();
             let views = self.pack(&lefts, &columns, rows);
             let residual = p.residual.map(|r| &r[first * stride..]);
             let result = Shared(result[first * stride..].as_mut_ptr());
@@ -433,7 +433,7 @@ unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut 
 
 impl<'a> Left<'a> {
     /// The factor without its first rows.
-    fn from_row(&self, row: usize) -> Left<'a> {
+    fn after_rows(&self, row: usize) -> Left<'a> {
         Left { values: &self.values[row * self.row..], ..*self }
     }
 }
