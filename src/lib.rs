@@ -18,6 +18,7 @@ pub mod data;
 pub mod device;
 pub mod element;
 pub mod error;
+pub mod failpoint;
 pub mod formats;
 pub mod model;
 pub mod ops;

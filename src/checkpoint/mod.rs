@@ -7,7 +7,6 @@
 mod buffer;
 pub mod decode;
 pub mod encode;
-pub mod failpoint;
 pub mod format;
 pub mod inspect;
 mod next_loss;

@@ -3,8 +3,8 @@
 //! again, so neither a moved folder nor a symbolic link planted later leads anywhere else.
 
 use super::decode::Source;
-use super::failpoint;
 use super::format::BLOCK;
+use crate::failpoint;
 use rustix::fs::{self as rfs, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
 use rustix::io::Errno;
 use std::fs::File;

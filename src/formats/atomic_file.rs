@@ -1,6 +1,7 @@
 //! Files that are whole or absent: temporary name, write, sync, rename, sync of the folder.
 
 use crate::error::{Error, Result};
+use crate::failpoint;
 use rustix::fs::{Mode, OFlags};
 use std::fs::File;
 use std::io::{self, Write};
@@ -16,12 +17,16 @@ use std::path::{Path, PathBuf};
 /// I/O errors, naming the path.
 pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = temporary_name(path)?;
-    let done = write_synced(&temporary, bytes).and_then(|()| std::fs::rename(&temporary, path));
+    let done = write_synced(&temporary, bytes).and_then(|()| {
+        failpoint::hit();
+        std::fs::rename(&temporary, path)
+    });
     if let Err(error) = done {
         // A failed sync is never repeated on the same file: the kernel may have dropped the pages already.
         let _ = std::fs::remove_file(&temporary);
         return Err(Error::io("writing", path, &error));
     }
+    failpoint::hit();
     sync_folder(folder_of(path)).map_err(|e| Error::io("writing", path, &e))
 }
 
@@ -36,8 +41,14 @@ pub fn sync_folder(folder: &Path) -> io::Result<()> {
 }
 
 fn write_synced(temporary: &Path, bytes: &[u8]) -> io::Result<()> {
+    failpoint::hit();
     let mut file = create_new(temporary)?;
+    if failpoint::hit_halfway() {
+        file.write_all(&bytes[..bytes.len() / 2])?;
+        failpoint::die_if_halfway();
+    }
     file.write_all(bytes)?;
+    failpoint::hit();
     file.sync_all()
 }
 

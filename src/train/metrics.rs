@@ -2,6 +2,7 @@
 
 use crate::checkpoint::state::LogLine;
 use crate::error::{Error, Result};
+use crate::failpoint;
 use crate::formats::atomic_file;
 use crate::report::event::{EvalLine, StepLine};
 use crate::report::jsonl::{self, Line};
@@ -102,7 +103,12 @@ impl Metrics {
     pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
         let now = without_clock(line);
         let Some(before) = self.ahead.pop_front() else {
-            self.failed |= self.file.write_all(line.to_json().as_bytes()).is_err();
+            let text = line.to_json();
+            if failpoint::hit_halfway() {
+                let _ = self.file.write_all(&text.as_bytes()[..text.len() / 2]);
+                failpoint::die_if_halfway();
+            }
+            self.failed |= self.file.write_all(text.as_bytes()).is_err();
             return Ok(None);
         };
         if before != now {

@@ -1,5 +1,5 @@
 //! A test hook: `QWENTUNE_CRASH_AT=n` kills the process, as `kill -9` would, in place of the n-th operation
-//! that changes the checkpoint folder (counted from 1: create, reserve, write, sync, rename, link, remove).
+//! that changes the run folder (counted from 1: create, reserve, write, sync, rename, link, remove).
 //! `QWENTUNE_CRASH_AT=n/2` lets half of it happen where it is a write.
 
 use std::sync::OnceLock;
