@@ -29,6 +29,14 @@ pub struct Request {
     pub must_resume: bool,
 }
 
+impl Request {
+    /// The program as it was called, for commands a message offers.
+    #[must_use]
+    pub fn program(&self) -> &str {
+        self.command_line.first().map_or("qwentune", String::as_str)
+    }
+}
+
 /// Asks a run to stop or save; shared with signal handlers.
 #[derive(Clone, Debug, Default)]
 pub struct Control {

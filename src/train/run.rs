@@ -40,6 +40,9 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
         tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
     }
     let (mut trainer, weights, identity) = setup.trainer()?;
+    if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
+        observer.on_event(&Event::Warning(text));
+    }
     let mut log = Vec::new();
     if let Some(state) = found.state {
         trainer.restore(&state)?;
@@ -52,7 +55,7 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
     let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
     let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
     folder.write(&settings, &identity, &request.command_line)?;
-    let mut session = Run {
+    let mut run = Run {
         settings,
         folder,
         store,
@@ -66,8 +69,9 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
         weights: weights.map,
         summary: Summary::default(),
         last_save: None,
+        program: request.program().to_owned(),
     };
-    session.train()
+    run.train()
 }
 
 /// The first lines: which of the three kinds of start it is, and where output goes.
@@ -133,6 +137,7 @@ struct Run<'a> {
     weights: WeightMap,
     summary: Summary,
     last_save: Option<u64>,
+    program: String,
 }
 
 impl Run<'_> {
@@ -280,7 +285,7 @@ impl Run<'_> {
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
         )
-        .hint(format!("to continue: qwentune resume {shown}")))
+        .hint(format!("to continue: {} resume {shown}", self.program)))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with.
@@ -370,7 +375,8 @@ impl Run<'_> {
         let shown = self.folder.path.display();
         let step = self.trainer.step();
         let note = format!(
-            "training complete at step {step}; adapter written again; to train on: qwentune resume {shown} --max-steps {}",
+            "training complete at step {step}; adapter written again; to train on: {} resume {shown} --max-steps {}",
+            self.program,
             step + step.max(1)
         );
         self.observer.on_event(&Event::Note(note));
