@@ -53,6 +53,11 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
     // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
     let same_run = before.is_none_or(|b| b == identity);
     let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
+    if !exact && trainer.step() > 0 {
+        for text in store.set_aside_newer(trainer.step())? {
+            observer.on_event(&Event::Warning(text));
+        }
+    }
     let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
     folder.write(&settings, &identity, &request.command_line)?;
     let mut run = Run {
@@ -68,7 +73,7 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
         observer,
         weights: weights.map,
         summary: Summary::default(),
-        last_save: None,
+        last_saved: None,
         program: request.program().to_owned(),
     };
     run.train()
@@ -136,7 +141,8 @@ struct Run<'a> {
     observer: &'a mut dyn Observer,
     weights: WeightMap,
     summary: Summary,
-    last_save: Option<u64>,
+    /// The newest step whose checkpoint is durable.
+    last_saved: Option<u64>,
     program: String,
 }
 
@@ -171,7 +177,7 @@ impl Run<'_> {
         if !self.evaluate()? {
             return self.stop();
         }
-        self.last_save = None;
+        self.last_saved = None;
         if self.trainer.step() > 0 && self.trainer.save_due_now() {
             self.save(Wait::Block)?;
         }
@@ -242,19 +248,18 @@ impl Run<'_> {
     }
 
     fn save(&mut self, wait: Wait) -> Result<()> {
-        if self.last_save == Some(self.trainer.step()) {
+        if self.last_saved == Some(self.trainer.step()) {
             return Ok(());
         }
         self.weights.check_unchanged().map_err(|e| self.name_last_checkpoint(e))?;
         self.metrics.sync();
         let state =
             self.trainer.snapshot(self.store.take_buffer(), &self.identity, self.tainted, &self.log)?;
-        self.last_save = Some(state.step);
         self.store.save(state, wait)
     }
 
     fn name_last_checkpoint(&self, error: Error) -> Error {
-        match self.last_save {
+        match self.last_saved {
             Some(step) => {
                 error.hint(format!("the checkpoint of step {step} is good; restore the file and resume"))
             }
@@ -265,7 +270,10 @@ impl Run<'_> {
     fn report_saves(&mut self) {
         for outcome in self.store.outcomes() {
             let event = match outcome {
-                Outcome::Saved { step, path } => Event::Saved { step, path },
+                Outcome::Saved { step, path } => {
+                    self.last_saved = Some(step);
+                    Event::Saved { step, path }
+                }
                 Outcome::Skipped { why, .. } => Event::Warning(why),
             };
             self.observer.on_event(&event);
@@ -279,7 +287,7 @@ impl Run<'_> {
     fn stop(&mut self) -> Result<()> {
         self.save(Wait::Block)?;
         self.report_saves();
-        self.leave_next_loss()?;
+        self.leave_next_loss();
         let shown = self.folder.path.display();
         Err(Error::new(
             Kind::Stopped,
@@ -288,10 +296,14 @@ impl Run<'_> {
         .hint(format!("to continue: {} resume {shown}", self.program)))
     }
 
-    /// One forward pass beyond the last step, for a continuation to compare with.
-    fn leave_next_loss(&mut self) -> Result<()> {
-        let loss = self.trainer.next_loss()?;
-        self.store.write_next_loss(self.trainer.step(), &[loss])
+    /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
+    /// what goes wrong here is said and changes nothing.
+    fn leave_next_loss(&mut self) {
+        let step = self.trainer.step();
+        let left = self.trainer.next_loss().and_then(|loss| self.store.write_next_loss(step, &[loss]));
+        if let Err(e) = left {
+            self.observer.on_event(&Event::Warning(e.what));
+        }
     }
 
     /// Compares the forward pass that was left beside the checkpoint, when no logged step does it better.
@@ -326,7 +338,7 @@ impl Run<'_> {
     /// Final adapter, report, and what the run leaves behind.
     fn finish(&mut self) -> Result<Summary> {
         if self.settings.save_strategy != crate::config::Strategy::No {
-            self.leave_next_loss()?;
+            self.leave_next_loss();
         }
         self.publish()
     }
