@@ -213,7 +213,7 @@ const NEW_RUN: &[Row] = &[
         code: 2,
         words: &["c_attn", "q_proj"],
     },
-    Row { name: "rank of zero", break_it: |_| (), flags: &["--lora-r", "0"], code: 2, words: &["lora-r"] },
+    Row { name: "rank of zero", break_it: |_| (), flags: &["--lora-r", "0"], code: 2, words: &["lora_r"] },
     Row {
         name: "diverging",
         break_it: |_| (),

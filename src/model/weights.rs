@@ -13,21 +13,21 @@ pub struct LinearWeights {
     pub name: LinearName,
     /// [out, in].
     pub weight: Matrix,
-    /// [out].
+    /// `[out]`.
     pub bias: Option<Vec<f32>>,
 }
 
 /// A block's frozen weights.
 pub struct BlockWeights {
-    /// Norm before attention, [H].
+    /// Norm before attention, `[H]`.
     pub attention_norm: Vec<f32>,
     /// Layers reading the normalised attention input.
     pub qkv: Vec<LinearWeights>,
-    /// q and k norm, each [D].
+    /// q and k norm, each `[D]`.
     pub qk_norm: Option<[Vec<f32>; 2]>,
     /// Attention output projection.
     pub attention_out: LinearWeights,
-    /// Norm before the MLP, [H].
+    /// Norm before the MLP, `[H]`.
     pub mlp_norm: Vec<f32>,
     /// Layers reading the normalised MLP input.
     pub gate_up: Vec<LinearWeights>,
@@ -43,7 +43,7 @@ pub struct Weights {
     pub embedding: Matrix,
     /// Output head [V, H].
     pub head: Matrix,
-    /// Final norm, [H].
+    /// Final norm, `[H]`.
     pub norm: Vec<f32>,
     /// Blocks.
     pub blocks: Vec<BlockWeights>,

@@ -23,12 +23,12 @@ pub struct Lora {
     pub grad_b: Region,
 }
 
-/// One layer of the group: `W` [out, in], its bias [out], and where its output columns begin.
+/// One layer of the group: `W` [out, in], its bias `[out]`, and where its output columns begin.
 #[derive(Clone)]
 pub struct Linear {
     /// Frozen weight [out, in].
     pub weight: Matrix,
-    /// Frozen bias [out], f32.
+    /// Frozen bias `[out]`, f32.
     pub bias: Option<Region>,
     /// First column of this layer's output in the group's output rows.
     pub column: usize,

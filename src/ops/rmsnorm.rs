@@ -10,11 +10,11 @@ pub struct RmsNorm {
     pub dim: usize,
     /// Added to the mean square.
     pub eps: f32,
-    /// Scale, [dim], f32.
+    /// Scale, `[dim]`, f32.
     pub weight: Region,
 }
 
-/// `y` [rows, dim] from `x` [rows, dim]; `rstd` [rows] is kept for the backward pass.
+/// `y` [rows, dim] from `x` [rows, dim]; `rstd` `[rows]` is kept for the backward pass.
 pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, p, x, y, rstd),

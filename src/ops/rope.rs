@@ -15,16 +15,16 @@ pub struct Rope {
     pub head_dim: usize,
     /// cos and sin, f32 [max positions, D/2, 2] (cos then sin of one angle side by side).
     pub table: Region,
-    /// Per-head norm weights of q and k, each [D], and its epsilon; `None` where the family has none.
+    /// Per-head norm weights of q and k, each `[D]`, and its epsilon; `None` where the family has none.
     pub norm: Option<HeadNorm>,
 }
 
 /// Qwen3's q/k norm.
 #[derive(Clone, Copy, Debug)]
 pub struct HeadNorm {
-    /// Query weight [D], f32.
+    /// Query weight `[D]`, f32.
     pub q: Region,
-    /// Key weight [D], f32.
+    /// Key weight `[D]`, f32.
     pub k: Region,
     /// Added to the mean square.
     pub eps: f32,
@@ -44,7 +44,7 @@ impl Rope {
     }
 }
 
-/// `qk` [T, qk_width] = rope(norm(q, k of `qkv` [T, qkv_width])) at `positions` [T].
+/// `qk` [T, qk_width] = rope(norm(q, k of `qkv` [T, qkv_width])) at `positions` `[T]`.
 pub fn forward(dev: &mut Device, p: &Rope, qkv: Region, positions: &[u32], qk: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, p, qkv, positions, qk),

@@ -456,7 +456,7 @@ impl Trainer {
     fn due(&self, strategy: Strategy, every: f64, last_in_epoch: bool) -> bool {
         let steps = if every < 1.0 { (every * self.total_steps() as f64).ceil() } else { every };
         match strategy {
-            Strategy::Steps => self.step % (steps.max(1.0) as u64) == 0,
+            Strategy::Steps => self.step.is_multiple_of(steps.max(1.0) as u64),
             Strategy::Epoch => last_in_epoch,
             Strategy::No => false,
         }

@@ -46,7 +46,7 @@ struct Softmax {
     first: usize,
     rows: usize,
     q: Vec<Lanes>,
-    /// Unnormalised output, [D].
+    /// Unnormalised output, `[D]`.
     out: Vec<Lanes>,
     max: Lanes,
     sum: Lanes,
