@@ -277,20 +277,26 @@ impl Round<'_> {
         self.rows * self.p.outputs.iter().map(|o| o.columns * depth(o)).sum::<usize>()
     }
 
-    /// About four tasks for each thread or more: by columns as far as possible, because rows that are split
-    /// pack the right factor again.
+    /// About four tasks of equal size for each thread, or more: by columns as far as possible, because rows
+    /// that are split pack the right factor again.
     fn tasks(&self, threads: usize) -> Vec<Task> {
         const PANEL: usize = VECTORS * 16;
         let wanted = if threads == 1 { 1 } else { 4 * threads };
         let columns: usize = self.p.outputs.iter().map(|o| o.columns).sum();
-        let width = columns.div_ceil(wanted).next_multiple_of(PANEL).min(COLUMNS);
-        let by_columns: usize = self.p.outputs.iter().map(|o| o.columns.div_ceil(width)).sum();
+        let share = |o: &Output<'_>| {
+            let panels = o.columns.div_ceil(PANEL);
+            let count = (wanted * o.columns).div_ceil(columns.max(1)).max(o.columns.div_ceil(COLUMNS));
+            (panels, count.min(panels))
+        };
+        let by_columns: usize = self.p.outputs.iter().map(|o| share(o).1).sum();
         let by_rows = wanted.div_ceil(by_columns.max(1));
         let height = self.rows.div_ceil(by_rows).next_multiple_of(4 * ROWS);
         let mut tasks = Vec::new();
         for (output, o) in self.p.outputs.iter().enumerate() {
-            for column in (0..o.columns).step_by(width) {
-                let columns = width.min(o.columns - column);
+            let (panels, count) = share(o);
+            for part in 0..count {
+                let column = panels * part / count * PANEL;
+                let columns = (panels * (part + 1) / count * PANEL).min(o.columns) - column;
                 for row in (0..self.rows).step_by(height) {
                     let rows = height.min(self.rows - row);
                     tasks.push(Task { output, column, columns, row, rows });
