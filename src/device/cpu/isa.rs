@@ -10,13 +10,14 @@ pub(super) trait Job {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 enum Level {
     /// Plain Rust with `mul_add`; the only one outside x86-64.
     Portable,
     /// AVX2, FMA and F16C.
+    #[cfg(target_arch = "x86_64")]
     Avx2,
     /// All of AVX2's, and AVX-512F.
+    #[cfg(target_arch = "x86_64")]
     Avx512,
 }
 
@@ -54,7 +55,9 @@ impl Isa {
     pub fn name(self) -> &'static str {
         match self.0 {
             Level::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
         }
     }
@@ -70,8 +73,6 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { dispatch_avx512(job) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => unreachable!("never detected here"),
         }
     }
 
@@ -86,8 +87,6 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { run_avx512(f) },
-            #[cfg(not(target_arch = "x86_64"))]
-            Level::Avx2 | Level::Avx512 => unreachable!("never detected here"),
         }
     }
 }
