@@ -19,7 +19,6 @@ fn settings(name: &str, packing: bool) -> Settings {
         settings.packing = true;
         settings.tokens_per_micro_batch = 24;
         settings.cutoff_len = 24;
-        settings.gradient_accumulation_steps = 2;
     }
     settings.valid_file = Some(settings.model.parent().unwrap().join("dev.jsonl"));
     settings.eval_strategy = Strategy::Steps;
