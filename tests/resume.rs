@@ -164,7 +164,8 @@ fn killed_at_every_write_it_ends_in_the_same_bytes() {
         assert!(second.status.success(), "after kill {n}: {}", String::from_utf8_lossy(&second.stderr));
         assert_same(&reference, &results(&run.output_dir).unwrap(), &format!("killed at write {n}"));
     }
-    assert!(kills > 20, "only {kills} kills");
+    println!("{kills} kills, one at each write");
+    assert!(kills > 100, "only {kills} kills");
 }
 
 /// Kills with SIGKILL at random moments, again and again, until the run is through.
@@ -182,11 +183,11 @@ fn killed_at_random_it_ends_in_the_same_bytes() {
     let reference = results(&base.output_dir).unwrap();
     let mut random = crate::common::Lcg(2026);
     let mut kills = 0;
-    for chain in 0..4 {
+    for chain in 0..12 {
         let run = in_folder(&base, &format!("chain-{chain}"));
         loop {
             let mut child = long(&run).spawn().unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(10 + random.below(120) as u64));
+            std::thread::sleep(std::time::Duration::from_millis(5 + random.below(75) as u64));
             child.kill().unwrap();
             let output = child.wait_with_output().unwrap();
             if output.status.success() {

@@ -314,6 +314,6 @@ pub static FIELDS: &[Field] = &[
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
         "Resume although engine or device differ; recorded in the run for ever"),
     field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
-        "Continue an imported checkpoint that has no moments; recorded"),
+        "For imported checkpoints without moments; refused until importing is there"),
     field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),
 ];

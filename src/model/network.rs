@@ -355,11 +355,9 @@ impl Network {
     /// Loss of each scored token, nats; adapters without dropout. `None` when cancelled.
     pub fn loss(&self, dev: &mut Device, input: Input<'_>, cancelled: &dyn Fn() -> bool) -> Option<Vec<f32>> {
         let pass = Pass { input, dropout: None, cancelled };
-        let count = input.scored.len();
         self.forward(dev, &pass)?;
         self.head_input(dev, &pass);
-        let operands = self.loss_operands(&pass);
-        Some(loss::forward(dev, &operands, self.rows(self.work.head_normed, count, self.spec.hidden)))
+        self.head_chunks(&pass, |operands, x, _| loss::forward(dev, operands, x))
     }
 
     /// Loss of each scored token, and the gradient of `grad_scale` × their sum added to the flat gradients.
@@ -375,7 +373,7 @@ impl Network {
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let pass = Pass { input, dropout, cancelled };
         self.forward(dev, &pass)?;
-        let losses = self.head_backward(dev, &pass, grad_scale);
+        let losses = self.head_backward(dev, &pass, grad_scale)?;
         if let Some((first, _)) = self.lowest {
             for layer in (first..self.blocks.len()).rev() {
                 if cancelled() {
@@ -392,8 +390,25 @@ impl Network {
         region.slice(0, tokens * width)
     }
 
-    fn loss_operands<'a>(&'a self, pass: &Pass<'a>) -> Loss<'a> {
-        Loss { head: &self.head, targets: pass.input.targets, logits: self.work.logits }
+    /// Runs the head over the scored rows, as many at once as the logits' region holds; between two chunks it
+    /// can be cancelled. `run` gets the operands, the chunk's normalised rows and their gradient's place.
+    fn head_chunks(
+        &self,
+        pass: &Pass<'_>,
+        mut run: impl FnMut(&Loss<'_>, Region, Region) -> Vec<f32>,
+    ) -> Option<Vec<f32>> {
+        let (hidden, logits) = (self.spec.hidden, self.work.logits);
+        let chunk = logits.len / self.spec.vocab;
+        let mut losses = Vec::with_capacity(pass.input.targets.len());
+        for (index, targets) in pass.input.targets.chunks(chunk).enumerate() {
+            if (pass.cancelled)() {
+                return None;
+            }
+            let part = |r: Region| r.slice(index * chunk * hidden, targets.len() * hidden);
+            let operands = Loss { head: &self.head, targets, logits };
+            losses.extend(run(&operands, part(self.work.head_normed), part(self.work.dnormed)));
+        }
+        Some(losses)
     }
 
     fn dropout(&self, pass: &Pass<'_>, layer: usize, part: Part) -> Option<Dropout> {
@@ -505,20 +520,19 @@ impl Network {
     }
 
     /// Loss and its gradient down to the last residual (`work.dx`).
-    fn head_backward(&self, dev: &mut Device, pass: &Pass<'_>, grad_scale: f32) -> Vec<f32> {
+    fn head_backward(&self, dev: &mut Device, pass: &Pass<'_>, grad_scale: f32) -> Option<Vec<f32>> {
         self.head_input(dev, pass);
         let (count, hidden, work) = (pass.input.scored.len(), self.spec.hidden, &self.work);
         let x = self.rows(work.head_x, count, hidden);
-        let normed = self.rows(work.head_normed, count, hidden);
         let dnormed = self.rows(work.dnormed, count, hidden);
         let dx = self.rows(work.head_dx, count, hidden);
         let rstd = self.rows(work.head_rstd, count, 1);
-        let losses = loss::forward_backward(dev, &self.loss_operands(pass), normed, grad_scale, dnormed);
+        let losses = self.head_chunks(pass, |p, x, dx| loss::forward_backward(dev, p, x, grad_scale, dx))?;
         rows::zero(dev, dx);
         rmsnorm::backward(dev, &self.final_norm, x, rstd, dnormed, dx);
         let full = self.rows(work.dx, pass.input.ids.len(), hidden);
         rows::scatter(dev, dx, pass.input.scored, hidden, full);
-        losses
+        Some(losses)
     }
 
     /// Takes the gradient in `work.dx` from block `layer`'s output to its input, as far as anything below is

@@ -13,7 +13,10 @@ use crate::formats::{peft, weight_map::WeightMap};
 use crate::report::event::{Event, Observer};
 use crate::report::html;
 use crate::report::jsonl::Line;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long the forward pass after a stop may take: well inside the 30 seconds a scheduler grants.
+const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 
 /// What [`run`] would need and do, without starting it.
 ///
@@ -234,7 +237,8 @@ impl Run<'_> {
         let Some(eval_loss) = self.trainer.evaluate(&|| control.stop_requested())? else {
             return Ok(!control.stop_requested());
         };
-        if self.trainer.note_evaluation(eval_loss) && self.trainer.step() > 0 {
+        // Step 0 is no candidate: there is nothing to publish yet.
+        if self.trainer.step() > 0 && self.trainer.note_evaluation(eval_loss) {
             let adapter = self.adapter()?;
             self.folder.write_adapter("best", &adapter)?;
             self.store.protect(Some(self.trainer.step()));
@@ -297,10 +301,14 @@ impl Run<'_> {
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
-    /// what goes wrong here is said and changes nothing.
+    /// what goes wrong here is said and changes nothing, and whoever asked for a stop does not wait long.
     fn leave_next_loss(&mut self) {
-        let step = self.trainer.step();
-        let left = self.trainer.next_loss().and_then(|loss| self.store.write_next_loss(step, &[loss]));
+        let (step, begin) = (self.trainer.step(), Instant::now());
+        let given_up = || begin.elapsed() > LONGEST_LAST_PASS;
+        let left = self.trainer.next_loss(&given_up).and_then(|loss| match loss {
+            Some(loss) => self.store.write_next_loss(step, &[loss]),
+            None => Ok(()),
+        });
         if let Err(e) = left {
             self.observer.on_event(&Event::Warning(e.what));
         }
@@ -313,7 +321,7 @@ impl Run<'_> {
             return Ok(());
         }
         let Some(&[before]) = self.store.read_next_loss(step)?.as_deref() else { return Ok(()) };
-        let now = self.trainer.next_loss()?;
+        let Some(now) = self.trainer.next_loss(&|| false)? else { return Ok(()) };
         if before.to_bits() == now.to_bits() {
             let note = format!("forward pass after step {step} repeated: identical");
             self.observer.on_event(&Event::Note(note));

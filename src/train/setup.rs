@@ -47,6 +47,12 @@ fn refuse_unsupported(s: &Settings) -> Result<()> {
         )
         .hint("leave --dtype out (auto), or give --dtype f32"));
     }
+    if s.fresh_optimizer {
+        return Err(Error::usage(
+            "--fresh-optimizer is for imported checkpoints, which this version cannot read",
+        )
+        .hint("--init-adapter starts at step 0 from an adapter's weights"));
+    }
     if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
         return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
             .hint("give --valid-file or --val-set-size, and --eval-strategy"));

@@ -312,16 +312,17 @@ impl Trainer {
         better
     }
 
-    /// Loss of the next step's first micro-batch: something to compare a continuation with.
+    /// Loss of the next step's first micro-batch: something to compare a continuation with. `None` when
+    /// cancelled.
     ///
     /// # Errors
     /// I/O errors of the token cache.
-    pub fn next_loss(&mut self) -> Result<f64> {
+    pub fn next_loss(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<f64>> {
         let plan = self.train.plan.step(self.step);
         let batch = batch::assemble(&self.train.rows, &plan.micro_batches[0])?;
         let segments = segments(&batch);
-        let losses = self.network.loss(&mut self.device, input(&batch, &segments), &|| false);
-        Ok(losses.map_or(0.0, |l| sum(&l)))
+        let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled);
+        Ok(losses.map(|l| sum(&l)))
     }
 
     /// Copies the state out for a checkpoint, into the memory of `spare` where there is one.
