@@ -244,6 +244,8 @@ fn a_repeated_step_is_compared_with_what_was_logged() {
     run.save_steps = 2.0;
     train_until(&run, |e| is_step(e, 5)).unwrap_err();
     std::fs::remove_file(run.output_dir.join("checkpoints/step-00000005.qckpt")).unwrap();
+    // A save still waiting for the writer gives way to a newer one, so step 4's may never have been written.
+    let newest = inspect::list(&run.output_dir).unwrap()[0].header.as_ref().unwrap().step;
     let seen = std::cell::RefCell::new(None);
     train_until(&resuming(&run), |e| {
         if let Event::Repeated { first, last } = e {
@@ -252,7 +254,8 @@ fn a_repeated_step_is_compared_with_what_was_logged() {
         false
     })
     .unwrap();
-    assert_eq!(seen.into_inner(), Some((5, 5)));
+    assert!(newest < 5);
+    assert_eq!(seen.into_inner(), Some((newest + 1, 5)));
 }
 
 #[test]

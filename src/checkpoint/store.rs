@@ -85,7 +85,7 @@ impl Store {
     /// # Errors
     /// [`Kind::Output`] when locked by another run or not writable.
     pub fn open(run_folder: &Path, keep: usize) -> Result<Self> {
-        ignore_file_size_signal();
+        crate::sys::ignore_file_size_signal();
         let unusable = |e: io::Error| {
             Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
                 .hint("choose another --output-dir, or make this one writable")
@@ -297,13 +297,6 @@ fn write_until_closed(shared: &Shared) {
         desk.spare = Some(state);
         shared.changed.notify_all();
     }
-}
-
-/// Writing beyond `ulimit -f` raises a signal that ends the process unless it is handled; handled, the write
-/// fails with EFBIG, and training goes on.
-fn ignore_file_size_signal() {
-    let ignored = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, ignored);
 }
 
 fn refuse_foreign_link(run_folder: &Path) -> Result<()> {

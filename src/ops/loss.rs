@@ -1,5 +1,6 @@
 //! Linear + cross-entropy over the scored rows, in chunks: the full logits never exist.
 
+use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::{exp, ln};
 use crate::device::cpu::matmul::{BLOCK, Left, Output, Product, Right, Term};
 use crate::device::{Cpu, Device, Matrix, Region};
@@ -107,9 +108,6 @@ fn score_rows(
 /// Logits below which waking other threads costs more than it saves.
 const ALONE: usize = 1 << 14;
 
-/// Lanes of the fixed-order sum.
-const LANES: usize = 16;
-
 /// `ln Σ exp(l - max) - (l[target] - max)`, stable for any finite logits.
 #[inline(always)]
 fn score_row(row: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
@@ -148,12 +146,5 @@ fn sum_of_exponentials(row: &[f32], max: f32) -> f32 {
             *sum += exp(*v - max);
         }
     }
-    let mut width = LANES;
-    while width > 1 {
-        width /= 2;
-        for i in 0..width {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    lanes[0]
+    lanes::tree(lanes)
 }

@@ -8,12 +8,13 @@ pub type Lanes = [f32; LANES];
 
 /// Adds the lanes pairwise.
 #[inline(always)]
-fn tree(mut lanes: [f64; LANES]) -> f64 {
+pub fn tree<T: Copy + std::ops::AddAssign>(mut lanes: [T; LANES]) -> T {
     let mut width = LANES;
     while width > 1 {
         width /= 2;
         for i in 0..width {
-            lanes[i] += lanes[i + width];
+            let other = lanes[i + width];
+            lanes[i] += other;
         }
     }
     lanes[0]
