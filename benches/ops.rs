@@ -37,7 +37,7 @@ impl Bench {
     /// A device with every planned element between -1 and 1.
     fn device(&self) -> Device {
         let mut cpu = Cpu::new(&self.plan, self.threads).expect("a device");
-        let all = Region { storage: Storage::F32, start: 0, len: self.plan.elements() };
+        let all = Region { storage: Storage::F32, start: 0, len: self.plan.bytes() / 4 };
         let mut state = 1u32;
         for v in cpu.write(all) {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

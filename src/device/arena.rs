@@ -30,7 +30,7 @@ pub enum Purpose {
 pub struct Region {
     /// Element type.
     pub storage: Storage,
-    /// First element, counted in elements of 4 bytes on the CPU (bytes / element size in general).
+    /// First element, counted in elements of its own size from the beginning of the arena.
     pub start: usize,
     /// Number of elements.
     pub len: usize,
@@ -48,41 +48,67 @@ impl Region {
     }
 }
 
+/// Regions start on multiples of this many bytes: a cache line of the CPU, a memory transaction of a GPU.
+const ALIGNMENT: usize = 256;
+
 /// Collects the regions of a run before anything is allocated.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Planner {
+    activation_bytes: usize,
     total: usize,
     uses: Vec<(Purpose, usize)>,
 }
 
+impl Default for Planner {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Planner {
-    /// An empty plan.
+    /// An empty plan for the CPU: every element has 4 bytes.
     #[must_use]
     pub fn new() -> Self {
-        Self::default()
+        Planner { activation_bytes: 4, total: 0, uses: Vec::new() }
     }
 
-    /// Reserves `len` elements; regions start on 64-byte boundaries.
+    /// An empty plan for a device that keeps activations as bf16.
+    #[must_use]
+    pub fn bf16() -> Self {
+        Planner { activation_bytes: 2, ..Self::new() }
+    }
+
+    /// Bytes of one element.
+    #[must_use]
+    pub fn element_bytes(&self, storage: Storage) -> usize {
+        match storage {
+            Storage::Activation => self.activation_bytes,
+            Storage::F32 => 4,
+        }
+    }
+
+    /// Reserves `len` elements.
     pub fn region(&mut self, purpose: Purpose, storage: Storage, len: usize) -> Region {
-        let start = self.total;
-        let padded = len.next_multiple_of(16);
+        let size = self.element_bytes(storage);
+        let start = self.total / size;
+        let padded = (len * size).next_multiple_of(ALIGNMENT);
         self.total += padded;
         self.uses.push((purpose, padded));
         Region { storage, start, len }
     }
 
-    /// Elements in all.
+    /// Bytes in all.
     #[must_use]
-    pub fn elements(&self) -> usize {
+    pub fn bytes(&self) -> usize {
         self.total
     }
 
-    /// Bytes by purpose, on the CPU.
+    /// Bytes by purpose.
     #[must_use]
     pub fn bytes_by_purpose(&self) -> std::collections::BTreeMap<Purpose, usize> {
         let mut sums = std::collections::BTreeMap::new();
-        for &(purpose, len) in &self.uses {
-            *sums.entry(purpose).or_insert(0) += len * 4;
+        for &(purpose, bytes) in &self.uses {
+            *sums.entry(purpose).or_insert(0) += bytes;
         }
         sums
     }

@@ -159,7 +159,7 @@ impl Setup {
                 self.tokens,
                 recompute,
             );
-            let need = planner.elements() as u64 * 4 + snapshot_bytes(&self.layout);
+            let need = planner.bytes() as u64 + snapshot_bytes(&self.layout);
             smallest = smallest.min(need);
             if need <= available {
                 return Ok((planner, network));

@@ -50,7 +50,7 @@ impl Cpu {
             .build()
             .map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
         Ok(Cpu {
-            arena: Buffer::zeroed(plan.elements()),
+            arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),
             pool,
             rounding: Rounding::None,
