@@ -1,0 +1,529 @@
+#include "emulator.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+
+// ---- fibers --------------------------------------------------------------------------------------------------------
+
+// Saves the callee's registers and the stack pointer in *from, and continues where `to` was saved.
+extern "C" void qt_switch(void** from, void* to);
+#if defined(__x86_64__)
+asm(R"(
+.text
+.globl qt_switch
+.hidden qt_switch
+.type qt_switch, @function
+qt_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size qt_switch, .-qt_switch
+)");
+#elif defined(__aarch64__)
+asm(R"(
+.text
+.globl qt_switch
+.hidden qt_switch
+.type qt_switch, %function
+qt_switch:
+    sub sp, sp, #160
+    stp x19, x20, [sp, #0]
+    stp x21, x22, [sp, #16]
+    stp x23, x24, [sp, #32]
+    stp x25, x26, [sp, #48]
+    stp x27, x28, [sp, #64]
+    stp x29, x30, [sp, #80]
+    stp d8, d9, [sp, #96]
+    stp d10, d11, [sp, #112]
+    stp d12, d13, [sp, #128]
+    stp d14, d15, [sp, #144]
+    mov x9, sp
+    str x9, [x0]
+    mov sp, x1
+    ldp x19, x20, [sp, #0]
+    ldp x21, x22, [sp, #16]
+    ldp x23, x24, [sp, #32]
+    ldp x25, x26, [sp, #48]
+    ldp x27, x28, [sp, #64]
+    ldp x29, x30, [sp, #80]
+    ldp d8, d9, [sp, #96]
+    ldp d10, d11, [sp, #112]
+    ldp d12, d13, [sp, #128]
+    ldp d14, d15, [sp, #144]
+    add sp, sp, #160
+    ret
+.size qt_switch, .-qt_switch
+)");
+#else
+#error "the emulated device knows x86-64 and aarch64"
+#endif
+
+namespace emulator {
+namespace {
+
+constexpr size_t STACK = 256 * 1024;
+constexpr size_t PAGE = 4096;
+
+// A stack whose lowest page faults.
+struct Stack {
+    char* memory;
+    Stack() {
+        void* p = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (p == MAP_FAILED) abort();
+        memory = static_cast<char*>(p);
+        mprotect(memory, PAGE, PROT_NONE);
+    }
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+};
+
+enum class State { Ready, Waiting, Done };
+
+struct Lane {
+    void* stack_pointer = nullptr;
+    State state = State::Ready;
+    const char* waits_for = "";
+    Site site = {"", 0};
+    std::vector<std::vector<Copy>> groups;
+    std::vector<Copy> open;
+};
+
+// Lanes that have come to one meeting point.
+struct Meeting {
+    std::vector<int> arrived;
+    Site site = {"", 0};
+    uint64_t key = 0;
+    void* slots[32] = {};
+};
+
+struct Options {
+    uint32_t order = 0;
+    bool lazy = false;
+    uint64_t seed = 0;
+};
+
+struct Launch {
+    const Kernel* kernel;
+    const void* params;
+    int grid[3];
+    int threads;
+    size_t shared_bytes;
+    Options options;
+};
+
+struct Block {
+    const Launch* launch;
+    int index[3];
+    std::vector<Lane> lanes;
+    std::vector<Meeting> warps;
+    Meeting barrier;
+    Meeting named[16];
+    char* shared;
+    int running = -1;
+    int live;
+    void* scheduler = nullptr;
+    std::string error;
+    uint64_t random;
+};
+
+thread_local Block* current = nullptr;
+thread_local std::vector<Stack> stacks;
+
+struct Range {
+    uintptr_t first, end;
+};
+std::mutex ranges_lock;
+std::vector<Range> ranges;
+
+std::vector<const Kernel*>& kernels() {
+    static std::vector<const Kernel*> all;
+    return all;
+}
+
+std::vector<const Layout*>& layouts() {
+    static std::vector<const Layout*> all;
+    return all;
+}
+
+std::string place(Site site) {
+    const char* name = strrchr(site.file, '/');
+    return std::string(name ? name + 1 : site.file) + ":" + std::to_string(site.line);
+}
+
+std::string who(int lane) {
+    return "block (" + std::to_string(current->index[0]) + ", " + std::to_string(current->index[1]) + ", " +
+           std::to_string(current->index[2]) + ") thread " + std::to_string(lane);
+}
+
+Lane& self() { return current->lanes[current->running]; }
+
+void leave() { qt_switch(&self().stack_pointer, current->scheduler); }
+
+// Ends the launch: the scheduler never comes back to a lane once there is an error.
+[[noreturn]] void fail(const std::string& what) {
+    if (current->error.empty()) current->error = who(current->running) + ": " + what;
+    leave();
+    abort();
+}
+
+void wait(const char* what, Site site) {
+    Lane& lane = self();
+    lane.state = State::Waiting;
+    lane.waits_for = what;
+    lane.site = site;
+    leave();
+}
+
+void release(Meeting& meeting) {
+    for (const int lane : meeting.arrived) current->lanes[lane].state = State::Ready;
+    meeting.arrived.clear();
+}
+
+// Joins a meeting; true for the last of `expected`.
+bool arrive(Meeting& meeting, size_t expected, Site site, uint64_t key) {
+    if (meeting.arrived.empty()) {
+        meeting.site = site;
+        meeting.key = key;
+    } else if (meeting.key != key || meeting.site.line != site.line || strcmp(meeting.site.file, site.file) != 0) {
+        fail("comes to " + place(site) + " while thread " + std::to_string(meeting.arrived[0]) + " waits at " +
+             place(meeting.site) + (meeting.key != key ? " with other operands" : ""));
+    }
+    meeting.arrived.push_back(current->running);
+    return meeting.arrived.size() == expected;
+}
+
+size_t live_in_warp(int warp) {
+    const auto first = current->lanes.begin() + 32 * warp;
+    return static_cast<size_t>(std::count_if(first, first + 32, [](const Lane& l) { return l.state != State::Done; }));
+}
+
+void perform(const Copy& copy) {
+    if (copy.from) {
+        memcpy(copy.to, copy.from, 16);
+    } else {
+        memset(copy.to, 0, 16);
+    }
+}
+
+void lane_main() {
+    current->launch->kernel->entry(current->launch->params);
+    Lane& lane = self();
+    lane.state = State::Done;
+    lane.groups.clear();
+    lane.open.clear();
+    --current->live;
+    // A barrier waits only for those that have not ended.
+    Meeting& barrier = current->barrier;
+    if (!barrier.arrived.empty() && barrier.arrived.size() == static_cast<size_t>(current->live)) release(barrier);
+    leave();
+    abort();
+}
+
+void prepare(Lane& lane, Stack& stack) {
+    lane = Lane();
+    // The first switch pops the saved registers (zeros) and returns into lane_main with a stack aligned as after a call.
+    void** top = reinterpret_cast<void**>(stack.memory + STACK - 64);
+#if defined(__x86_64__)
+    for (int i = 1; i <= 8; ++i) top[-i] = nullptr;
+    top[-2] = reinterpret_cast<void*>(lane_main);
+    lane.stack_pointer = top - 8;
+#else
+    void** frame = top - 20;
+    for (int i = 0; i < 20; ++i) frame[i] = nullptr;
+    frame[11] = reinterpret_cast<void*>(lane_main);
+    lane.stack_pointer = frame;
+#endif
+}
+
+uint64_t next_random(uint64_t& state) {
+    state += 0x9E3779B97F4A7C15u;
+    uint64_t z = state;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return z ^ (z >> 31);
+}
+
+std::vector<int> order_of_lanes(Block& block) {
+    std::vector<int> order(block.lanes.size());
+    std::iota(order.begin(), order.end(), 0);
+    if (block.launch->options.order == 1) std::reverse(order.begin(), order.end());
+    if (block.launch->options.order == 2) {
+        for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[next_random(block.random) % i]);
+    }
+    return order;
+}
+
+std::string deadlock(const Block& block) {
+    std::string report = "deadlock: no thread of block (" + std::to_string(block.index[0]) + ", " +
+                         std::to_string(block.index[1]) + ", " + std::to_string(block.index[2]) + ") can go on;";
+    const int count = static_cast<int>(block.lanes.size());
+    for (int first = 0; first < count;) {
+        const Lane& lane = block.lanes[first];
+        int end = first + 1;
+        while (end < count && block.lanes[end].state == lane.state && block.lanes[end].site.line == lane.site.line) ++end;
+        const std::string what =
+            lane.state == State::Done ? "ended" : std::string("at ") + lane.waits_for + " " + place(lane.site);
+        report += " threads " + std::to_string(first) + "-" + std::to_string(end - 1) + " " + what + ";";
+        first = end;
+    }
+    return report;
+}
+
+// What lies after shared memory and must not change.
+constexpr size_t CANARY = 4096;
+constexpr int CANARY_BYTE = 0xA5;
+
+void run_block(Block& block) {
+    current = &block;
+    const Launch& launch = *block.launch;
+    while (stacks.size() < static_cast<size_t>(launch.threads)) stacks.emplace_back();
+    block.lanes.resize(launch.threads);
+    block.warps.resize(launch.threads / 32);
+    block.live = launch.threads;
+    for (int i = 0; i < launch.threads; ++i) prepare(block.lanes[i], stacks[i]);
+    while (block.live > 0) {
+        bool moved = false;
+        for (const int i : order_of_lanes(block)) {
+            if (block.lanes[i].state != State::Ready) continue;
+            moved = true;
+            block.running = i;
+            qt_switch(&block.scheduler, block.lanes[i].stack_pointer);
+            if (!block.error.empty()) return;
+        }
+        if (!moved) {
+            block.error = deadlock(block);
+            return;
+        }
+    }
+    const char* canary = block.shared + launch.shared_bytes;
+    if (std::any_of(canary, canary + CANARY, [](char c) { return c != static_cast<char>(CANARY_BYTE); })) {
+        block.error = "shared memory was written beyond the " + std::to_string(launch.shared_bytes) + " bytes of the launch";
+    }
+}
+
+std::string run(const Launch& launch) {
+    std::vector<char> memory(launch.shared_bytes + CANARY + 1024);
+    char* shared = memory.data() + (1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024);
+    for (int z = 0; z < launch.grid[2]; ++z) {
+        for (int y = 0; y < launch.grid[1]; ++y) {
+            for (int x = 0; x < launch.grid[0]; ++x) {
+                Block block;
+                block.launch = &launch;
+                block.index[0] = x, block.index[1] = y, block.index[2] = z;
+                block.shared = shared;
+                block.random = launch.options.seed * 1000003u + static_cast<uint64_t>((z * 65537 + y) * 65537 + x);
+                memset(shared, 0xFF, launch.shared_bytes);
+                memset(shared + launch.shared_bytes, CANARY_BYTE, CANARY);
+                run_block(block);
+                current = nullptr;
+                if (!block.error.empty()) return block.error;
+            }
+        }
+    }
+    return "";
+}
+
+}  // namespace
+
+Kernel::Kernel(const char* name, int max_threads, size_t params_bytes, void (*entry)(const void*))
+    : name(name), max_threads(max_threads), params_bytes(params_bytes), entry(entry) {
+    kernels().push_back(this);
+}
+
+Layout::Layout(const char* name, size_t bytes, std::vector<Field> fields)
+    : name(name), bytes(bytes), fields(std::move(fields)) {
+    layouts().push_back(this);
+}
+
+// ---- what kernels call ---------------------------------------------------------------------------------------------
+
+int thread() { return current->running; }
+int block(int axis) { return current->index[axis]; }
+int grid(int axis) { return current->launch->grid[axis]; }
+
+void* shared(size_t bytes) {
+    if (bytes > current->launch->shared_bytes) {
+        fail("needs " + std::to_string(bytes) + " bytes of shared memory, the launch gave " +
+             std::to_string(current->launch->shared_bytes));
+    }
+    return current->shared;
+}
+
+void block_barrier(Site site) {
+    Meeting& meeting = current->barrier;
+    // bar.sync 0 counts threads whatever line they come from; reports name the first.
+    meeting.arrived.push_back(current->running);
+    if (meeting.arrived.size() == static_cast<size_t>(current->live)) return release(meeting);
+    wait("the block's barrier", site);
+}
+
+void named_barrier(int id, int threads, Site site) {
+    if (id < 1 || id > 15 || threads % 32 != 0) fail("named barrier " + std::to_string(id) + " at " + place(site));
+    Meeting& meeting = current->named[id];
+    if (!meeting.arrived.empty() && meeting.key != static_cast<uint64_t>(threads)) {
+        fail("named barrier " + std::to_string(id) + " at " + place(site) + " with another number of threads");
+    }
+    meeting.key = static_cast<uint64_t>(threads);
+    meeting.arrived.push_back(current->running);
+    if (meeting.arrived.size() == static_cast<size_t>(threads)) return release(meeting);
+    wait("a named barrier", site);
+}
+
+void meet_warp_erased(Site site, uint64_t key, void* slot, void (*work)(void*, void**), void* self) {
+    const int warp = current->running / 32;
+    Meeting& meeting = current->warps[warp];
+    if (live_in_warp(warp) != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
+    meeting.slots[current->running % 32] = slot;
+    if (!arrive(meeting, 32, site, key)) return wait("its warp", site);
+    work(self, meeting.slots);
+    release(meeting);
+}
+
+void check_shared(const void* p, size_t bytes, size_t alignment, Site site) {
+    const char* at = static_cast<const char*>(p);
+    if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("misaligned shared address at " + place(site));
+    if (at < current->shared || at + bytes > current->shared + current->launch->shared_bytes) {
+        fail("address outside shared memory at " + place(site));
+    }
+}
+
+void check_access(const void* p, size_t bytes, size_t alignment, Site site) {
+    const char* at = static_cast<const char*>(p);
+    if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("misaligned address at " + place(site));
+    if (at >= current->shared && at + bytes <= current->shared + current->launch->shared_bytes) return;
+    const uintptr_t first = reinterpret_cast<uintptr_t>(p);
+    const std::lock_guard<std::mutex> guard(ranges_lock);
+    for (const Range& r : ranges) {
+        if (first >= r.first && first + bytes <= r.end) return;
+    }
+    fail("access outside every allocation at " + place(site));
+}
+
+void copy_async(void* to, const void* from) {
+    if (!current->launch->options.lazy) return perform({to, from});
+    self().open.push_back({to, from});
+}
+
+void copy_commit() {
+    if (!current->launch->options.lazy) return;
+    Lane& lane = self();
+    lane.groups.push_back(std::move(lane.open));
+    lane.open.clear();
+}
+
+void copy_wait(int groups) {
+    std::vector<std::vector<Copy>>& all = self().groups;
+    while (all.size() > static_cast<size_t>(groups)) {
+        for (const Copy& copy : all.front()) perform(copy);
+        all.erase(all.begin());
+    }
+}
+
+namespace {
+float widen(uint32_t pair, int upper) {
+    const uint32_t bits = upper ? pair & 0xffff0000u : pair << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+}  // namespace
+
+void multiply(void** slots) {
+    float a[16][16], b[16][8];
+    for (int l = 0; l < 32; ++l) {
+        const Fragments& f = *static_cast<Fragments*>(slots[l]);
+        const int g = l / 4, t = l % 4;
+        for (int i = 0; i < 2; ++i) {
+            for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][2 * t + i + 8 * (r / 2)] = widen(f.a[r], i);
+            for (int r = 0; r < 2; ++r) b[2 * t + i + 8 * r][g] = widen(f.b[r], i);
+        }
+    }
+    for (int l = 0; l < 32; ++l) {
+        const Fragments& f = *static_cast<Fragments*>(slots[l]);
+        for (int r = 0; r < 4; ++r) {
+            const int row = l / 4 + 8 * (r / 2), column = 2 * (l % 4) + r % 2;
+            float sum = f.d[r];
+            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+            f.d[r] = sum;
+        }
+    }
+}
+
+}  // namespace emulator
+
+// ---- what the emulated driver calls --------------------------------------------------------------------------------
+
+using namespace emulator;
+
+// One line for each kernel ("kernel name threads bytes") and parameter struct ("params name bytes field offset ...").
+extern "C" const char* qt_symbols() {
+    static const std::string text = [] {
+        std::string lines;
+        for (const Kernel* k : kernels()) {
+            lines += std::string("kernel ") + k->name + " " + std::to_string(k->max_threads) + " " +
+                     std::to_string(k->params_bytes) + "\n";
+        }
+        for (const Layout* l : layouts()) {
+            lines += std::string("params ") + l->name + " " + std::to_string(l->bytes);
+            for (const Field& f : l->fields) lines += std::string(" ") + f.name + " " + std::to_string(f.offset);
+            lines += "\n";
+        }
+        return lines;
+    }();
+    return text.c_str();
+}
+
+// Global memory that kernels may touch.
+extern "C" void qt_register(const void* first, size_t bytes) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(first);
+    const std::lock_guard<std::mutex> guard(ranges_lock);
+    ranges.push_back({at, at + bytes});
+}
+
+extern "C" void qt_unregister(const void* first) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(first);
+    const std::lock_guard<std::mutex> guard(ranges_lock);
+    ranges.erase(std::remove_if(ranges.begin(), ranges.end(), [at](const Range& r) { return r.first == at; }), ranges.end());
+}
+
+// Runs a kernel to its end; 0, or 1 with a text in `error`. `order`: 0 forward, 1 reverse, 2 shuffled by `seed`.
+extern "C" int qt_launch(const char* name, const uint32_t* grid, uint32_t threads, uint32_t shared_bytes, const void* params,
+                         uint32_t params_bytes, uint32_t order, uint32_t lazy, uint64_t seed, char* error,
+                         size_t error_bytes) {
+    std::string problem;
+    const auto& all = kernels();
+    const auto found = std::find_if(all.begin(), all.end(), [name](const Kernel* k) { return strcmp(k->name, name) == 0; });
+    if (found == all.end()) {
+        problem = "no such kernel";
+    } else if ((*found)->params_bytes != params_bytes) {
+        problem = "takes " + std::to_string((*found)->params_bytes) + " bytes of parameters, not " + std::to_string(params_bytes);
+    } else if (threads == 0 || threads % 32 != 0 || threads > static_cast<uint32_t>((*found)->max_threads)) {
+        problem = "cannot run with " + std::to_string(threads) + " threads";
+    } else {
+        Launch launch = {*found, params, {}, static_cast<int>(threads), shared_bytes, {order, lazy != 0, seed}};
+        for (int i = 0; i < 3; ++i) launch.grid[i] = static_cast<int>(grid[i]);
+        problem = run(launch);
+    }
+    snprintf(error, error_bytes, "%s: %s", name, problem.c_str());
+    return problem.empty() ? 0 : 1;
+}

@@ -1,0 +1,190 @@
+// The vocabulary for a host compiler: the documented meaning of each instruction, run by the emulated device
+// (emulator.h). `Site` parameters are filled in by the compiler: where in the kernel a call stands, for the checks that a
+// warp's lanes come to the same one, and for reports.
+#pragma once
+
+#include "emulator.h"
+
+#define DEVICE static inline
+
+#define KERNEL(threads, blocks, name, Params)                                                                  \
+    static void name##_body(const Params& p);                                                                  \
+    static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }                   \
+    static const emulator::Kernel name##_kernel{#name, threads, sizeof(Params), name##_entry};                 \
+    static void name##_body([[maybe_unused]] const Params& p)
+
+// A parameter struct's size and the offsets of all its fields, to be compared with those of the launch code.
+#define EXPORT_PARAMS(S, ...) \
+    static const emulator::Layout S##_layout{#S, sizeof(S), {QT_EACH(S, __VA_ARGS__)}};
+
+// {"field", offset}, for each field: rescanning by QT_EXPAND takes the place of recursion.
+#define QT_EACH(S, ...) QT_EXPAND(QT_STEP(S, __VA_ARGS__))
+#define QT_STEP(S, f, ...) {#f, offsetof(S, f)}, __VA_OPT__(QT_AGAIN QT_PARENS(S, __VA_ARGS__))
+#define QT_AGAIN() QT_STEP
+#define QT_PARENS ()
+#define QT_EXPAND(...) QT_EXPAND_2(QT_EXPAND_2(QT_EXPAND_2(QT_EXPAND_2(__VA_ARGS__))))
+#define QT_EXPAND_2(...) QT_EXPAND_1(QT_EXPAND_1(QT_EXPAND_1(QT_EXPAND_1(__VA_ARGS__))))
+#define QT_EXPAND_1(...) __VA_ARGS__
+
+#define SMEM(Type) (*static_cast<Type*>(emulator::shared(sizeof(Type))))
+
+using emulator::Site;
+#define HERE Site site = {__builtin_FILE(), __builtin_LINE()}
+
+DEVICE int thread_index() { return emulator::thread(); }
+DEVICE int block_x() { return emulator::block(0); }
+DEVICE int block_y() { return emulator::block(1); }
+DEVICE int block_z() { return emulator::block(2); }
+DEVICE int grid_x() { return emulator::grid(0); }
+DEVICE int grid_y() { return emulator::grid(1); }
+DEVICE int lane() { return thread_index() & 31; }
+DEVICE int warp() { return thread_index() >> 5; }
+
+// ---- meeting points ------------------------------------------------------------------------------------------------
+
+DEVICE void block_sync(HERE) { emulator::block_barrier(site); }
+DEVICE void warp_sync(HERE) {
+    emulator::meet_warp(site, 0, nullptr, [](void**) {});
+}
+DEVICE void named_sync(int id, int threads, HERE) { emulator::named_barrier(id, threads, site); }
+
+namespace emulator {
+
+// One value of each lane, replaced by that of the lane `from(l)`; `key` is what all lanes must agree on.
+template <typename T, typename From>
+T exchange(T value, uint64_t key, Site site, From from) {
+    T slot = value;
+    meet_warp(site, key, &slot, [&](void** slots) {
+        T all[32];
+        for (int l = 0; l < 32; ++l) all[l] = *static_cast<T*>(slots[l]);
+        for (int l = 0; l < 32; ++l) *static_cast<T*>(slots[l]) = all[from(l)];
+    });
+    return slot;
+}
+
+}  // namespace emulator
+
+template <typename T>
+T shuffle_xor(T value, int mask, HERE) {
+    return emulator::exchange(value, 1000 + mask, site, [mask](int l) { return (l ^ mask) & 31; });
+}
+
+// The sources may differ from lane to lane.
+template <typename T>
+T shuffle(T value, int source, HERE) {
+    struct Slot {
+        T value;
+        int source;
+    } slot = {value, source};
+    emulator::meet_warp(site, 2000, &slot, [](void** slots) {
+        T all[32];
+        for (int l = 0; l < 32; ++l) all[l] = static_cast<Slot*>(slots[l])->value;
+        for (int l = 0; l < 32; ++l) {
+            Slot& s = *static_cast<Slot*>(slots[l]);
+            s.value = all[s.source & 31];
+        }
+    });
+    return slot.value;
+}
+
+template <typename T>
+T shuffle_down(T value, int n, HERE) {
+    return emulator::exchange(value, 3000 + n, site, [n](int l) { return l + n < 32 ? l + n : l; });
+}
+
+// ---- memory --------------------------------------------------------------------------------------------------------
+
+DEVICE u128 load_128(const void* p, HERE) {
+    emulator::check_access(p, 16, 16, site);
+    u128 v;
+    memcpy(&v, p, 16);
+    return v;
+}
+
+DEVICE void store_128(void* p, u128 v, HERE) {
+    emulator::check_access(p, 16, 16, site);
+    memcpy(p, &v, 16);
+}
+
+DEVICE void cp_async_16(void* shared, const void* global, bool valid, HERE) {
+    emulator::check_shared(shared, 16, 16, site);
+    if (valid) emulator::check_access(global, 16, 16, site);
+    emulator::copy_async(shared, valid ? global : nullptr);
+}
+DEVICE void cp_async_commit() { emulator::copy_commit(); }
+template <int N>
+void cp_async_wait() {
+    emulator::copy_wait(N);
+}
+
+// ---- tensor cores (PTX ISA: warp-level matrix instructions) --------------------------------------------------------
+
+namespace emulator {
+
+// `count` matrices of 8x8 16-bit elements, whose rows are 16 bytes each.
+template <int count>
+void load_matrices(uint32_t* r, const void* row, bool transposed, Site site) {
+    struct Slot {
+        const uint16_t* row;
+        uint32_t* r;
+    } slot = {static_cast<const uint16_t*>(row), r};
+    if (thread() % 32 < 8 * count) check_shared(row, 16, 16, site);
+    meet_warp(site, 4000 + 2 * count + transposed, &slot, [transposed](void** slots) {
+        const auto of = [slots](int l) -> Slot& { return *static_cast<Slot*>(slots[l]); };
+        for (int m = 0; m < count; ++m) {
+            for (int l = 0; l < 32; ++l) {
+                uint32_t pair = 0;
+                for (int i = 0; i < 2; ++i) {
+                    const int r = transposed ? 2 * (l % 4) + i : l / 4, c = transposed ? l / 4 : 2 * (l % 4) + i;
+                    pair |= static_cast<uint32_t>(of(8 * m + r).row[c]) << (16 * i);
+                }
+                of(l).r[m] = pair;
+            }
+        }
+    });
+}
+
+}  // namespace emulator
+
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, HERE) { emulator::load_matrices<4>(r, row, false, site); }
+DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, HERE) {
+    emulator::load_matrices<4>(r, row, true, site);
+}
+DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row, HERE) { emulator::load_matrices<2>(r, row, false, site); }
+DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, HERE) {
+    emulator::load_matrices<2>(r, row, true, site);
+}
+
+DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], HERE) {
+    emulator::Fragments slot = {d, a, b};
+    emulator::meet_warp(site, 5000, &slot, emulator::multiply);
+}
+
+// ---- conversions and bits ------------------------------------------------------------------------------------------
+
+DEVICE float float_of(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+DEVICE uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    return bits;
+}
+DEVICE uint32_t multiply_high(uint32_t a, uint32_t b) {
+    return static_cast<uint32_t>((static_cast<uint64_t>(a) * b) >> 32);
+}
+
+// NaN becomes the canonical one, as cvt.rn.bf16 has it.
+DEVICE bf16 to_bf16(float value) {
+    const uint32_t bits = bits_of(value);
+    if ((bits & 0x7fffffffu) > 0x7f800000u) return bf16{0x7fff};
+    return bf16{static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16)};
+}
+DEVICE uint32_t pack(float low, float high) {
+    return static_cast<uint32_t>(to_bf16(high).bits) << 16 | to_bf16(low).bits;
+}
+
+DEVICE float fused(float a, float b, float c) { return fmaf(a, b, c); }
+DEVICE float square_root(float x) { return sqrtf(x); }
