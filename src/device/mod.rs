@@ -2,6 +2,8 @@
 
 pub mod arena;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod matrix;
 
 pub use arena::{Planner, Purpose, Region, Storage};

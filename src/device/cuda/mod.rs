@@ -1,0 +1,3 @@
+//! The CUDA device.
+
+pub mod images;
