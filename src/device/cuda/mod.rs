@@ -1,3 +1,4 @@
 //! The CUDA device.
 
+pub mod driver;
 pub mod images;
