@@ -19,3 +19,4 @@ mod resume;
 mod scratch;
 #[cfg(feature = "text")]
 mod text;
+mod torch_files;

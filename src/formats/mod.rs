@@ -3,5 +3,8 @@
 pub mod atomic_file;
 pub mod json;
 pub mod peft;
+pub mod pickle;
 pub mod safetensors;
+pub mod torch_file;
 pub mod weight_map;
+pub mod zip;

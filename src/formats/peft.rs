@@ -1,8 +1,10 @@
-//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`.
+//! PEFT adapter folders: `adapter_config.json` and `adapter_model.safetensors`, or the pickled
+//! `adapter_model.bin` of older versions where there is no other.
 //!
 //! Fields, key names and text are those of PEFT 0.21 (`LoraConfig.save_pretrained`).
 
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
+use super::torch_file::TorchFile;
 use super::{atomic_file, json};
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
+const PICKLED: &str = "adapter_model.bin";
 
 /// Largest `adapter_config.json` that is read.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -64,30 +67,39 @@ pub struct Adapter {
 /// Names the file and field or tensor.
 pub fn read(folder: &Path) -> Result<Adapter> {
     let config = read_config(&folder.join(CONFIG))?;
-    let path = folder.join(WEIGHTS);
-    if !path.exists() && folder.join("adapter_model.bin").exists() {
-        return Err(Error::input(format!(
-            "{}: a pickled .bin adapter, only safetensors are read",
-            folder.display()
-        ))
-        .hint("load it with PEFT 0.6 or newer and call save_pretrained, which writes safetensors"));
+    let safe = folder.join(WEIGHTS);
+    let pickled = folder.join(PICKLED);
+    if !safe.exists() && pickled.exists() {
+        return Ok(Adapter { tensors: read_pickled(pickled, config.r)?, config });
     }
+    let tensors = read_safetensors(safe, config.r)?;
+    Ok(Adapter { config, tensors })
+}
+
+fn read_safetensors(path: PathBuf, rank: usize) -> Result<Vec<AdapterTensor>> {
     let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
     let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
-    let reader = TensorReader { path, rank: config.r };
+    let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
     }
-    if header.tensors.is_empty() {
-        return Err(Error::input(format!("{}: no tensors", reader.path.display())));
-    }
-    let tensors = header
-        .tensors
-        .iter()
-        .map(|(name, info)| reader.tensor(name, info, &bytes[info.bytes.clone()]))
-        .collect::<Result<Vec<_>>>()?;
-    reader.check_pairs(&tensors)?;
-    Ok(Adapter { config, tensors })
+    let decoded = |info: &TensorInfo| Ok(decode(info.element, &bytes[info.bytes.clone()]));
+    let tensors =
+        header.tensors.iter().map(|(name, info)| reader.tensor(name, &info.shape, || decoded(info)));
+    reader.checked(tensors.collect::<Result<_>>()?)
+}
+
+/// The pickled dictionary of tensors that PEFT wrote before 0.6. Nothing in it is executed.
+fn read_pickled(path: PathBuf, rank: usize) -> Result<Vec<AdapterTensor>> {
+    let file = TorchFile::open(&path)?;
+    let entries = file.pickle.by_text(file.pickle.root);
+    let entries = entries.ok_or_else(|| file.fault("not a dictionary of named tensors"))?;
+    let reader = TensorReader { path, rank };
+    let tensors = entries.iter().map(|(name, value)| {
+        let tensor = file.pickle.tensor(*value).ok_or_else(|| reader.fault(name, "not a tensor".into()))?;
+        reader.tensor(name, &tensor.shape, || file.values(tensor))
+    });
+    reader.checked(tensors.collect::<Result<_>>()?)
 }
 
 /// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
@@ -117,7 +129,12 @@ impl TensorReader {
         Error::input(format!("{}: tensor {}: {what}", self.path.display(), printable(name)))
     }
 
-    fn tensor(&self, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<AdapterTensor> {
+    fn tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+        values: impl FnOnce() -> Result<Vec<f32>>,
+    ) -> Result<AdapterTensor> {
         let Some((_, matrix)) = split_name(name) else {
             let what = if name.contains("lora_magnitude_vector") {
                 "DoRA is not supported"
@@ -128,8 +145,8 @@ impl TensorReader {
             };
             return Err(self.fault(name, what.into()));
         };
-        let Ok(shape) = <[usize; 2]>::try_from(info.shape.as_slice()) else {
-            return Err(self.fault(name, format!("shape {:?}, expected a matrix", info.shape)));
+        let Ok(shape) = <[usize; 2]>::try_from(shape) else {
+            return Err(self.fault(name, format!("shape {shape:?}, expected a matrix")));
         };
         let (side, found) = if matrix == 'A' { ("rows", shape[0]) } else { ("columns", shape[1]) };
         if found != self.rank {
@@ -137,12 +154,20 @@ impl TensorReader {
                 self.fault(name, format!("shape {shape:?}, expected {} {side} as {CONFIG}'s r", self.rank))
             );
         }
-        let values = decode(info.element, bytes);
+        let values = values()?;
         let bad = values.iter().filter(|v| !v.is_finite()).count();
         if bad > 0 {
             return Err(self.fault(name, format!("{bad} elements are NaN or infinite")));
         }
         Ok(AdapterTensor { name: name.to_owned(), shape, values })
+    }
+
+    fn checked(&self, tensors: Vec<AdapterTensor>) -> Result<Vec<AdapterTensor>> {
+        if tensors.is_empty() {
+            return Err(Error::input(format!("{}: no tensors", self.path.display())));
+        }
+        self.check_pairs(&tensors)?;
+        Ok(tensors)
     }
 
     /// Every module has both matrices. Sorted names put A directly before B.
@@ -172,7 +197,8 @@ fn split_name(name: &str) -> Option<(&str, char)> {
     (!module.is_empty()).then_some((module, matrix))
 }
 
-fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
+/// Little-endian elements, widened to f32.
+pub(super) fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
     let halves = || bytes.as_chunks::<2>().0.iter();
     match element {
         Element::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
