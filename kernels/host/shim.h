@@ -6,6 +6,8 @@
 #include "emulator.h"
 
 #define DEVICE static inline
+// A member function; its type must have a name of its own among all kernels.
+#define METHOD inline
 
 #define KERNEL(threads, blocks, name, Params)                                                                  \
     static void name##_body(const Params& p);                                                                  \

@@ -4,6 +4,7 @@
 #include "types.cuh"
 
 #define DEVICE __device__ __forceinline__
+#define METHOD __device__ __forceinline__
 
 // A kernel of at most `threads` threads a block and at least `blocks` blocks a multiprocessor, with one parameter struct.
 #define KERNEL(threads, blocks, name, Params) \
