@@ -4,6 +4,8 @@ mod cli;
 mod common;
 mod config;
 mod data;
+#[cfg(feature = "cuda")]
+mod emulated;
 mod faults;
 mod formats;
 mod golden;

@@ -4,6 +4,6 @@
 mod attention;
 mod elementwise;
 mod norm_rope;
-mod rig;
+pub mod rig;
 mod rounding;
 mod state;

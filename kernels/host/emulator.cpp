@@ -155,6 +155,12 @@ struct Range {
 std::mutex ranges_lock;
 std::vector<Range> ranges;
 
+bool registered(uintptr_t first, size_t bytes) {
+    const std::lock_guard<std::mutex> guard(ranges_lock);
+    return std::any_of(ranges.begin(), ranges.end(),
+                       [&](const Range& r) { return first >= r.first && first + bytes <= r.end; });
+}
+
 std::vector<const Kernel*>& kernels() {
     static std::vector<const Kernel*> all;
     return all;
@@ -411,12 +417,8 @@ void check_access(const void* p, size_t bytes, size_t alignment, Site site) {
     const char* at = static_cast<const char*>(p);
     if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("misaligned address at " + place(site));
     if (at >= current->shared && at + bytes <= current->shared + current->launch->shared_bytes) return;
-    const uintptr_t first = reinterpret_cast<uintptr_t>(p);
-    const std::lock_guard<std::mutex> guard(ranges_lock);
-    for (const Range& r : ranges) {
-        if (first >= r.first && first + bytes <= r.end) return;
-    }
-    fail("access outside every allocation at " + place(site));
+    // The lock is given back before a failure, which never returns to this frame.
+    if (!registered(reinterpret_cast<uintptr_t>(p), bytes)) fail("access outside every allocation at " + place(site));
 }
 
 void copy_async(void* to, const void* from) {

@@ -1,6 +1,9 @@
 //! Frozen linear layers that read one input, with their LoRA adapters (Hu et al. 2021), as one operation:
 //! `y_i = x·W_iᵀ + b_i + scale_i · (drop(x)·A_iᵀ)·B_iᵀ (+ residual)`.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::philox::philox4x32;
 use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use crate::device::{Cpu, Device, Matrix, Region};

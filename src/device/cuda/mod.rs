@@ -2,3 +2,6 @@
 
 pub mod driver;
 pub mod images;
+pub mod parameters;
+
+pub use parameters::{Parameters, Shape};

@@ -1,0 +1,105 @@
+// Matrix products of the linear layers (src/ops/linear.rs, src/ops/loss.rs): everything but the adapters' own gradients.
+//
+//   forward    y_i = [x | s_i] [W_i | B_i]^T + b_i (+ residual)         terms NT, one output for each layer of the group
+//   s          s_i = scale_i drop(x) A_i^T                              NT
+//   backward   dx = sum ds_i A_i, masked by the dropout, + sum dy_i W_i NN
+//   ds         ds_i = scale_i dy_i B_i                                  NN
+//   head       logits = x head^T in f32 (NT), dx = dlogits head (NN)
+//
+// Launch: 256 threads; grid (ceil(max columns / TILE), ceil(rows / 128), outputs), TILE = 128 or 256 as the kernel's name
+// says; shared memory 4 * 64 * (128 + TILE) bytes. One block owns a tile and makes it from beginning to end: no sums
+// across blocks, so the bits depend on the shapes alone. bf16 in, f32 accumulation, rounded once on the way out.
+#include "../tile/product.cuh"
+
+// One output: `count` terms from `first` on.
+struct Output {
+    const float* bias;  // [columns] or null
+    int first;
+    int count;
+    int columns;
+    int column;  // of the output row
+    float scale;
+    int reserved;
+};
+
+constexpr int MAX_OUTPUTS = 3;
+constexpr int MAX_TERMS = 8;
+
+struct LinearParams {
+    Term terms[MAX_TERMS];
+    Output outputs[MAX_OUTPUTS];
+    void* y;               // [rows, stride], bf16 or f32
+    const bf16* residual;  // as y, or null
+    int rows;
+    int stride;
+    int wide;  // whether y is f32
+    // Dropout of the terms before `pause`: an element stays when its random word is at least `limit`.
+    int pause;
+    uint32_t limit;
+    float keep;  // 1 / (1 - p)
+    uint32_t key[2];
+    uint32_t counter[3];
+    int reserved;
+};
+EXPORT_PARAMS(LinearParams, terms, outputs, y, residual, rows, stride, wide, pause, limit, keep, key, counter, reserved)
+EXPORT_PARAMS(Term, a, b, a_stride, b_stride, depth, reserved)
+EXPORT_PARAMS(Output, bias, first, count, columns, column, scale, reserved)
+
+// ---- kernels -------------------------------------------------------------------------------------------------------
+
+// A gradient that passed a dropped input: element i = row * columns + column of the mask, two neighbours at a time.
+DEVICE void mask_pair(const LinearParams& p, int columns, int row, int column, float& x, float& y) {
+    const size_t element = static_cast<size_t>(row) * columns + column;
+    const Words words = philox4x32(
+        Words{{static_cast<uint32_t>(element / 4), p.counter[0], p.counter[1], p.counter[2]}}, p.key[0], p.key[1]);
+    const int word = static_cast<int>(element % 4);  // 0 or 2: columns are a multiple of 8
+    x = (word == 0 ? words.w[0] : words.w[2]) >= p.limit ? x * p.keep : 0.0f;
+    y = (word == 0 ? words.w[1] : words.w[3]) >= p.limit ? y * p.keep : 0.0f;
+}
+
+DEVICE void store_pair(const LinearParams& p, const Output& o, int row, int column, float x, float y) {
+    const size_t at = static_cast<size_t>(row) * p.stride + o.column + column;
+    x *= o.scale;
+    y *= o.scale;
+    if (o.bias) {
+        x += o.bias[column];
+        y += o.bias[column + 1];
+    }
+    if (p.residual) {
+        const uint32_t pair = *reinterpret_cast<const uint32_t*>(p.residual + at);
+        x += low(pair);
+        y += high(pair);
+    }
+    if (p.wide) {
+        float* to = static_cast<float*>(p.y) + at;
+        to[0] = x;
+        to[1] = y;
+    } else {
+        *reinterpret_cast<uint32_t*>(static_cast<bf16*>(p.y) + at) = pack(x, y);
+    }
+}
+
+template <int COLUMNS, bool TRANSPOSED_B>
+DEVICE void linear(const LinearParams& p) {
+    const Output& o = p.outputs[block_z()];
+    const int row = block_y() * ROWS, column = block_x() * COLUMNS;
+    if (column >= o.columns) return;
+    Accumulators<COLUMNS> acc;
+    const auto mask = [&] {
+        each_accumulator(acc, [&](float& x, float& y, int r, int c) {
+            mask_pair(p, o.columns, row + r, column + c, x, y);
+        });
+    };
+    accumulate<COLUMNS, TRANSPOSED_B>(acc, SMEM(Ring<COLUMNS>), p.terms + o.first, o.count, row, p.rows, column, o.columns,
+                                      p.pause, mask);
+    each_accumulator(acc, [&](float& x, float& y, int r, int c) {
+        if (row + r < p.rows && column + c < o.columns) store_pair(p, o, row + r, column + c, x, y);
+    });
+}
+
+// ---- instances -----------------------------------------------------------------------------------------------------
+
+KERNEL(THREADS, 1, linear_nt_128, LinearParams) { linear<128, true>(p); }
+KERNEL(THREADS, 1, linear_nt_256, LinearParams) { linear<256, true>(p); }
+KERNEL(THREADS, 1, linear_nn_128, LinearParams) { linear<128, false>(p); }
+KERNEL(THREADS, 1, linear_nn_256, LinearParams) { linear<256, false>(p); }
