@@ -1,7 +1,7 @@
 //! The kernels compiled for the emulated device: one shared library, built once and kept under the target folder by a
 //! digest of its sources.
 
-use qwentune::device::cuda::Shape;
+use qwentune::device::cuda::driver::Launch;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -18,7 +18,10 @@ const FLAGS: &[&str] = &[
     "-Wno-unknown-pragmas",
 ];
 
-type Launch = unsafe extern "C" fn(
+type RegisterFunction = unsafe extern "C" fn(*const c_void, usize);
+type UnregisterFunction = unsafe extern "C" fn(*const c_void);
+type SymbolsFunction = unsafe extern "C" fn() -> *const c_char;
+type LaunchFunction = unsafe extern "C" fn(
     *const c_char,
     *const u32,
     u32,
@@ -34,10 +37,10 @@ type Launch = unsafe extern "C" fn(
 
 /// The loaded library's functions.
 pub struct Library {
-    launch: Launch,
-    register: unsafe extern "C" fn(*const c_void, usize),
-    unregister: unsafe extern "C" fn(*const c_void),
-    symbols: unsafe extern "C" fn() -> *const c_char,
+    launch: LaunchFunction,
+    register: RegisterFunction,
+    unregister: UnregisterFunction,
+    symbols: SymbolsFunction,
 }
 
 /// In which order lanes run, and when asynchronous copies take effect.
@@ -145,10 +148,16 @@ impl Library {
         // SAFETY: kernels/host/emulator.cpp defines these functions with these types.
         unsafe {
             Library {
-                launch: std::mem::transmute::<*mut c_void, Launch>(symbol(handle, c"qt_launch")),
-                register: std::mem::transmute(symbol(handle, c"qt_register")),
-                unregister: std::mem::transmute(symbol(handle, c"qt_unregister")),
-                symbols: std::mem::transmute(symbol(handle, c"qt_symbols")),
+                launch: std::mem::transmute::<*mut c_void, LaunchFunction>(symbol(handle, c"qt_launch")),
+                register: std::mem::transmute::<*mut c_void, RegisterFunction>(symbol(
+                    handle,
+                    c"qt_register",
+                )),
+                unregister: std::mem::transmute::<*mut c_void, UnregisterFunction>(symbol(
+                    handle,
+                    c"qt_unregister",
+                )),
+                symbols: std::mem::transmute::<*mut c_void, SymbolsFunction>(symbol(handle, c"qt_symbols")),
             }
         }
     }
@@ -165,8 +174,20 @@ impl Library {
         unsafe { CStr::from_ptr((self.symbols)()) }.to_str().unwrap()
     }
 
+    /// Lets kernels touch `bytes` from `start` on.
+    pub fn register(&self, start: u64, bytes: usize) {
+        // SAFETY: the emulator only keeps the numbers.
+        unsafe { (self.register)(start as *const c_void, bytes) };
+    }
+
+    /// Takes [`Library::register`] back.
+    pub fn unregister(&self, start: u64) {
+        // SAFETY: the emulator only forgets the numbers.
+        unsafe { (self.unregister)(start as *const c_void) };
+    }
+
     /// Runs a kernel to its end.
-    pub fn launch(&self, kernel: &str, shape: Shape, params: &[u8], mode: Mode) -> Result<(), String> {
+    pub fn launch(&self, kernel: &str, shape: Launch, params: &[u8], mode: Mode) -> Result<(), String> {
         let name = CString::new(kernel).unwrap();
         let mut error = vec![0u8; 4096];
         // The struct begins on 16 bytes, as kernel parameters do.
@@ -181,7 +202,7 @@ impl Library {
                 name.as_ptr(),
                 shape.grid.as_ptr(),
                 shape.threads,
-                shape.shared,
+                shape.shared_bytes,
                 aligned.as_ptr().cast(),
                 params.len() as u32,
                 mode.order,
@@ -217,8 +238,7 @@ impl Memory {
         all[first..first + content.len()].copy_from_slice(content);
         all[first + content.len()..].fill(GUARD);
         let memory = Memory { words, first, bytes: content.len() };
-        // SAFETY: the range is inside the vector; `drop` takes it back.
-        unsafe { (Library::get().register)(memory.address() as *const c_void, memory.bytes) };
+        Library::get().register(memory.address(), memory.bytes);
         memory
     }
 
@@ -261,7 +281,6 @@ impl Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
-        // SAFETY: the range was registered by `new`.
-        unsafe { (Library::get().unregister)(self.address() as *const c_void) };
+        Library::get().unregister(self.address());
     }
 }

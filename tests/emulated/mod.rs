@@ -2,17 +2,18 @@
 //! structs of both languages, and each kernel against f64 sums of its own stored inputs, under every schedule of lanes
 //! and asynchronous copies.
 
+pub mod driver;
 pub mod library;
 mod products;
 mod shim;
 
 use library::{Library, MODES};
-use qwentune::device::cuda::{Parameters, Shape};
+use qwentune::device::cuda::{Launch, Parameters};
 
 /// Runs a kernel once under each schedule, always on what `reset` leaves in memory; the results of `read` must agree.
 pub fn run_all<T: PartialEq>(
     kernel: &str,
-    shape: Shape,
+    shape: Launch,
     params: &impl Parameters,
     mut reset: impl FnMut(),
     read: impl Fn() -> T,

@@ -2,10 +2,10 @@
 
 use super::library::{Library, MODES, Memory, Mode};
 use crate::ops::rig::normal;
-use qwentune::device::cuda::Shape;
+use qwentune::device::cuda::driver::Launch;
 
-const ONE_WARP: Shape = Shape { grid: [1, 1, 1], threads: 32, shared: 1024 };
-const TWO_WARPS: Shape = Shape { threads: 64, ..ONE_WARP };
+const ONE_WARP: Launch = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 1024 };
+const TWO_WARPS: Launch = Launch { threads: 64, ..ONE_WARP };
 
 /// `ProbeParams` of instructions.cu.
 fn params(a: &Memory, b: &Memory, out: &Memory, which: u32) -> Vec<u8> {
@@ -17,7 +17,7 @@ fn params(a: &Memory, b: &Memory, out: &Memory, which: u32) -> Vec<u8> {
 
 fn probe(
     kernel: &str,
-    shape: Shape,
+    shape: Launch,
     a: &[f32],
     b: &[f32],
     which: u32,
@@ -128,8 +128,8 @@ fn mistakes_are_reported_with_their_place() {
             );
         }
     }
-    let error =
-        probe("probe_race", Shape { shared: 512, ..TWO_WARPS }, &[0.0], &[0.0], 0, MODES[0]).unwrap_err();
+    let error = probe("probe_race", Launch { shared_bytes: 512, ..TWO_WARPS }, &[0.0], &[0.0], 0, MODES[0])
+        .unwrap_err();
     assert!(error.contains("needs 1024 bytes of shared memory"), "{error}");
 }
 

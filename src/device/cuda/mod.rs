@@ -4,4 +4,5 @@ pub mod driver;
 pub mod images;
 pub mod parameters;
 
-pub use parameters::{Parameters, Shape};
+pub use driver::{Address, Driver, Launch};
+pub use parameters::Parameters;

@@ -41,14 +41,3 @@ macro_rules! parameters {
 }
 
 pub(crate) use parameters;
-
-/// What a kernel is launched with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shape {
-    /// Blocks in x, y and z.
-    pub grid: [u32; 3],
-    /// Threads of a block.
-    pub threads: u32,
-    /// Bytes of shared memory of a block.
-    pub shared: u32,
-}

@@ -1,6 +1,6 @@
 //! The matrix products on CUDA: `kernels/op/linear.cu`.
 
-use crate::device::cuda::Shape;
+use crate::device::cuda::driver::Launch;
 use crate::device::cuda::parameters::parameters;
 
 parameters! {
@@ -94,7 +94,7 @@ const SLICE_BYTES: u32 = 64;
 /// Kernel and shape of a launch with outputs of at most `columns` columns. A function of the shape alone: wide tiles
 /// read less, narrow ones waste less where there is not even one wide tile.
 #[must_use]
-pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'static str, Shape) {
+pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'static str, Launch) {
     let tile: u32 = if columns >= 256 { 256 } else { 128 };
     let name = match (right, tile) {
         (Right::Nt, 128) => "linear_nt_128",
@@ -103,5 +103,5 @@ pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'s
         (Right::Nn, _) => "linear_nn_256",
     };
     let grid = [(columns as u32).div_ceil(tile), (rows as u32).div_ceil(ROWS), outputs as u32];
-    (name, Shape { grid, threads: 256, shared: STAGES * SLICE_BYTES * (ROWS + tile) })
+    (name, Launch { grid, threads: 256, shared_bytes: STAGES * SLICE_BYTES * (ROWS + tile) })
 }

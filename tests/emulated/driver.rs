@@ -1,0 +1,284 @@
+//! The emulated device as a driver: what the product's launch code runs on when there is no GPU. All work is done at
+//! once, in the order it was asked for; recorded work is done when its graph is launched.
+
+use super::library::{Library, MODES, Mode};
+use qwentune::device::cuda::driver::{
+    Address, Driver, Event, Facts, Function, Graph, HostBuffer, Launch, Module, Stream,
+};
+use qwentune::error::{Error, Result};
+use std::sync::Mutex;
+
+/// Something that was recorded.
+enum Work {
+    Launch(String, Launch, Vec<u8>),
+    Copy(Address, Address, usize),
+    Fill(Address, usize, u8),
+}
+
+#[derive(Default)]
+struct State {
+    allocations: Vec<(u64, usize)>,
+    functions: Vec<String>,
+    handles: usize,
+    /// Work of the stream that is being captured.
+    capture: Option<(Stream, Vec<Work>)>,
+    graphs: Vec<Vec<Work>>,
+}
+
+/// The emulated device.
+pub struct Emulated {
+    facts: Facts,
+    mode: Mode,
+    state: Mutex<State>,
+}
+
+impl Emulated {
+    /// A device whose lanes run in one of [`MODES`].
+    pub fn new(mode: usize) -> Self {
+        let facts = Facts {
+            name: "emulated".into(),
+            capability: (8, 0),
+            multiprocessors: 1,
+            shared_bytes: 99 * 1024,
+            memory: 1 << 32,
+            cuda: (13, 0),
+            driver: String::new(),
+        };
+        Emulated { facts, mode: MODES[mode], state: Mutex::default() }
+    }
+
+    fn check(&self, at: Address, bytes: usize) {
+        let state = self.state.lock().unwrap();
+        let inside =
+            |&(first, len): &(u64, usize)| at.0 >= first && at.0 + bytes as u64 <= first + len as u64;
+        assert!(bytes == 0 || state.allocations.iter().any(inside), "a copy outside every allocation");
+    }
+
+    fn handle(&self) -> usize {
+        let mut state = self.state.lock().unwrap();
+        state.handles += 1;
+        state.handles
+    }
+
+    /// Does the work, or records it when its stream is captured.
+    fn submit(&self, stream: Stream, work: Work) -> Result<()> {
+        if let Some((captured, list)) = &mut self.state.lock().unwrap().capture
+            && *captured == stream
+        {
+            list.push(work);
+            return Ok(());
+        }
+        self.run(&work)
+    }
+
+    fn run(&self, work: &Work) -> Result<()> {
+        match work {
+            Work::Launch(name, launch, params) => {
+                Library::get().launch(name, *launch, params, self.mode).map_err(Error::device)
+            }
+            Work::Copy(to, from, bytes) => {
+                // SAFETY: both ranges are inside live allocations (`check`) and do not overlap (the trait's contract).
+                unsafe {
+                    std::ptr::copy_nonoverlapping(from.0 as *const u8, to.0 as *mut u8, *bytes);
+                }
+                Ok(())
+            }
+            Work::Fill(to, bytes, value) => {
+                // SAFETY: the range is inside a live allocation (`check`).
+                unsafe { std::ptr::write_bytes(to.0 as *mut u8, *value, *bytes) };
+                Ok(())
+            }
+        }
+    }
+
+    fn host(&self, bytes: usize) -> *mut u8 {
+        let layout = std::alloc::Layout::from_size_align(bytes.max(1), 256).unwrap();
+        // SAFETY: the size is not zero. Freed by `drop`, which walks through the allocations.
+        let start = unsafe { std::alloc::alloc(layout) };
+        assert!(!start.is_null(), "out of memory");
+        // SAFETY: just allocated. NaN in every format: what nobody wrote shows.
+        unsafe { std::ptr::write_bytes(start, 0xFF, bytes) };
+        self.state.lock().unwrap().allocations.push((start as u64, bytes));
+        start
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        for (start, bytes) in std::mem::take(&mut self.state.lock().unwrap().allocations) {
+            Library::get().unregister(start);
+            let layout = std::alloc::Layout::from_size_align(bytes.max(1), 256).unwrap();
+            // SAFETY: allocated by `host` with this layout.
+            unsafe { std::alloc::dealloc(start as *mut u8, layout) };
+        }
+    }
+}
+
+impl Driver for Emulated {
+    fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    fn memory_free(&self) -> Result<u64> {
+        Ok(self.facts.memory)
+    }
+
+    fn allocate(&self, bytes: usize) -> Result<Address> {
+        let start = self.host(bytes) as u64;
+        Library::get().register(start, bytes);
+        Ok(Address(start))
+    }
+
+    fn host_buffer(&self, bytes: usize) -> Result<HostBuffer> {
+        Ok(HostBuffer { start: self.host(bytes), len: bytes })
+    }
+
+    fn stream(&self) -> Result<Stream> {
+        Ok(Stream(self.handle()))
+    }
+
+    fn event(&self) -> Result<Event> {
+        Ok(Event(self.handle()))
+    }
+
+    /// All kernels are in one library, whatever the image.
+    fn load(&self, _name: &str, _image: &[u8]) -> Result<Module> {
+        Ok(Module(0))
+    }
+
+    fn function(&self, _module: Module, name: &str) -> Result<Function> {
+        let known = Library::get().symbols().lines().any(|l| l.split(' ').nth(1) == Some(name));
+        if !known {
+            return Err(Error::device(format!("no kernel {name}")));
+        }
+        let mut state = self.state.lock().unwrap();
+        state.functions.push(name.to_owned());
+        Ok(Function(state.functions.len() - 1))
+    }
+
+    unsafe fn launch(&self, stream: Stream, function: Function, launch: Launch, params: &[u8]) -> Result<()> {
+        let name = self.state.lock().unwrap().functions[function.0].clone();
+        self.submit(stream, Work::Launch(name, launch, params.to_vec()))
+    }
+
+    fn write(&self, _stream: Stream, to: Address, from: &[u8]) -> Result<()> {
+        self.check(to, from.len());
+        self.run(&Work::Copy(to, Address(from.as_ptr() as u64), from.len()))
+    }
+
+    fn read(&self, _stream: Stream, to: &mut [u8], from: Address) -> Result<()> {
+        self.check(from, to.len());
+        self.run(&Work::Copy(Address(to.as_mut_ptr() as u64), from, to.len()))
+    }
+
+    unsafe fn start_write(
+        &self,
+        stream: Stream,
+        to: Address,
+        from: HostBuffer,
+        offset: usize,
+        bytes: usize,
+    ) -> Result<()> {
+        assert!(offset + bytes <= from.len, "a copy beyond its host buffer");
+        self.check(to, bytes);
+        self.submit(stream, Work::Copy(to, Address(from.start as u64 + offset as u64), bytes))
+    }
+
+    unsafe fn start_read(
+        &self,
+        stream: Stream,
+        to: HostBuffer,
+        offset: usize,
+        from: Address,
+        bytes: usize,
+    ) -> Result<()> {
+        assert!(offset + bytes <= to.len, "a copy beyond its host buffer");
+        self.check(from, bytes);
+        self.submit(stream, Work::Copy(Address(to.start as u64 + offset as u64), from, bytes))
+    }
+
+    fn copy(&self, stream: Stream, to: Address, from: Address, bytes: usize) -> Result<()> {
+        self.check(to, bytes);
+        self.check(from, bytes);
+        self.submit(stream, Work::Copy(to, from, bytes))
+    }
+
+    fn fill(&self, stream: Stream, to: Address, bytes: usize, value: u8) -> Result<()> {
+        self.check(to, bytes);
+        self.submit(stream, Work::Fill(to, bytes, value))
+    }
+
+    fn record(&self, _event: Event, _stream: Stream) -> Result<()> {
+        Ok(())
+    }
+
+    fn wait(&self, _stream: Stream, _event: Event) -> Result<()> {
+        Ok(())
+    }
+
+    fn reached(&self, _event: Event) -> Result<bool> {
+        Ok(true)
+    }
+
+    fn wait_for(&self, _event: Event) -> Result<()> {
+        Ok(())
+    }
+
+    /// The emulated device has no clock.
+    fn elapsed_ms(&self, _start: Event, _end: Event) -> Result<f32> {
+        Ok(0.0)
+    }
+
+    fn synchronize(&self, _stream: Stream) -> Result<()> {
+        Ok(())
+    }
+
+    fn begin_capture(&self, stream: Stream) -> Result<()> {
+        self.state.lock().unwrap().capture = Some((stream, Vec::new()));
+        Ok(())
+    }
+
+    fn end_capture(&self, stream: Stream) -> Result<Graph> {
+        let mut state = self.state.lock().unwrap();
+        let captured = state.capture.take().filter(|(s, _)| *s == stream);
+        let Some((_, work)) = captured else { return Err(Error::device("nothing is being captured")) };
+        state.graphs.push(work);
+        Ok(Graph(state.graphs.len() - 1))
+    }
+
+    unsafe fn launch_graph(&self, _stream: Stream, graph: Graph) -> Result<()> {
+        let work = std::mem::take(&mut self.state.lock().unwrap().graphs[graph.0]);
+        let result = work.iter().try_for_each(|w| self.run(w));
+        self.state.lock().unwrap().graphs[graph.0] = work;
+        result
+    }
+}
+
+/// `probe_shuffle` of instructions.cu on one stream: what each lane got.
+#[test]
+fn recorded_work_gives_what_direct_work_gives() -> Result<()> {
+    let device = Emulated::new(2);
+    let (stream, module) = (device.stream()?, device.load("instructions", &[])?);
+    let function = device.function(module, "probe_shuffle")?;
+    assert!(device.function(module, "no_such_kernel").is_err());
+    let bytes = 3 * 32 * 4;
+    let (direct, recorded) = (device.allocate(bytes)?, device.allocate(bytes)?);
+    let launch = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0 };
+    let params = |out: Address| [0, 0, out.0, 0].map(u64::to_le_bytes).concat();
+    // SAFETY: the kernel writes three words for each of 32 lanes to `out`.
+    unsafe { device.launch(stream, function, launch, &params(direct))? };
+    device.begin_capture(stream)?;
+    device.fill(stream, recorded, bytes, 0)?;
+    // SAFETY: as above.
+    unsafe { device.launch(stream, function, launch, &params(recorded))? };
+    let graph = device.end_capture(stream)?;
+    let (mut a, mut b) = (vec![0; bytes], vec![0; bytes]);
+    device.read(stream, &mut b, recorded)?;
+    assert!(b.iter().all(|byte| *byte == 0xFF), "recorded work was done at once");
+    // SAFETY: as above.
+    unsafe { device.launch_graph(stream, graph)? };
+    device.read(stream, &mut a, direct)?;
+    device.read(stream, &mut b, recorded)?;
+    assert_eq!(a, b);
+    Ok(())
+}
