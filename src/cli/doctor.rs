@@ -1,6 +1,8 @@
 //! `doctor`: what this machine has, and what is missing.
 
 use super::training::size;
+#[cfg(feature = "cuda")]
+use crate::error::Error;
 use crate::error::Result;
 use crate::report::console::say;
 use std::path::Path;
@@ -15,8 +17,7 @@ pub fn doctor() -> Result<()> {
     row("vector units", &vector_units());
     row("memory", &memory());
     row("disk", &disk());
-    row("gpu", &gpu());
-    row("cuda", "the CUDA device is not in this version yet; training runs on the CPU");
+    cuda(&row);
     row(
         "tokenizers",
         if cfg!(feature = "text") {
@@ -59,19 +60,53 @@ fn disk() -> String {
     }
 }
 
-/// What NVIDIA's driver says, where there is one.
-fn gpu() -> String {
-    let Ok(folders) = std::fs::read_dir("/proc/driver/nvidia/gpus") else {
-        return "no NVIDIA driver found".into();
+/// GPUs, compiled kernels, and whether the two go together.
+#[cfg(feature = "cuda")]
+fn cuda(row: &dyn Fn(&str, &str)) {
+    use crate::device::cuda::driver::Driver;
+    use crate::device::cuda::{images, nvidia};
+    let in_lines = |row_name: &str, error: &Error| {
+        let text = error.to_string();
+        for (number, line) in text.lines().enumerate() {
+            row(if number == 0 { row_name } else { "" }, line.trim());
+        }
     };
-    let information = folders.flatten().map(|f| f.path().join("information"));
-    let mut names: Vec<String> =
-        information.filter_map(|file| system_value(file.to_str()?, "Model")).collect();
-    names.sort();
-    let version = std::fs::read_to_string("/proc/driver/nvidia/version").unwrap_or_default();
-    let driver =
-        version.split_whitespace().find(|w| w.contains('.') && w.starts_with(|c: char| c.is_ascii_digit()));
-    format!("{}; driver {}", names.join(", "), driver.unwrap_or("unknown"))
+    match images::present() {
+        Ok((major, minor)) => {
+            let names: Vec<String> = images::TARGETS.iter().map(|name| format!("sm_{name}")).collect();
+            let floor = images::TARGETS.first().unwrap_or(&"");
+            let families = images::IMAGES.len();
+            row("kernels", &format!("{families} families for {}, PTX compute_{floor}", names.join(", ")));
+            row(
+                "",
+                &format!("built with CUDA {major}.{minor}: driver {}", images::needed_driver((major, minor))),
+            );
+            row("fingerprint", &images::fingerprint().unwrap_or_default());
+        }
+        Err(error) => in_lines("kernels", &error),
+    }
+    let found = match nvidia::list() {
+        Ok(found) => found,
+        Err(error) => return in_lines("gpu", &error),
+    };
+    for (index, facts) in (0..).zip(found) {
+        let (major, minor) = facts.capability;
+        let free = nvidia::Nvidia::open(index).and_then(|gpu| gpu.memory_free());
+        let free = free.map_or_else(|error| error.what, |bytes| format!("{} free", size(bytes)));
+        row(&format!("gpu {index}"), &format!("{}, compute capability {major}.{minor}", facts.name));
+        row("", &format!("{} multiprocessors, {}, {free}", facts.multiprocessors, size(facts.memory)));
+        let (major, minor) = facts.cuda;
+        row("", &format!("driver {} for CUDA {major}.{minor}", facts.driver));
+        match images::target_on(&facts) {
+            Ok(target) => row("", &format!("runs {target}")),
+            Err(error) => in_lines("", &error),
+        }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(row: &dyn Fn(&str, &str)) {
+    row("kernels", "left out of this build (feature `cuda`); training runs on the CPU");
 }
 
 #[cfg(target_arch = "x86_64")]

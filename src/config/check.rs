@@ -130,14 +130,12 @@ fn check_combinations(s: &Settings) -> Result<()> {
 }
 
 fn check_device(s: &Settings) -> Result<()> {
-    if let DeviceChoice::Cuda(index) = s.device {
-        return Err(Error::device(format!(
-            "device cuda:{index} is not in this version yet; it computes on the CPU"
-        ))
-        .hint("leave --device out, or give --device cpu"));
-    }
-    need(s.dtype != Dtype::Bf16, || {
+    let cuda = matches!(s.device, DeviceChoice::Cuda(_));
+    need(cuda || s.dtype != Dtype::Bf16, || {
         "dtype bf16 is CUDA's; the CPU computes in f32 whatever the weights are (--dtype auto or f32)".into()
+    })?;
+    need(!cuda || s.dtype != Dtype::F32, || {
+        "dtype f32 is the CPU's; CUDA computes in bf16 with f32 accumulation (--dtype auto or bf16)".into()
     })
 }
 

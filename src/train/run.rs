@@ -2,7 +2,7 @@
 
 use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
-use super::setup::Setup;
+use super::setup::{self, Setup};
 use super::trainer::Trainer;
 use super::{Control, PlanReport, Request, Summary, start};
 use crate::checkpoint::state::{Identity, LogLine};
@@ -31,6 +31,7 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
 /// # Errors
 /// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    setup::refuse_unsupported(&request.settings)?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;

@@ -3,7 +3,7 @@
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
 use super::{ENGINE, PlanReport};
 use crate::checkpoint::state::{Identity, State};
-use crate::config::{self, DeviceChoice, Dtype, Recompute, Settings, Strategy};
+use crate::config::{self, DeviceChoice, Recompute, Settings, Strategy};
 use crate::data::dataset;
 use crate::data::plan::Plan;
 use crate::device::{Cpu, Device, Planner, Purpose};
@@ -36,16 +36,31 @@ pub struct Setup {
     tokens: usize,
 }
 
-fn refuse_unsupported(s: &Settings) -> Result<()> {
-    if let DeviceChoice::Cuda(_) = s.device {
-        return Err(Error::device("--device cuda: this build has no CUDA kernels")
-            .hint("train on the CPU with --device cpu; `qwentune doctor` says what is missing"));
-    }
-    if s.dtype == Dtype::Bf16 {
-        return Err(Error::usage(
-            "--dtype bf16 is CUDA's arithmetic; the CPU computes in f32 whatever the weights are",
-        )
-        .hint("leave --dtype out (auto), or give --dtype f32"));
+/// `--device cuda:N`: what of kernels, driver and GPU is missing.
+#[cfg(feature = "cuda")]
+fn refuse_cuda(index: u32) -> Result<()> {
+    let gpu = crate::device::cuda::nvidia::open(index).map_err(|mut error| {
+        error.what = format!("--device cuda:{index}: {}", error.what);
+        error
+    })?;
+    let name = &crate::device::cuda::driver::Driver::facts(&gpu).name;
+    Err(Error::device(format!("--device cuda:{index} ({name}): training on it is not in this version yet"))
+        .hint("train on the CPU with --device cpu"))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn refuse_cuda(index: u32) -> Result<()> {
+    Err(Error::device(format!("--device cuda:{index}: the CUDA device was left out of this build"))
+        .hint("build with the feature `cuda`, or train on the CPU with --device cpu"))
+}
+
+/// What needs no file to be refused, so that a refused run leaves no folder behind.
+///
+/// # Errors
+/// A device that is not there, or settings this version cannot follow.
+pub fn refuse_unsupported(s: &Settings) -> Result<()> {
+    if let DeviceChoice::Cuda(index) = s.device {
+        refuse_cuda(index)?;
     }
     if s.fresh_optimizer {
         return Err(Error::usage(

@@ -84,8 +84,8 @@ KERNEL(64, 1, probe_mistake, ProbeParams) {
         case 2:  // a barrier of more threads than there are
             named_sync(2, 96);
             break;
-        case 3:  // global memory that nobody allocated
-            load_128(p.a + 4096);
+        case 3:  // global memory that nobody, no other test either, allocated
+            load_128(reinterpret_cast<const bf16*>(uintptr_t{1} << 20));
             break;
         case 4:  // a shared address as a global one, past the end
             cp_async_16(&s.b[0] + 256, p.a, true);

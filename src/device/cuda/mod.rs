@@ -2,7 +2,8 @@
 
 pub mod driver;
 pub mod images;
-pub mod parameters;
 
+pub mod nvidia;
+pub mod parameters;
 pub use driver::{Address, Driver, Launch};
 pub use parameters::Parameters;

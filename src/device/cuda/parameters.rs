@@ -5,7 +5,7 @@
 ///
 /// # Safety
 /// The implementing type is `repr(C)`, has no padding, and every bit pattern written to it is initialised. Only
-/// [`parameters!`] implements it.
+/// `parameters!` implements it.
 pub unsafe trait Parameters: Copy + 'static {
     /// Name of the C++ struct.
     const NAME: &'static str;

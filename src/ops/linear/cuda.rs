@@ -6,9 +6,9 @@ use crate::device::cuda::parameters::parameters;
 parameters! {
     /// One product of a sum; strides and depth in elements, multiples of 8.
     pub struct Term {
-        /// Address of A, [rows, depth].
+        /// Address of A, `[rows, depth]`.
         pub a: u64,
-        /// Address of B: [columns, depth] (NT) or [depth, columns] (NN).
+        /// Address of B: `[columns, depth]` (NT) or `[depth, columns]` (NN).
         pub b: u64,
         /// Elements from a row of A to the next.
         pub a_stride: i32,
@@ -24,7 +24,7 @@ parameters! {
 parameters! {
     /// One output: a range of columns of the result.
     pub struct Output {
-        /// Address of f32 [columns], or 0.
+        /// Address of f32 `[columns]`, or 0.
         pub bias: u64,
         /// First term.
         pub first: i32,
