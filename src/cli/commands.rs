@@ -15,7 +15,6 @@ pub const PLANNED: &[(&str, &str)] = &[
     ("merge", "fold an adapter into the base model"),
     ("generate", "write text with a model and an adapter"),
     ("evaluate", "compute loss, or precision, recall and F1, on a file"),
-    ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
 ];
 
@@ -76,6 +75,7 @@ pub fn program() -> Command {
         )
         .subcommand(checkpoint(json))
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
+        .subcommand(selftest())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -103,6 +103,20 @@ fn tokenize() -> Command {
                 .num_args(0..)
                 .help("The text; without it standard input is read"),
         )
+}
+
+fn selftest() -> Command {
+    let flag = |name: &'static str, value: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).default_value(default).help(help)
+    };
+    command(
+        "selftest",
+        "Checks every operation, training and resume on this machine's device; exit 1 when one fails",
+    )
+    .arg(flag("device", "DEVICE", "auto", "auto, cpu, cuda or cuda:N"))
+    .arg(flag("repeats", "N", "100", "How often each operation is asked for the same bits"))
+    .arg(flag("json", "FILE", "selftest.json", "Where all figures go"))
+    .arg(flag("only", "PART", "all", "all, operations or training"))
 }
 
 fn checkpoint(json: impl Fn() -> Arg) -> Command {

@@ -6,6 +6,7 @@ pub mod dialect;
 mod doctor;
 #[cfg(feature = "text")]
 mod preview;
+mod selftest;
 mod signals;
 #[cfg(feature = "text")]
 mod tokenize;
@@ -70,6 +71,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }
 }

@@ -23,6 +23,9 @@ fn settings(devices: Devices) -> Settings {
 }
 
 fn assert_passed(rows: &[Row]) {
+    for row in rows {
+        println!("{row:?}");
+    }
     let failed: Vec<String> = rows.iter().filter(|r| !r.passed()).map(|r| format!("{r:?}")).collect();
     assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), rows.len(), failed.join("\n"));
 }
