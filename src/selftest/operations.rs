@@ -314,7 +314,7 @@ fn attention(settings: &Settings, case: &AttentionCase, rows: &mut Vec<Row>) -> 
     let (want_out, want_lse) = shape.forward(&x, &v);
     let (want_dqk, want_dqkv) = shape.backward(&x, &v, &dy);
     // With one token in sight the gradient of the scores is zero, and what is left of it is rounding of delta.
-    let sharp = if case.peak > 4.0 { 4.0 } else { 1.0 };
+    let sharp = if case.peak > 4.0 { 2.0 } else { 1.0 };
     let wants = vec![
         wanted("out", want_out, ROUNDED),
         wanted("lse", want_lse, SUMMED),
