@@ -62,11 +62,9 @@ pub fn refuse_unsupported(s: &Settings) -> Result<()> {
     if let DeviceChoice::Cuda(index) = s.device {
         refuse_cuda(index)?;
     }
-    if s.fresh_optimizer {
-        return Err(Error::usage(
-            "--fresh-optimizer is for imported checkpoints, which this version cannot read",
-        )
-        .hint("--init-adapter starts at step 0 from an adapter's weights"));
+    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
+        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
+            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
     }
     if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
         return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
@@ -142,6 +140,9 @@ impl Setup {
         identity.0.insert("engine.arithmetic".into(), ENGINE.into());
         identity.0.insert("device.kind".into(), "cpu".into());
         model_identity(&settings, &weights, &mut identity, observer)?;
+        if let Some(state) = resumed {
+            identity.carry(&state.identity);
+        }
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
             rows: prepared.train,

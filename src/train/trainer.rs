@@ -45,6 +45,8 @@ pub struct Trainer {
     eval: Option<Source>,
     cursor: Cursor,
     step: u64,
+    /// By how many steps AdamW's count of updates is behind.
+    behind: u64,
 }
 
 /// The plan's rules for training.
@@ -118,8 +120,9 @@ impl Trainer {
             warmup_steps: warmup_steps(&settings, total_steps),
         };
         let cursor = Cursor { schedule: vec![first], ..Cursor::default() };
+        let (step, behind) = (0, 0);
         let mut trainer =
-            Trainer { settings, schedule, device, network, layout, adapter, train, eval, cursor, step: 0 };
+            Trainer { settings, schedule, device, network, layout, adapter, train, eval, cursor, step, behind };
         trainer.network.upload(&mut trainer.device);
         let params = trainer.network.state.params;
         trainer.device.write(params, initial);
@@ -255,7 +258,7 @@ impl Trainer {
             beta2: s.adam_beta2,
             epsilon: s.adam_epsilon,
             weight_decay: s.weight_decay,
-            step: self.step + 1,
+            step: self.step + 1 - self.behind,
             grad_scale: clip as f32,
         };
         let ratio = s.loraplus_lr_ratio;
@@ -388,6 +391,10 @@ impl Trainer {
                 state.step, state.cursor.samples
             )));
         }
+        self.behind = state
+            .identity
+            .updates_behind(state.step)
+            .map_err(|what| Error::input(format!("checkpoint of step {}: {what}", state.step)))?;
         let places = self.network.state;
         self.device.write(places.params, &state.weights);
         self.device.write(places.m, &state.m);
