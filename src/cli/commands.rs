@@ -32,7 +32,10 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
 pub const NOT_ON_IMPORT: &[(&str, &str)] = &[
     ("output_dir", "the run's folder is the second argument: qwentune import CHECKPOINT OUT"),
     ("resume_from_checkpoint", "the checkpoint is the first argument: qwentune import CHECKPOINT OUT"),
-    ("init_adapter", "an import takes the complete state; train --init-adapter begins a run with weights only"),
+    (
+        "init_adapter",
+        "an import takes the complete state; train --init-adapter begins a run with weights only",
+    ),
     ("overwrite_output_dir", "an import needs a folder without a run"),
 ];
 
@@ -157,7 +160,8 @@ fn export() -> Command {
 /// # Errors
 /// Usage, naming the flag and why.
 pub fn refuse(given: &Layer, command: &str, which: &[(&str, &str)]) -> Result<()> {
-    let named = |(key, why): &(&str, &str)| find(key).filter(|f| given.has(f.key)).map(|f| (f, (*why).to_owned()));
+    let named =
+        |(key, why): &(&str, &str)| find(key).filter(|f| given.has(f.key)).map(|f| (f, (*why).to_owned()));
     match which.iter().find_map(named) {
         Some((field, why)) => {
             Err(Error::usage(format!("{command} does not take --{}", field.flag())).hint(why))

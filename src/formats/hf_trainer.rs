@@ -73,13 +73,17 @@ pub fn read_progress(path: &Path) -> Result<Progress> {
 /// own lines.
 #[must_use]
 pub fn state_text(p: &Progress, log_history: Vec<serde_json::Value>) -> String {
+    let control = json!({
+        "should_epoch_stop": false, "should_evaluate": false, "should_log": false, "should_save": false,
+        "should_training_stop": false,
+    });
     let fields = json!({
         "best_global_step": p.best.and_then(|(_, step)| step), "best_metric": p.best.map(|(value, _)| value),
         "best_model_checkpoint": null, "epoch": p.epoch, "eval_steps": 500, "global_step": p.step,
         "is_hyper_param_search": false, "is_local_process_zero": true, "is_world_process_zero": true,
         "log_history": log_history, "logging_steps": 500, "max_steps": p.max_steps,
         "num_input_tokens_seen": 0, "num_train_epochs": p.num_train_epochs, "save_steps": 500,
-        "stateful_callbacks": {}, "total_flos": 0.0, "train_batch_size": p.batch_size, "trial_name": null,
+        "stateful_callbacks": { "TrainerControl": { "args": control, "attributes": {} } }, "total_flos": 0.0, "train_batch_size": p.batch_size, "trial_name": null,
         "trial_params": null,
     });
     format!("{fields:#}\n")
@@ -176,17 +180,16 @@ impl Optimizer {
                 || HOW.contains(key)
                 || if ON.contains(key) { *value == Value::Bool(true) } else { off };
             if !fine {
-                return Err(self.fault(format!(
-                    "the optimizer's option {} is not one of plain AdamW",
-                    printable(key)
-                )));
+                return Err(self
+                    .fault(format!("the optimizer's option {} is not one of plain AdamW", printable(key))));
             }
         }
         let number = |key: &str| self.number(&map, key);
         let betas = map.get("betas").and_then(|v| pickle.items(*v)).unwrap_or_default();
         let betas: Vec<f64> =
             betas.iter().filter_map(|b| pickle.number(*b)).filter(|b| (0.0..1.0).contains(b)).collect();
-        let betas = <[f64; 2]>::try_from(betas).map_err(|_| self.fault("betas are not two shares below 1"))?;
+        let betas =
+            <[f64; 2]>::try_from(betas).map_err(|_| self.fault("betas are not two shares below 1"))?;
         let params = map.get("params").and_then(|v| pickle.items(*v)).unwrap_or_default();
         if params.iter().zip(first as i64..).any(|(found, expected)| *found != Value::Int(expected)) {
             return Err(self.fault("its parameters are not numbered through"));
@@ -219,9 +222,7 @@ impl Optimizer {
                 let keys: Vec<String> = entries.keys().take(8).map(|key| printable(key)).collect();
                 let keys = keys.join(", ");
                 return Err(self
-                    .fault(format!(
-                        "parameter {index} has {keys}, where AdamW has step, exp_avg, exp_avg_sq"
-                    ))
+                    .fault(format!("parameter {index} has {keys}, where AdamW has step, exp_avg, exp_avg_sq"))
                     .hint("only the state of AdamW in full precision can be continued"));
             };
             states.push([step, m, v]);
@@ -277,15 +278,18 @@ pub type MomentsOf<'a> = ([usize; 2], &'a [f32], &'a [f32]);
 /// Usage: more than 4 GiB.
 pub fn encode_optimizer(groups: &[Group], steps: u64, parameters: &[MomentsOf<'_>]) -> Result<Vec<u8>> {
     let steps = [steps as f32];
-    let state = parameters.iter().zip(0..).map(|(p, index)| (Tree::Int(index), state_tree(&steps, p))).collect();
+    let state =
+        parameters.iter().zip(0..).map(|(p, index)| (Tree::Int(index), state_tree(&steps, p))).collect();
     let mut next = 0;
     let mut trees = Vec::with_capacity(groups.len());
     for group in groups {
         trees.push(group_tree(group, next));
         next += group.params as i64;
     }
-    let root =
-        Tree::Dict(vec![(Tree::Text("state"), Tree::Dict(state)), (Tree::Text("param_groups"), Tree::List(trees))]);
+    let root = Tree::Dict(vec![
+        (Tree::Text("state"), Tree::Dict(state)),
+        (Tree::Text("param_groups"), Tree::List(trees)),
+    ]);
     torch_file::encode("optimizer", &root)
 }
 

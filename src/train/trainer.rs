@@ -121,8 +121,19 @@ impl Trainer {
         };
         let cursor = Cursor { schedule: vec![first], ..Cursor::default() };
         let (step, behind) = (0, 0);
-        let mut trainer =
-            Trainer { settings, schedule, device, network, layout, adapter, train, eval, cursor, step, behind };
+        let mut trainer = Trainer {
+            settings,
+            schedule,
+            device,
+            network,
+            layout,
+            adapter,
+            train,
+            eval,
+            cursor,
+            step,
+            behind,
+        };
         trainer.network.upload(&mut trainer.device);
         let params = trainer.network.state.params;
         trainer.device.write(params, initial);

@@ -7,9 +7,9 @@ use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
 use crate::config::{self, Layer, RunFile, Settings, value};
 use crate::error::{Error, Result};
+use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
-use crate::formats::atomic_file;
 use crate::model::names;
 use crate::report::event::{Event, Observer};
 use crate::train::folder;
@@ -149,7 +149,8 @@ fn optimizer_of(state: &State, s: &Settings) -> Result<(Vec<u8>, Vec<u8>)> {
         let betas = [s.adam_beta1, s.adam_beta2];
         Group { lr, initial_lr, betas, epsilon: s.adam_epsilon, weight_decay, params }
     };
-    let fast = |params, decay| of(s.learning_rate * s.loraplus_lr_ratio, next * s.loraplus_lr_ratio, decay, params);
+    let fast =
+        |params, decay| of(s.learning_rate * s.loraplus_lr_ratio, next * s.loraplus_lr_ratio, decay, params);
     let groups = if plus {
         vec![
             of(s.learning_rate, next, s.weight_decay, count / 2),
@@ -179,7 +180,8 @@ fn optimizer_of(state: &State, s: &Settings) -> Result<(Vec<u8>, Vec<u8>)> {
 fn progress_of(state: &State, s: &Settings) -> Result<Progress> {
     let rows = state.identity.0.get("data.train.rows").and_then(|text| text.parse::<u64>().ok());
     let rows = rows.filter(|rows| *rows > 0);
-    let rows = rows.ok_or_else(|| Error::input("the checkpoint does not say how many rows it was trained on"))?;
+    let rows =
+        rows.ok_or_else(|| Error::input("the checkpoint does not say how many rows it was trained on"))?;
     let max_steps = state.cursor.schedule.last().map_or(state.step, |segment| segment.total_steps);
     let (batch, accumulation) = (s.per_device_train_batch_size as u64, s.gradient_accumulation_steps as u64);
     let packed = state.identity.0.get("settings.packing").is_some_and(|text| text == "true");
@@ -202,7 +204,9 @@ fn log_entry(line: &LogLine) -> serde_json::Value {
         LogLine::Step { step, epoch, loss, grad_norm, lr, .. } => {
             json!({ "epoch": epoch, "grad_norm": grad_norm, "learning_rate": lr, "loss": loss, "step": step })
         }
-        LogLine::Eval { step, epoch, eval_loss } => json!({ "epoch": epoch, "eval_loss": eval_loss, "step": step }),
+        LogLine::Eval { step, epoch, eval_loss } => {
+            json!({ "epoch": epoch, "eval_loss": eval_loss, "step": step })
+        }
     }
 }
 

@@ -53,10 +53,14 @@ impl Foreign {
         let optimizer = match (fresh, optimizer.exists(), scheduler.exists()) {
             (true, false, _) => None,
             (true, true, _) => {
-                return Err(Error::usage(format!("{shown} holds its optimizer, which --fresh-optimizer would drop"))
-                    .hint("leave --fresh-optimizer out"));
+                return Err(Error::usage(format!(
+                    "{shown} holds its optimizer, which --fresh-optimizer would drop"
+                ))
+                .hint("leave --fresh-optimizer out"));
             }
-            (false, true, true) => Some((Optimizer::open(&optimizer)?, hf_trainer::read_schedule(&scheduler)?)),
+            (false, true, true) => {
+                Some((Optimizer::open(&optimizer)?, hf_trainer::read_schedule(&scheduler)?))
+            }
             (false, there, _) => {
                 let file = if there { hf_trainer::SCHEDULER } else { hf_trainer::OPTIMIZER };
                 return Err(Error::input(format!("{shown}: {file} is missing")).hint(if there {
@@ -82,7 +86,10 @@ impl Foreign {
         put("lora_dropout", json!(config.lora_dropout));
         put("use_rslora", json!(config.use_rslora));
         let all = config.target_modules == [ALL_LINEAR];
-        put("lora_target_modules", if all { json!(ALL_LINEAR) } else { json!({ "names": config.target_modules }) });
+        put(
+            "lora_target_modules",
+            if all { json!(ALL_LINEAR) } else { json!({ "names": config.target_modules }) },
+        );
         let progress = &self.progress;
         put("num_train_epochs", json!(progress.num_train_epochs as f64));
         // Trainer rounds the epochs up; given epochs that round to the same are those of this run.
@@ -150,7 +157,9 @@ impl Foreign {
         let Some((optimizer, schedule)) = &self.optimizer else { return Ok(None) };
         if optimizer.groups.len() != schedule.base_lrs.len() {
             let (groups, rates) = (optimizer.groups.len(), schedule.base_lrs.len());
-            return Err(optimizer.fault(format!("{groups} parameter groups, {} has {rates}", hf_trainer::SCHEDULER)));
+            return Err(
+                optimizer.fault(format!("{groups} parameter groups, {} has {rates}", hf_trainer::SCHEDULER))
+            );
         }
         let groups = self.groups();
         let (&(first, group), last) = match &groups[..] {
@@ -159,7 +168,10 @@ impl Foreign {
             _ => {
                 let sizes: Vec<String> = groups.iter().map(|(_, g)| g.params.to_string()).collect();
                 return Err(optimizer
-                    .fault(format!("groups of {} parameters: neither Trainer's nor LoRA+'s", sizes.join(" + ")))
+                    .fault(format!(
+                        "groups of {} parameters: neither Trainer's nor LoRA+'s",
+                        sizes.join(" + ")
+                    ))
                     .hint("which matrix is which cannot be told"));
             }
         };
@@ -192,7 +204,8 @@ impl Foreign {
         let tensors = layout.tensors();
         if optimizer.params() != tensors.len() {
             let (found, expected) = (optimizer.params(), tensors.len());
-            return Err(optimizer.fault(format!("moments of {found} parameters, the adapter has {expected} matrices")));
+            return Err(optimizer
+                .fault(format!("moments of {found} parameters, the adapter has {expected} matrices")));
         }
         let in_pairs: Vec<usize> = if self.groups().len() == 1 {
             (0..tensors.len()).collect()
@@ -204,17 +217,22 @@ impl Foreign {
             let moments = optimizer.moments(parameter, name, *shape)?;
             if parameter > 0 && moments.steps != flat.updates {
                 let (one, other) = (moments.steps, flat.updates);
-                return Err(optimizer.fault(format!("{name} was updated {one} times, parameters before it {other}")));
+                return Err(
+                    optimizer.fault(format!("{name} was updated {one} times, parameters before it {other}"))
+                );
             }
             flat.updates = moments.steps;
             let range = *start..*start + moments.m.len();
             flat.m[range.clone()].copy_from_slice(&moments.m);
             flat.v[range].copy_from_slice(&moments.v);
         }
-        for (what, steps) in [("AdamW was applied", flat.updates), ("the schedule moved on", schedule.steps)] {
+        for (what, steps) in [("AdamW was applied", flat.updates), ("the schedule moved on", schedule.steps)]
+        {
             if steps > self.progress.step {
                 let step = self.progress.step;
-                return Err(optimizer.fault(format!("{what} {steps} times, {} is at step {step}", hf_trainer::STATE)));
+                return Err(
+                    optimizer.fault(format!("{what} {steps} times, {} is at step {step}", hf_trainer::STATE))
+                );
             }
         }
         Ok(flat)

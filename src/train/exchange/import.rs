@@ -62,26 +62,30 @@ fn not_a_checkpoint(s: &Settings) -> Error {
         Some(crate::config::ResumeFrom::Path(path)) => path.display().to_string(),
         _ => "the checkpoint to import".into(),
     };
-    Error::input(format!("{shown}: no checkpoint of Hugging Face's Trainer ({} is missing)", hf_trainer::STATE))
-        .hint("--init-adapter starts at step 0 from the weights of an adapter alone")
+    Error::input(format!(
+        "{shown}: no checkpoint of Hugging Face's Trainer ({} is missing)",
+        hf_trainer::STATE
+    ))
+    .hint("--init-adapter starts at step 0 from the weights of an adapter alone")
 }
 
 fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
     let shown = folder.path.display();
     let step = |path: &Path| path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
     if folder.holds_run() {
-        return Err(Error::output(format!("{shown} already holds a run")).hint(format!(
-            "continue it: {} resume {shown}   or choose a new folder",
-            request.program()
-        )));
+        return Err(Error::output(format!("{shown} already holds a run"))
+            .hint(format!("continue it: {} resume {shown}   or choose a new folder", request.program())));
     }
-    let own = trainer_checkpoint(&request.settings).map(|p| hf_trainer::read_progress(&p.join(hf_trainer::STATE)));
+    let own =
+        trainer_checkpoint(&request.settings).map(|p| hf_trainer::read_progress(&p.join(hf_trainer::STATE)));
     let own = own.transpose()?.map(|p| step(&inspect::path_of_step(&folder.path, p.step)));
     let listed = if folder.path.is_dir() { inspect::list(&folder.path)? } else { Vec::new() };
     // That of an import that was interrupted is written again.
     match listed.iter().map(|l| step(&l.path)).find(|name| Some(name) != own.as_ref()) {
-        Some(name) => Err(Error::output(format!("{shown} already holds the checkpoint {name}"))
-            .hint("choose a new folder")),
+        Some(name) => {
+            Err(Error::output(format!("{shown} already holds the checkpoint {name}"))
+                .hint("choose a new folder"))
+        }
         None => Ok(()),
     }
 }
@@ -96,8 +100,11 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
     })?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
-    let segment =
-        ScheduleSegment { first_step: 0, total_steps, warmup_steps: warmup_steps(&setup.settings, total_steps) };
+    let segment = ScheduleSegment {
+        first_step: 0,
+        total_steps,
+        warmup_steps: warmup_steps(&setup.settings, total_steps),
+    };
     let rate = check_schedule(foreign, &setup.settings, segment)?;
     let place = check_place(foreign, setup)?;
     let tokens = tokens_before(setup, step);
@@ -244,7 +251,10 @@ fn notes(foreign: &Foreign, s: &Settings, rate: f64, place: &Place, behind: u64)
         other.push("the learning rate, which follows the schedule given".into());
     }
     if s.shuffle {
-        other.push("the order of the rows: the rest of this epoch may repeat rows it has seen and miss others".into());
+        other.push(
+            "the order of the rows: the rest of this epoch may repeat rows it has seen and miss others"
+                .into(),
+        );
     }
     if !place.exact {
         other.push(format!("the place in the data: Trainer was at epoch {}", progress.epoch));
@@ -256,7 +266,10 @@ fn notes(foreign: &Foreign, s: &Settings, rate: f64, place: &Place, behind: u64)
         other.push(format!("the best evaluation ({value}): it is looked for anew"));
     }
     vec![
-        format!("imported step {step} of {total} from {}, a checkpoint of Hugging Face's Trainer", foreign.folder.display()),
+        format!(
+            "imported step {step} of {total} from {}, a checkpoint of Hugging Face's Trainer",
+            foreign.folder.display()
+        ),
         format!("continues as it was: {}", same.join(", ")),
         format!("cannot be the same: {}", other.join("; ")),
         format!("goes on at {} with learning rate {rate:.3e}; the run is recorded as inexact", place.text),

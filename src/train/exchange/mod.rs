@@ -31,7 +31,8 @@ pub fn trainer_checkpoint(settings: &Settings) -> Option<&Path> {
 /// The newest `checkpoint-N` of Trainer in a folder.
 #[must_use]
 pub fn newest_in(folder: &Path) -> Option<PathBuf> {
-    let names = std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    let names =
+        std::fs::read_dir(folder).ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let steps = names.filter_map(|name| name.strip_prefix("checkpoint-")?.parse::<u64>().ok());
     let path = |step: u64| folder.join(format!("checkpoint-{step}"));
     steps.filter(|step| is_trainer_checkpoint(&path(*step))).max().map(path)
