@@ -256,7 +256,7 @@ impl Optimizer {
         Ok(Moments { steps, m: values("exp_avg", m, f32::MIN)?, v: values("exp_avg_sq", v, 0.0)? })
     }
 
-    /// A count: an integer, or since PyTorch 1.12 an f32 tensor of one element.
+    /// A count: an f32 tensor of one element, in older PyTorch an integer.
     fn steps(&self, value: Value) -> Option<u64> {
         let number = match (self.file.pickle.tensor(value), self.file.pickle.number(value)) {
             (Some(tensor), _) if tensor.elements == 1 => {

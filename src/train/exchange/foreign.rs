@@ -29,6 +29,13 @@ pub(super) struct Flat {
     pub updates: u64,
 }
 
+/// The targets that mean every linear layer: PEFT's word, Qwen v1's names, later models' names.
+const EVERY_LINEAR: [&[&str]; 3] = [
+    &[ALL_LINEAR],
+    &["attn.c_proj", "c_attn", "mlp.c_proj", "w1", "w2"],
+    &["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
+];
+
 /// What the optimizer and schedule say of the run's settings.
 struct Rates {
     learning_rate: f64,
@@ -85,11 +92,10 @@ impl Foreign {
         put("lora_alpha", json!(config.lora_alpha));
         put("lora_dropout", json!(config.lora_dropout));
         put("use_rslora", json!(config.use_rslora));
-        let all = config.target_modules == [ALL_LINEAR];
-        put(
-            "lora_target_modules",
-            if all { json!(ALL_LINEAR) } else { json!({ "names": config.target_modules }) },
-        );
+        // Of all linear layers the default speaks, so that the same command line goes on with the run later.
+        if !EVERY_LINEAR.iter().any(|names| config.target_modules == **names) {
+            put("lora_target_modules", json!({ "names": config.target_modules }));
+        }
         let progress = &self.progress;
         put("num_train_epochs", json!(progress.num_train_epochs as f64));
         // Trainer rounds the epochs up; given epochs that round to the same are those of this run.

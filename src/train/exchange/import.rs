@@ -188,7 +188,7 @@ struct Place {
 }
 
 /// The `epoch` that Trainer has after `step`: counted in micro-batches, the last, partial window of an epoch being
-/// a step (transformers 4.46 and newer).
+/// a step, as in current transformers.
 pub(super) fn trainer_epoch(rows: u64, batch: u64, accumulation: u64, step: u64) -> f64 {
     let micro_batches = rows.div_ceil(batch).max(1);
     let steps = micro_batches.div_ceil(accumulation);
