@@ -27,6 +27,8 @@ fn refused(case: &Case, name: &str, change: impl Fn(&Path), more: &[&str], code:
     assert!(!out.exists(), "{name}: something was left behind");
 }
 
+type Change = Box<dyn Fn(&Path)>;
+
 fn write(folder: &Path, name: &str, bytes: impl AsRef<[u8]>) {
     std::fs::write(folder.join(name), bytes).unwrap();
 }
@@ -213,7 +215,6 @@ fn hostile_and_damaged_files_are_refused() {
             vec![(Tree::Text("last_epoch"), Tree::Int(6)), (Tree::Text("base_lrs"), Tree::List(rates))];
         encode("scheduler", &Tree::Dict(root)).unwrap()
     };
-    type Change = Box<dyn Fn(&Path)>;
     let rows: Vec<(&str, &Case, Change, &str)> = vec![
         ("no optimizer", &QWEN2, Box::new(remove("optimizer.pt")), "--fresh-optimizer"),
         ("no scheduler", &QWEN2, Box::new(remove("scheduler.pt")), "scheduler.pt is missing"),
@@ -300,7 +301,7 @@ fn wrong_progress_and_adapters_are_refused() {
         move |f: &Path| edit(&f.join("adapter_config.json"), |text| text.replacen(from, to, 1))
     };
     let step = "\"global_step\": 6";
-    let rows: Vec<(&str, Box<dyn Fn(&Path)>, &str)> = vec![
+    let rows: Vec<(&str, Change, &str)> = vec![
         ("step 0", Box::new(state(step, "\"global_step\": 0")), "global_step is 0"),
         ("negative step", Box::new(state(step, "\"global_step\": -6")), "global_step is -6"),
         ("huge step", Box::new(state(step, "\"global_step\": 1e30")), "global_step is"),
