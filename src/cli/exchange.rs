@@ -4,8 +4,8 @@ use super::{commands, option, show, training};
 use crate::config::{self, fields};
 use crate::error::{Error, Result};
 use crate::report::console::{Console, say};
-use crate::train::Request;
 use crate::train::exchange::{self, Form};
+use crate::train::{Devices, Request};
 use clap::ArgMatches;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub fn import(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     let quiet = settings.quiet;
     let mut console = Console::new(quiet, settings.logging_steps);
     let request = Request { settings, command_line, must_resume: false };
-    let imported = exchange::import(&request, &mut console)?;
+    let imported = exchange::import(Devices::default(), &request, &mut console)?;
     drop(console);
     if !quiet {
         say(&format!("saved {}", imported.checkpoint.display()));

@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 use crate::formats::hf_trainer;
 use crate::report::event::{Event, Observer};
 use crate::train::Request;
+use crate::train::devices::Devices;
 use crate::train::folder::RunFolder;
 use crate::train::schedule::{Schedule, warmup_steps};
 use crate::train::setup::{self, Setup};
@@ -35,9 +36,10 @@ pub struct Imported {
 /// # Errors
 /// A checkpoint, model or rows that are wrong, each named; [`crate::error::Kind::Refused`] where they do not belong
 /// together; [`crate::error::Kind::Output`] where the folder holds a run already.
-pub fn import(request: &Request, observer: &mut dyn Observer) -> Result<Imported> {
+pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) -> Result<Imported> {
     let s = &request.settings;
     setup::refuse_unsupported(s)?;
+    devices.check(s)?;
     let Some(from) = trainer_checkpoint(s) else {
         return Err(not_a_checkpoint(s));
     };
@@ -45,7 +47,7 @@ pub fn import(request: &Request, observer: &mut dyn Observer) -> Result<Imported
     refuse_occupied(request, &folder)?;
     let foreign = Foreign::read(from, s.fresh_optimizer)?;
     foreign.check_settings(s)?;
-    let mut setup = Setup::open(s, None, observer)?;
+    let mut setup = Setup::open(s, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
     let mut store = Store::open(&folder.path, s.save_total_limit)?;
     refuse_occupied(request, &folder)?;
