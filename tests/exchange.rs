@@ -190,7 +190,8 @@ fn golden_checkpoints_continue_as_trainer_continues_them() {
 fn losing_moments_is_noticed_in_the_losses() {
     let case = &QWEN2;
     let folder = scratch("exchange-controls");
-    let controls: [(&str, fn(&mut State)); 3] = [
+    type Alter = fn(&mut State);
+    let controls: [(&str, Alter); 3] = [
         ("first moments", |s| s.m.fill(0.0)),
         ("second moments", |s| s.v.fill(0.0)),
         ("moments in another order", |s| {

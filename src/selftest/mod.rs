@@ -73,14 +73,12 @@ pub fn operations(settings: &Settings) -> Result<Vec<Row>> {
     operations::check(settings)
 }
 
-/// Checks training runs; `folder` takes their files.
-///
-/// # Errors
-/// A device that is not there or failed; I/O errors.
-pub fn training(settings: &Settings, folder: &Path) -> Result<Vec<Row>> {
-    let mut rows = Vec::new();
-    training::beside_the_cpu(settings, folder, &mut rows)?;
-    training::policies(settings, folder, &mut rows)?;
-    training::resume(settings, folder, &mut rows)?;
-    Ok(rows)
-}
+/// A part of the checks of training runs; the folder takes its files.
+pub type TrainingCheck = fn(&Settings, &Path) -> Result<Vec<Row>>;
+
+/// The checks of training runs, with what each of them does.
+pub const TRAINING: &[(&str, TrainingCheck)] = &[
+    ("tiny models beside the CPU device", training::beside_the_cpu),
+    ("recomputation and recorded work", training::policies),
+    ("an interrupted run", training::resume),
+];
