@@ -6,6 +6,8 @@ mod config;
 mod data;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod exchange;
+mod exchange_faults;
 mod faults;
 mod formats;
 mod golden;

@@ -176,26 +176,10 @@ impl Layout {
             r: spec.rank,
             lora_alpha: spec.alpha,
             lora_dropout: spec.dropout,
-            target_modules: self.target_names(),
+            target_modules: names::target_names(self.slots.iter().map(|s| s.module.as_str())),
             use_rslora: spec.rslora,
             base_model_name_or_path: base.to_owned(),
         };
         Adapter { config, tensors }
-    }
-
-    /// The distinct module names below the block, sorted, as PEFT lists them; `c_proj` of Qwen v1 keeps its
-    /// parent (`attn.c_proj`), because it names two layers.
-    fn target_names(&self) -> Vec<String> {
-        let mut found: Vec<String> = Vec::new();
-        for slot in &self.slots {
-            let parts: Vec<&str> = slot.module.rsplitn(3, '.').collect();
-            let name =
-                if parts[0] == "c_proj" { format!("{}.{}", parts[1], parts[0]) } else { parts[0].to_owned() };
-            if !found.contains(&name) {
-                found.push(name);
-            }
-        }
-        found.sort();
-        found
     }
 }

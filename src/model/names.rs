@@ -187,20 +187,27 @@ pub fn check_targets(targets: &Targets, modules: &[LinearName]) -> Result<()> {
     Ok(())
 }
 
-/// The shortest names of the linear layers: the last part, or two where that is ambiguous (v1's `c_proj`).
+/// The shortest names of the linear layers.
 fn short_names(modules: &[LinearName]) -> String {
     let mut names: Vec<&str> = Vec::new();
-    for linear in modules {
-        let short = linear.module.rsplit('.').next().unwrap_or_default();
-        let name = if short == "c_proj" {
-            let parents = linear.module.rsplitn(3, '.').take(2).map(|part| part.len() + 1).sum::<usize>() - 1;
-            &linear.module[linear.module.len() - parents..]
-        } else {
-            short
-        };
+    for name in modules.iter().map(|linear| short_name(&linear.module)) {
         if !names.contains(&name) {
             names.push(name);
         }
     }
     names.join(", ")
+}
+
+/// The shortest name that means a module in each block: the last part, or two where that is ambiguous (v1's
+/// `c_proj`).
+fn short_name(module: &str) -> &str {
+    let parts = if module.ends_with(".c_proj") { 2 } else { 1 };
+    let length = module.rsplit('.').take(parts).map(|part| part.len() + 1).sum::<usize>() - 1;
+    &module[module.len() - length..]
+}
+
+/// The distinct target names of these modules, sorted, as PEFT lists them.
+pub fn target_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let found: std::collections::BTreeSet<&str> = modules.map(short_name).collect();
+    found.into_iter().map(str::to_owned).collect()
 }

@@ -5,10 +5,10 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, start};
+use super::{Control, PlanReport, Request, Summary, exchange, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
-use crate::config::Settings;
+use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::formats::{peft, weight_map::WeightMap};
 use crate::report::event::{Event, Observer};
@@ -28,7 +28,8 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
     Setup::open(settings, None, device, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes.
+/// Trains, resumes or finishes the run the request describes. A checkpoint of Hugging Face's Trainer is imported
+/// first.
 ///
 /// # Errors
 /// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
@@ -42,12 +43,18 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
 /// As [`run`].
 pub fn run_on(
     devices: Devices,
-    request: Request,
+    mut request: Request,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     setup::refuse_unsupported(&request.settings)?;
     devices.check(&request.settings)?;
+    if exchange::trainer_checkpoint(&request.settings).is_some() {
+        exchange::import(devices, &request, observer)?;
+        request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
+        request.settings.fresh_optimizer = false;
+        request.must_resume = true;
+    }
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
@@ -56,9 +63,10 @@ pub fn run_on(
     let setup = Setup::open(&request.settings, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
-    let mut tainted = false;
+    let (mut inexact, mut tainted) = (false, false);
     if let Some(state) = &found.state {
-        tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
+        inexact = start::compare(&state.identity, &setup.identity, &settings)?;
+        tainted = inexact || state.tainted;
     }
     let (mut trainer, weights, identity) = setup.trainer(observer)?;
     if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
@@ -73,7 +81,7 @@ pub fn run_on(
     introduce(&request, &trainer, &found.origin, extended, tainted, observer);
     // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
     let same_run = before.is_none_or(|b| b == identity);
-    let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
+    let exact = !inexact && !extended && (trainer.step() > 0 || same_run);
     if !exact && trainer.step() > 0 {
         for text in store.set_aside_newer(trainer.step())? {
             observer.on_event(&Event::Warning(text));
@@ -88,6 +96,7 @@ pub fn run_on(
         trainer,
         identity,
         tainted,
+        inexact,
         log,
         metrics,
         control,
@@ -134,7 +143,7 @@ fn introduce(
         ));
     }
     if tainted {
-        note("inexact: engine or device differ from an earlier part of this run; recorded in every checkpoint from now on".into());
+        note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
 }
@@ -155,7 +164,10 @@ struct Run<'a> {
     store: Store,
     trainer: Trainer,
     identity: Identity,
+    /// The run was imported, or continued inexactly at some time.
     tainted: bool,
+    /// It is now: this process need not repeat what an earlier one computed.
+    inexact: bool,
     log: Vec<LogLine>,
     metrics: Metrics,
     control: &'a Control,
@@ -346,7 +358,7 @@ impl Run<'_> {
     /// Compares the forward pass that was left beside the checkpoint, when no logged step does it better.
     fn check_next_loss(&mut self) -> Result<()> {
         let step = self.trainer.step();
-        if self.tainted || self.metrics.is_ahead() {
+        if self.inexact || self.metrics.is_ahead() {
             return Ok(());
         }
         let Some(&[before]) = self.store.read_next_loss(step)?.as_deref() else { return Ok(()) };

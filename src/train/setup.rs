@@ -43,11 +43,9 @@ pub struct Setup {
 /// # Errors
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings) -> Result<()> {
-    if s.fresh_optimizer {
-        return Err(Error::usage(
-            "--fresh-optimizer is for imported checkpoints, which this version cannot read",
-        )
-        .hint("--init-adapter starts at step 0 from an adapter's weights"));
+    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
+        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
+            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
     }
     if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
         return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
@@ -127,6 +125,9 @@ impl Setup {
         identity.0.extend(config::math_identity(&settings));
         device.add_to_identity(&mut identity)?;
         model_identity(&settings, &weights, &mut identity, observer)?;
+        if let Some(state) = resumed {
+            identity.carry(&state.identity);
+        }
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
             rows: prepared.train,
