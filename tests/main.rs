@@ -1,4 +1,5 @@
 //! One test binary; each module says what it guards.
+mod adapters;
 mod checkpoint;
 mod cli;
 mod common;

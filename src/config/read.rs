@@ -95,9 +95,17 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
         map.insert("lora_alpha".into(), json!(2.0 * rank));
     }
     let settings: Settings =
-        serde_json::from_value(Value::Object(map)).map_err(|e| Error::usage(e.to_string()))?;
+        serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))?;
     super::check(&settings)?;
     Ok(settings)
+}
+
+/// Names the setting whose value does not have its type.
+fn misfit(map: &Map<String, Value>, error: &serde_json::Error) -> Error {
+    let alone = |(key, value): (&String, &Value)| json!({ key.as_str(): value });
+    let fits = |one: &Value| serde_json::from_value::<Settings>(one.clone()).is_ok();
+    let name = map.iter().find(|entry| !fits(&alone(*entry))).and_then(|(key, _)| fields::find(key));
+    Error::usage(name.map_or_else(|| error.to_string(), |field| format!("{}: {error}", field.name)))
 }
 
 fn parse_json(path: &Path, text: &str) -> Result<Map<String, Value>> {

@@ -1,6 +1,7 @@
 //! The resolved settings of a run. Names, defaults and meanings are the command line's contract.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Row format of a data file; `Auto` recognises it per file.
@@ -194,6 +195,12 @@ pub struct Settings {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub lora_target_modules: Targets,
+    /// Pattern to rank, for the layers the end of whose name matches; as PEFT's `rank_pattern`.
+    pub lora_rank_pattern: BTreeMap<String, usize>,
+    /// Pattern to alpha, as PEFT's `alpha_pattern`.
+    pub lora_alpha_pattern: BTreeMap<String, f64>,
+    /// Blocks whose layers are adapted, ascending; `None`: all.
+    pub layers_to_transform: Option<Vec<usize>>,
     pub use_rslora: bool,
     pub loraplus_lr_ratio: f64,
     // output
@@ -218,7 +225,8 @@ pub struct Settings {
     pub threads: Option<usize>,
     // start
     pub resume_from_checkpoint: Option<ResumeFrom>,
-    pub init_adapter: Option<PathBuf>,
+    /// PEFT folders: all but the last are folded into the base, the last is trained further.
+    pub init_adapter: Vec<PathBuf>,
     pub allow_inexact: bool,
     pub fresh_optimizer: bool,
     /// Print nothing but errors.
@@ -265,6 +273,9 @@ impl Default for Settings {
             lora_alpha: 32.0,
             lora_dropout: 0.0,
             lora_target_modules: Targets::AllLinear,
+            lora_rank_pattern: BTreeMap::new(),
+            lora_alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
             use_rslora: false,
             loraplus_lr_ratio: 1.0,
             output_dir: PathBuf::new(),
@@ -283,7 +294,7 @@ impl Default for Settings {
             recompute: Recompute::Auto,
             threads: None,
             resume_from_checkpoint: None,
-            init_adapter: None,
+            init_adapter: Vec::new(),
             allow_inexact: false,
             fresh_optimizer: false,
             quiet: false,

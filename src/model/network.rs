@@ -149,15 +149,14 @@ fn group(
     output: usize,
     constants: &mut Constants<'_>,
     layout: &Layout,
-    scale: f32,
     state: &State,
 ) -> Group {
     let lora = |l: &LinearWeights| {
         layout.slot(&l.name.module).map(|slot| {
-            let (a, b) = (layout.rank * slot.shape[1], slot.shape[0] * layout.rank);
+            let [a, b] = slot.lens();
             Lora {
-                rank: layout.rank,
-                scale,
+                rank: slot.rank,
+                scale: slot.scale,
                 a: state.params.slice(slot.a, a),
                 b: state.params.slice(slot.b, b),
                 grad_a: state.grads.slice(slot.a, a),
@@ -189,7 +188,7 @@ impl Shapes<'_> {
         self.planner.region(purpose, storage, self.tokens * width)
     }
 
-    fn saved(&mut self, block: &Block, gate_up: Option<Region>) -> Saved {
+    fn saved(&mut self, block: &Block, ranks: [usize; 4], gate_up: Option<Region>) -> Saved {
         use Purpose::SavedActivations as P;
         use Storage::{Activation, F32};
         let (hidden, heads) = (self.spec.hidden, self.spec.heads);
@@ -201,19 +200,18 @@ impl Shapes<'_> {
             mid: self.rows(P, Activation, hidden),
             mlp_rstd: self.rows(P, F32, 1),
             gate_up: gate_up.unwrap_or_else(|| self.rows(P, Activation, block.gate_up.output)),
-            s_qkv: self.rows(P, Activation, block.qkv.rank_sum()),
-            s_out: self.rows(P, Activation, block.attention_out.rank_sum()),
-            s_gate_up: self.rows(P, Activation, block.gate_up.rank_sum()),
-            s_down: self.rows(P, Activation, block.down.rank_sum()),
+            s_qkv: self.rows(P, Activation, ranks[0]),
+            s_out: self.rows(P, Activation, ranks[1]),
+            s_gate_up: self.rows(P, Activation, ranks[2]),
+            s_down: self.rows(P, Activation, ranks[3]),
         }
     }
 
-    fn workspace(&mut self, block: &Block) -> Workspace {
+    fn workspace(&mut self, block: &Block, ranks: [usize; 4]) -> Workspace {
         use Purpose::Workspace as P;
         use Storage::{Activation, F32};
         let (hidden, width) = (self.spec.hidden, self.spec.intermediate);
         let attended = self.spec.heads * self.spec.head_dim;
-        let ranks = [&block.qkv, &block.attention_out, &block.gate_up, &block.down].map(Group::rank_sum);
         let chunk = (LOGIT_ELEMENTS / self.spec.vocab).clamp(1, self.tokens);
         Workspace {
             normed: self.rows(P, Activation, hidden),
@@ -244,7 +242,6 @@ impl Block {
         table: Region,
         constants: &mut Constants<'_>,
         layout: &Layout,
-        scale: f32,
         state: &State,
     ) -> Self {
         let norm = |weight| RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight };
@@ -262,8 +259,7 @@ impl Block {
         };
         let attention_norm = norm(constants.add(&weights.attention_norm));
         let mlp_norm = norm(constants.add(&weights.mlp_norm));
-        let mut linears =
-            |layers: &[LinearWeights], output| group(layers, output, constants, layout, scale, state);
+        let mut linears = |layers: &[LinearWeights], output| group(layers, output, constants, layout, state);
         Block {
             attention_norm,
             qkv: linears(&weights.qkv, rope.qkv_width()),
@@ -273,6 +269,11 @@ impl Block {
             gate_up: linears(&weights.gate_up, 2 * spec.intermediate),
             down: linears(std::slice::from_ref(&weights.down), spec.hidden),
         }
+    }
+
+    /// Rank sums of the groups, in the order of [`Block::parts`].
+    fn ranks(&self) -> [usize; 4] {
+        self.parts().map(|(_, group)| group.rank_sum())
     }
 
     fn parts(&self) -> [(Part, &Group); 4] {
@@ -312,7 +313,7 @@ impl Network {
         let blocks: Vec<Block> = weights
             .blocks
             .iter()
-            .map(|b| Block::new(b, spec, table, &mut constants, layout, adapter.scale(), &state))
+            .map(|b| Block::new(b, spec, table, &mut constants, layout, &state))
             .collect();
         let constants = constants.values;
         let adapted = |b: &Block| b.parts().into_iter().find(|(_, g)| g.rank_sum() > 0).map(|(part, _)| part);
@@ -321,7 +322,7 @@ impl Network {
         let mut shapes = Shapes { planner, spec, tokens };
         let saved = plan_saved(&mut shapes, &blocks, first, recompute);
         let residuals = plan_residuals(&mut shapes, blocks.len(), first);
-        let work = shapes.workspace(&blocks[0]);
+        let work = shapes.workspace(&blocks[0], widest(&blocks));
         Network {
             spec: spec.clone(),
             embedding: weights.embedding.clone(),
@@ -656,12 +657,18 @@ struct LinearGrad {
     dx: Region,
 }
 
+/// The largest rank sum of each group over all blocks.
+fn widest(blocks: &[Block]) -> [usize; 4] {
+    blocks.iter().map(Block::ranks).fold([0; 4], |most, ranks| std::array::from_fn(|i| most[i].max(ranks[i])))
+}
+
 /// Blocks below the first adapted one share a set; so do all blocks when everything is recomputed.
 fn plan_saved(shapes: &mut Shapes<'_>, blocks: &[Block], first: usize, recompute: Recompute) -> Vec<Saved> {
-    let shared = (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], None));
+    let shared =
+        (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], widest(blocks), None));
     let mut gate_up = None;
     let own = |shapes: &mut Shapes<'_>, block: &Block, gate_up: &mut Option<Region>| {
-        let saved = shapes.saved(block, *gate_up);
+        let saved = shapes.saved(block, block.ranks(), *gate_up);
         if recompute == Recompute::Mlp {
             *gate_up = Some(saved.gate_up);
         }

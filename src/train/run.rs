@@ -23,20 +23,22 @@ const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 /// # Errors
 /// As [`run`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
-    Setup::open(settings, None, observer)?.report()
+    Setup::open(settings, None, None, observer)?.report()
 }
 
 /// Trains, resumes or finishes the run the request describes.
 ///
 /// # Errors
 /// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
-pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
-    setup::refuse_unsupported(&request.settings)?;
+pub fn run(mut request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
     let found = start::find(&request, &mut store, observer)?;
-    let setup = Setup::open(&request.settings, found.state.as_ref(), observer)?;
+    // They are kept encoded from here on; that there were any is remembered.
+    let rows = request.rows.as_mut().map(std::mem::take);
+    let setup = Setup::open(&request.settings, rows, found.state.as_ref(), observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
     let mut tainted = false;
@@ -78,7 +80,7 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
         weights: weights.map,
         summary: Summary::default(),
         last_saved: None,
-        program: request.program().to_owned(),
+        request,
     };
     run.train()
 }
@@ -95,7 +97,7 @@ fn introduce(
     let mut note = |text: String| observer.on_event(&Event::Note(text));
     let s = &request.settings;
     let (step, total) = (trainer.step(), trainer.total_steps());
-    match (&s.init_adapter, step) {
+    match (s.init_adapter.last(), step) {
         (_, 1..) => note(format!("resumed at step {step} of {total} from {origin}")),
         (Some(adapter), 0) => {
             note(format!(
@@ -110,6 +112,16 @@ fn introduce(
         }
         (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
         (None, 0) => note(format!("new run: {total} steps ({origin})")),
+    }
+    if let [folded @ .., _] = &s.init_adapter[..]
+        && !folded.is_empty()
+    {
+        let folded: Vec<String> = folded.iter().map(|f| f.display().to_string()).collect();
+        let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
+        note(format!(
+            "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
+            run.display()
+        ));
     }
     if extended && step > 0 {
         note(format!(
@@ -147,7 +159,7 @@ struct Run<'a> {
     summary: Summary,
     /// The newest step whose checkpoint is durable.
     last_saved: Option<u64>,
-    program: String,
+    request: Request,
 }
 
 impl Run<'_> {
@@ -293,12 +305,11 @@ impl Run<'_> {
         self.save(Wait::Block)?;
         self.report_saves();
         self.leave_next_loss();
-        let shown = self.folder.path.display();
         Err(Error::new(
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
         )
-        .hint(format!("to continue: {} resume {shown}", self.program)))
+        .hint(format!("to continue: {}", self.request.continuation(None))))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -393,12 +404,10 @@ impl Run<'_> {
     }
 
     fn already_finished(&mut self) -> Result<Summary> {
-        let shown = self.folder.path.display();
         let step = self.trainer.step();
         let note = format!(
-            "training complete at step {step}; adapter written again; to train on: {} resume {shown} --max-steps {}",
-            self.program,
-            step + step.max(1)
+            "training complete at step {step}; adapter written again; to train on: {}",
+            self.request.continuation(Some(step + step.max(1)))
         );
         self.observer.on_event(&Event::Note(note));
         self.publish()

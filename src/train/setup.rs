@@ -1,14 +1,14 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
+use super::initial::initial_adapter;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
 use super::{ENGINE, PlanReport};
 use crate::checkpoint::state::{Identity, State};
 use crate::config::{self, DeviceChoice, Recompute, Settings, Strategy};
-use crate::data::dataset;
+use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Cpu, Device, Planner, Purpose};
 use crate::error::{Error, Kind, Result};
-use crate::formats::peft;
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::report::event::{Event, Observer};
 use std::path::{Path, PathBuf};
@@ -58,7 +58,8 @@ fn refuse_cuda(index: u32) -> Result<()> {
 ///
 /// # Errors
 /// A device that is not there, or settings this version cannot follow.
-pub fn refuse_unsupported(s: &Settings) -> Result<()> {
+pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
+    config::check_values(s)?;
     if let DeviceChoice::Cuda(index) = s.device {
         refuse_cuda(index)?;
     }
@@ -68,7 +69,9 @@ pub fn refuse_unsupported(s: &Settings) -> Result<()> {
         )
         .hint("--init-adapter starts at step 0 from an adapter's weights"));
     }
-    if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
+    let evaluates =
+        s.valid_file.is_some() || s.val_set_size > 0.0 || rows.is_some_and(|r| !r.eval.is_empty());
+    if s.load_best_model_at_end && !evaluates {
         return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
             .hint("give --valid-file or --val-set-size, and --eval-strategy"));
     }
@@ -79,64 +82,33 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
     s.cache_dir.clone()
 }
 
-/// Adapter specification and flat initial values: from `--init-adapter`, or fresh from the seed.
-/// A run that continues does not need the folder it once began from.
-fn initial_adapter(
-    s: &mut Settings,
-    spec: &Spec,
-    resumed: Option<&State>,
-    identity: &mut Identity,
-) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
-    let read = match (s.init_adapter.as_deref().map(peft::read).transpose(), resumed) {
-        (Err(_), Some(_)) => None,
-        (read, _) => read?,
-    };
-    if let Some(a) = &read {
-        s.lora_r = a.config.r;
-        s.lora_alpha = a.config.lora_alpha;
-        s.use_rslora = a.config.use_rslora;
-        s.lora_target_modules = config::Targets::Names(a.config.target_modules.clone());
-    }
-    let adapter = AdapterSpec {
-        rank: s.lora_r,
-        alpha: s.lora_alpha,
-        dropout: s.lora_dropout,
-        targets: s.lora_target_modules.clone(),
-        rslora: s.use_rslora,
-    };
-    let layout = Layout::new(spec, &adapter)?;
-    let initial = match &read {
-        Some(a) => layout.from_peft(a)?,
-        None => layout.initial(s.seed),
-    };
-    if let (Some(state), None, true) = (resumed, &read, s.init_adapter.is_some()) {
-        identity
-            .0
-            .extend(state.identity.0.get("adapter.initial").map(|d| ("adapter.initial".into(), d.clone())));
-        return Ok((adapter, layout, initial));
-    }
-    let digest = blake3::hash(&initial.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    identity.0.insert("adapter.initial".into(), digest.to_hex().to_string());
-    Ok((adapter, layout, initial))
-}
-
 impl Setup {
-    /// Reads and checks everything the run reads. `resumed` is the checkpoint it continues from.
+    /// Reads and checks everything the run reads; `rows` stand in for data files, `resumed` is the checkpoint it
+    /// continues from.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
-    pub fn open(settings: &Settings, resumed: Option<&State>, observer: &mut dyn Observer) -> Result<Self> {
-        refuse_unsupported(settings)?;
+    pub fn open(
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        refuse_unsupported(settings, rows.as_ref())?;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
         let spec = spec::read(&settings.model)?;
-        let weights = Weights::open(&settings.model, &spec)?;
+        let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
-        let (adapter, layout, initial) = initial_adapter(&mut settings, &spec, resumed, &mut identity)?;
-        let prepared = dataset::prepare(&settings, spec.vocab, observer)?;
+        let (adapter, layout, initial) =
+            initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity)?;
+        let prepared = match rows {
+            Some(rows) => dataset::prepare_rows(rows, &settings, spec.vocab, observer)?,
+            None => dataset::prepare(&settings, spec.vocab, observer)?,
+        };
         identity.0.extend(prepared.identity);
         identity.0.extend(config::math_identity(&settings));
         identity.0.insert("engine.arithmetic".into(), ENGINE.into());
