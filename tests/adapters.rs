@@ -150,7 +150,8 @@ fn every_layer_has_its_own_rank_and_scale() {
 fn the_names_that_are_written_name_the_same_layers() {
     let (_, model) = tiny_spec("names");
     let q = |layer: usize| format!("model.layers.{layer}.self_attn.q_proj");
-    let rows: [(&[&str], Option<Vec<usize>>, &[&str]); 5] = [
+    type Case<'a> = (&'a [&'a str], Option<Vec<usize>>, &'a [&'a str]);
+    let rows: [Case<'_>; 5] = [
         (&["q_proj", "mlp.up_proj"], None, &["q_proj", "up_proj"]),
         (&["q_proj"], Some(vec![1]), &["q_proj"]),
         (&["layers.1.self_attn.q_proj"], None, &[&q(1)]),

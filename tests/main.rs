@@ -5,6 +5,7 @@ mod cli;
 mod common;
 mod config;
 mod data;
+mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
 mod faults;

@@ -1,9 +1,10 @@
 //! PEFT's `rank_pattern` and `alpha_pattern`: numbers for the layers the end of whose name a pattern matches.
 //!
 //! PEFT takes the first key of the dictionary for which `re.match(rf"(.*\.)?({key})$", module)` holds
-//! (`get_pattern_key` in PEFT 0.21). Two engines agree on a pattern only where their syntax does, so a pattern may
-//! hold what [`check_syntax`] lists and nothing else. Nor is the order of the dictionary kept by every file that
-//! holds one: where two patterns give a layer different numbers, that is refused.
+//! (`get_pattern_key` in PEFT 0.21). A pattern may hold what Python's `re` and Rust's `regex` read alike: letters,
+//! digits, `_`, `-`, the characters `. ^ $ |`, groups `(…)` and `(?:…)`, classes of such letters, ranges and dots,
+//! `\.`, `\d`, `\w`, and one quantifier at a time. The order of the dictionary is not kept by every file that holds
+//! one: where two patterns give a layer different numbers, that is refused.
 
 use crate::error::{Error, Result};
 use regex::bytes::{Regex, RegexBuilder};
@@ -93,8 +94,7 @@ fn compile(pattern: &str) -> std::result::Result<Regex, String> {
     whole.map_err(|_| "its brackets do not match, or it is too large".into())
 }
 
-/// What Python's `re` and Rust's `regex` read alike: letters, digits, `_`, `-`, the characters `. ^ $ |`, groups
-/// `(…)` and `(?:…)`, classes of such letters, ranges and dots, `\.`, `\d`, `\w`, and one quantifier at a time.
+/// Whether the pattern holds only what the top of this file lists.
 fn check_syntax(pattern: &str) -> std::result::Result<(), String> {
     if pattern.is_empty() || pattern.len() > MAX_LEN {
         return Err(format!("it has {} bytes, 1 to {MAX_LEN} are wanted", pattern.len()));
