@@ -14,6 +14,7 @@ use qwentune::report::event::Event;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 fn table<T>(rows: &[(&str, T)]) -> BTreeMap<String, T>
@@ -295,6 +296,27 @@ fn adapters_before_the_last_are_part_of_the_base() {
     write_adapter(&base, "a", 1, &["q_proj", "down_proj"]);
     train(&resuming(&run)).unwrap();
     assert_same(&reference, &results(&run.output_dir).unwrap(), "folded, interrupted");
+}
+
+/// What the run began with is no second way to start, and is not needed any more.
+#[test]
+fn resume_goes_to_any_step_without_the_adapter_the_run_began_with() {
+    let base = folding("resume-any-step");
+    let run = Settings { init_adapter: base.init_adapter[1..].to_vec(), save_total_limit: 9, ..base.clone() };
+    train_until(&run, after(3)).unwrap_err();
+    std::fs::remove_dir_all(&run.init_adapter[1]).unwrap();
+    let resume = |step: &str| {
+        let folder = run.output_dir.to_str().unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_qwentune"));
+        let output = command.args(["resume", folder, "--resume-from-checkpoint", step]).output().unwrap();
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    std::fs::rename(&run.init_adapter[0], run.init_adapter[0].with_extension("gone")).unwrap();
+    let (code, text) = resume("1");
+    assert!(code == Some(65) && text.contains("/b: no such adapter folder"), "{code:?} {text}");
+    std::fs::rename(run.init_adapter[0].with_extension("gone"), &run.init_adapter[0]).unwrap();
+    let (code, text) = resume("1");
+    assert_eq!(code, Some(0), "{text}");
 }
 
 #[test]

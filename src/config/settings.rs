@@ -144,7 +144,8 @@ pub enum ResumeFrom {
     Path(PathBuf),
 }
 
-/// Everything `train` can be told, resolved: defaults filled in, values checked one by one.
+/// Everything `train` can be told, resolved: defaults filled in, values checked one by one. What each means is in
+/// [`crate::config::fields::FIELDS`] and the README; lengths are in tokens, learning rates are those of one step.
 /// Serialises to the `settings` object of `run.json` and is read back from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -67,17 +67,13 @@ pub fn prepare(settings: &Settings, vocab_size: usize, observer: &mut dyn Observ
 /// identity is the digest of their tokens and labels.
 ///
 /// # Errors
-/// Names the first 20 bad rows, counted from 1; rows beside files in the settings.
+/// Names the first 20 bad rows, counted from 1; no row that can be used.
 pub fn prepare_rows(
     rows: Rows,
     settings: &Settings,
     vocab_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Prepared> {
-    if !settings.train_files.is_empty() || settings.valid_file.is_some() {
-        return Err(Error::usage("rows were handed over, and the settings name data files as well")
-            .hint("leave train_files and valid_file empty"));
-    }
     let mut source = Source { settings, vocab_size, renderer: None, identity: BTreeMap::new(), observer };
     let mut train = Dataset::join(vec![source.memory(rows.train, "training rows")?]);
     let mut eval = None;

@@ -15,6 +15,8 @@ use std::fmt::Display;
 const MAX_PATTERNS: usize = 4096;
 /// Longest pattern, bytes.
 const MAX_LEN: usize = 512;
+/// Largest compiled pattern, bytes: repetitions of repetitions grow fast.
+const MAX_COMPILED: usize = 1 << 17;
 
 /// A table of patterns, ready to be matched.
 pub struct Patterns<T> {
@@ -88,7 +90,7 @@ impl<T: Copy + PartialEq + Display> Patterns<T> {
 
 fn compile(pattern: &str) -> std::result::Result<Regex, String> {
     check_syntax(pattern)?;
-    let build = |text: &str| RegexBuilder::new(text).unicode(false).build();
+    let build = |text: &str| RegexBuilder::new(text).unicode(false).size_limit(MAX_COMPILED).build();
     // Alone first: `a)|(b` would be whole only inside PEFT's own brackets.
     let whole = build(pattern).and_then(|_| build(&format!("^(?:.*\\.)?(?:{pattern})$")));
     whole.map_err(|_| "its brackets do not match, or it is too large".into())

@@ -26,11 +26,16 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
     Setup::open(settings, None, None, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes.
+/// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings.
+/// Everything it writes is in the settings' output folder, which is locked meanwhile, and in the token cache. It goes
+/// on until the last step, or until `control` asks for a stop; the state is then saved first.
 ///
 /// # Errors
-/// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
+/// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(mut request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
     setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;

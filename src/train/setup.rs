@@ -69,6 +69,10 @@ pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
         )
         .hint("--init-adapter starts at step 0 from an adapter's weights"));
     }
+    if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
+        return Err(Error::usage("rows were handed over, and the settings name data files as well")
+            .hint("leave train_files and valid_file empty"));
+    }
     let evaluates =
         s.valid_file.is_some() || s.val_set_size > 0.0 || rows.is_some_and(|r| !r.eval.is_empty());
     if s.load_best_model_at_end && !evaluates {
