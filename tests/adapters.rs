@@ -251,16 +251,16 @@ fn write_adapter(settings: &Settings, name: &str, seed: u64, targets: &[&str]) -
 
 fn folding(name: &str) -> Settings {
     let mut settings = tiny_settings(&scratch(name));
-    settings.init_adapter = vec![
+    settings.fold_adapters = vec![
         write_adapter(&settings, "a", 1, &["q_proj", "down_proj"]),
         write_adapter(&settings, "b", 2, &["q_proj", "k_proj"]),
-        write_adapter(&settings, "c", 3, &["q_proj", "o_proj"]),
     ];
+    settings.init_adapter = Some(write_adapter(&settings, "c", 3, &["q_proj", "o_proj"]));
     settings
 }
 
 #[test]
-fn adapters_before_the_last_are_part_of_the_base() {
+fn folded_adapters_are_part_of_the_base() {
     let base = folding("folded");
     let said = std::cell::RefCell::new(String::new());
     train_until(&base, |event| {
@@ -270,21 +270,22 @@ fn adapters_before_the_last_are_part_of_the_base() {
         false
     })
     .unwrap();
-    let list = base.init_adapter[..2].iter().map(|p| p.to_str().unwrap()).collect::<Vec<_>>().join(",");
+    let list = base.fold_adapters.iter().map(|p| p.to_str().unwrap()).collect::<Vec<_>>().join(",");
     assert!(said.borrow().contains(&format!("folded into the base: {list}")), "{}", said.borrow());
     let reference = results(&base.output_dir).unwrap();
     let trained = peft::read(&base.output_dir.join("adapter")).unwrap();
     assert_eq!(trained.config.target_modules, ["o_proj", "q_proj"]);
 
-    let alone = Settings { init_adapter: base.init_adapter[2..].to_vec(), ..beside(&base, "alone") };
+    let alone = Settings { fold_adapters: Vec::new(), ..beside(&base, "alone") };
     train(&alone).unwrap();
     assert_ne!(reference["adapter"], results(&alone.output_dir).unwrap()["adapter"]);
 
-    // The last is not needed to continue, the others are.
+    // The one it began with is not needed to continue, the folded ones are.
     let run = beside(&base, "interrupted");
     train_until(&run, after(2)).unwrap_err();
-    std::fs::rename(&base.init_adapter[2], base.init_adapter[2].with_extension("gone")).unwrap();
-    let run = RunFile::read(&run.output_dir).unwrap().settings; // the last one's ranks and targets are in it
+    let first = base.init_adapter.as_ref().unwrap();
+    std::fs::rename(first, first.with_extension("gone")).unwrap();
+    let run = RunFile::read(&run.output_dir).unwrap().settings; // its ranks and targets are in it
     train_until(&resuming(&run), after(3)).unwrap_err();
     let other = write_adapter(&base, "a", 9, &["q_proj", "down_proj"]);
     let error = train(&resuming(&run)).unwrap_err();
@@ -302,27 +303,42 @@ fn adapters_before_the_last_are_part_of_the_base() {
 #[test]
 fn resume_goes_to_any_step_without_the_adapter_the_run_began_with() {
     let base = folding("resume-any-step");
-    let run = Settings { init_adapter: base.init_adapter[1..].to_vec(), save_total_limit: 9, ..base.clone() };
+    let run = Settings { save_total_limit: 9, ..base.clone() };
     train_until(&run, after(3)).unwrap_err();
-    std::fs::remove_dir_all(&run.init_adapter[1]).unwrap();
-    let resume = |step: &str| {
+    std::fs::remove_dir_all(run.init_adapter.as_ref().unwrap()).unwrap();
+    let resume = |flags: &[&str]| {
         let folder = run.output_dir.to_str().unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_qwentune"));
-        let output = command.args(["resume", folder, "--resume-from-checkpoint", step]).output().unwrap();
+        let output = command.args(["resume", folder]).args(flags).output().unwrap();
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
-    std::fs::rename(&run.init_adapter[0], run.init_adapter[0].with_extension("gone")).unwrap();
-    let (code, text) = resume("1");
-    assert!(code == Some(65) && text.contains("/b: no such adapter folder"), "{code:?} {text}");
-    std::fs::rename(run.init_adapter[0].with_extension("gone"), &run.init_adapter[0]).unwrap();
-    let (code, text) = resume("1");
+    let moved = run.fold_adapters[0].with_extension("moved");
+    std::fs::rename(&run.fold_adapters[0], &moved).unwrap();
+    let (code, text) = resume(&["--resume-from-checkpoint", "1"]);
+    assert!(code == Some(65) && text.contains("/a: no such adapter folder"), "{code:?} {text}");
+    let list = format!("{},{}", moved.display(), run.fold_adapters[1].display());
+    let (code, text) = resume(&["--resume-from-checkpoint", "1", "--fold-adapters", &list]);
     assert_eq!(code, Some(0), "{text}");
+}
+
+#[test]
+fn a_new_adapter_begins_on_a_folded_base() {
+    let mut base = folding("new-on-folded");
+    base.init_adapter = None;
+    train(&base).unwrap();
+    let folded = results(&base.output_dir).unwrap();
+    let mut plain = beside(&base, "plain");
+    plain.fold_adapters.clear();
+    train(&plain).unwrap();
+    let plain = results(&plain.output_dir).unwrap();
+    assert_eq!(folded["config"], plain["config"], "what is trained is the same");
+    assert_ne!(folded["adapter"], plain["adapter"], "what it is trained on is not");
 }
 
 #[test]
 fn an_adapter_of_another_model_is_named() {
     let mut settings = folding("unfit");
-    let narrow = settings.init_adapter[0].join("adapter_config.json");
+    let narrow = settings.fold_adapters[0].join("adapter_config.json");
     let text = std::fs::read_to_string(&narrow).unwrap();
     std::fs::write(&narrow, text.replace("\"r\": 3", "\"r\": 4")).unwrap();
     let error = train(&settings).unwrap_err();
@@ -332,7 +348,8 @@ fn an_adapter_of_another_model_is_named() {
     let error = train(&beside(&settings, "second")).unwrap_err();
     assert_eq!(error.kind, Kind::Input, "{error}");
     assert!(error.what.contains("(?=x)") && error.what.contains("not supported"), "{error}");
-    settings.init_adapter.clear();
+    settings.fold_adapters.clear();
+    settings.init_adapter = None;
     settings.lora_rank_pattern = table(&[("q_proj(?=x)", 5)]);
     assert_eq!(train(&beside(&settings, "third")).unwrap_err().kind, Kind::Usage);
 }
@@ -385,7 +402,7 @@ fn only_adapted_matrices_are_copied() {
     let model = spec::read(&settings.model).unwrap();
     let open = || Weights::open(&settings.model, &model).unwrap();
     let (plain, mut folded) = (open(), open());
-    let adapter = Adapter::read(&settings.init_adapter[0], &model).unwrap();
+    let adapter = Adapter::read(&settings.fold_adapters[0], &model).unwrap();
     fold::fold(&mut folded, &adapter).unwrap();
     for (before, after) in plain.blocks.iter().zip(&folded.blocks) {
         assert_ne!(before.qkv[0].weight.bytes(), after.qkv[0].weight.bytes());
@@ -398,5 +415,5 @@ fn only_adapted_matrices_are_copied() {
     let mut other = adapter.clone();
     other.layout.slots[0].scale = 1.0;
     assert_ne!(other.digest(), digest);
-    assert_eq!(Adapter::read(Path::new(&settings.init_adapter[0]), &model).unwrap().digest(), digest);
+    assert_eq!(Adapter::read(Path::new(&settings.fold_adapters[0]), &model).unwrap().digest(), digest);
 }

@@ -147,7 +147,8 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         overwrite_output_dir: true,
         allow_inexact: true,
         quiet: true,
-        init_adapter: vec!["a".into(), "b".into()],
+        init_adapter: Some("adapter".into()),
+        fold_adapters: vec!["a".into(), "b".into()],
         lora_rank_pattern: BTreeMap::from([("q_proj".into(), 4)]),
         lora_alpha_pattern: BTreeMap::from([("q_proj".into(), 0.1)]),
         layers_to_transform: Some(vec![0, 3]),
@@ -279,13 +280,20 @@ fn the_readme_lists_every_setting_as_it_is() {
 
 #[test]
 fn nothing_is_set_by_a_value_that_says_none() {
-    for name in ["valid_file", "cache_dir", "layers_to_transform", "max_steps", "eval_steps", "warmup_ratio"]
-    {
+    for name in [
+        "valid_file",
+        "cache_dir",
+        "init_adapter",
+        "layers_to_transform",
+        "max_steps",
+        "eval_steps",
+        "warmup_ratio",
+    ] {
         let field = find(name).unwrap();
         assert_eq!(from_text(field, "None").unwrap(), Value::Null, "{name}");
     }
     assert_eq!(from_text(find("max_steps").unwrap(), "-1").unwrap(), Value::Null);
-    assert_eq!(from_text(find("init_adapter").unwrap(), "None").unwrap(), json!([]));
+    assert_eq!(from_text(find("fold_adapters").unwrap(), "None").unwrap(), json!([]));
 }
 
 #[test]
@@ -297,13 +305,13 @@ fn lists_are_read_as_other_tools_write_them() {
     assert_eq!(from_json(layers, &json!([3, 0])).unwrap(), json!([0, 3]));
     assert_eq!(from_json(layers, &json!(2)).unwrap(), json!([2]));
     assert!(from_json(layers, &json!([])).is_err() && from_json(layers, &json!(["a"])).is_err());
-    let adapters = find("checkpoint_dir").unwrap();
+    let adapters = find("fold_adapters").unwrap();
     assert_eq!(from_text(adapters, "lora/a, lora/b,").unwrap(), json!(["lora/a", "lora/b"]));
     assert_eq!(to_text(adapters.kind, &json!(["lora/a", "lora/b"])), "lora/a,lora/b");
     let file =
-        "lora_rank_pattern = { q_proj = 4 }\nlayers_to_transform = [1, 0]\ninit_adapter = [\"a\", \"b\"]\n";
+        "lora_rank_pattern = { q_proj = 4 }\nlayers_to_transform = [1, 0]\nfold_adapters = [\"a\", \"b\"]\n";
     let settings = from_file("lists.toml", file).unwrap();
     assert_eq!(settings.lora_rank_pattern, BTreeMap::from([("q_proj".into(), 4)]));
     assert_eq!(settings.layers_to_transform, Some(vec![0, 1]));
-    assert_eq!(settings.init_adapter, [PathBuf::from("a"), PathBuf::from("b")]);
+    assert_eq!(settings.fold_adapters, [PathBuf::from("a"), PathBuf::from("b")]);
 }

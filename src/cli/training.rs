@@ -109,7 +109,7 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
     let mut inputs = std::iter::once(&frozen.model)
         .chain(&frozen.train_files)
         .chain(&frozen.valid_file)
-        .chain(&frozen.init_adapter);
+        .chain(&frozen.fold_adapters);
     if !inputs.any(|path| path.is_relative() && !path.exists() && there.join(path).exists()) {
         return Ok(());
     }
@@ -118,14 +118,16 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
         Ok(())
     };
     absolute(&mut settings.output_dir)?;
-    let Settings { model, train_files, valid_file, cache_dir, .. } = settings;
+    let Settings { model, train_files, valid_file, cache_dir, fold_adapters, .. } = settings;
     let single =
         [("model", Some(model)), ("valid_file", valid_file.as_mut()), ("cache_dir", cache_dir.as_mut())];
     for (_, path) in single.into_iter().filter(|(key, _)| flags.has(key)) {
         path.map_or(Ok(()), absolute)?;
     }
-    if flags.has("train_files") {
-        train_files.iter_mut().try_for_each(absolute)?;
+    for (key, paths) in [("train_files", train_files), ("fold_adapters", fold_adapters)] {
+        if flags.has(key) {
+            paths.iter_mut().try_for_each(absolute)?;
+        }
     }
     std::env::set_current_dir(&there).map_err(|e| Error::reading(&there, &e))
 }

@@ -141,7 +141,7 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    need(s.resume_from_checkpoint.is_none() || s.init_adapter.is_empty(), || {
+    need(s.resume_from_checkpoint.is_none() || s.init_adapter.is_none(), || {
         "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
     })?;
     need(s.resume_from_checkpoint.is_none() || !s.overwrite_output_dir, || {
@@ -189,11 +189,8 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
         }
     }
     // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
-    let needed = match &s.resume_from_checkpoint {
-        Some(_) => s.init_adapter.len().saturating_sub(1),
-        None => s.init_adapter.len(),
-    };
-    match s.init_adapter[..needed].iter().find(|adapter| !adapter.is_dir()) {
+    let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
+    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
         Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
         None => Ok(()),
     }

@@ -318,8 +318,10 @@ pub static FIELDS: &[Field] = &[
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
         "Continue with the complete state: auto, a step, or a path"),
-    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Folders, Io, Group::Start, "none",
-        "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded into the base"),
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
+        "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded"),
+    field("fold_adapters", "fold_adapters", &[], Folders, Io, Group::Start, "none",
+        "PEFT adapters that are folded into the base before training, separated by commas"),
     field("overwrite_output_dir", "overwrite_output_dir", &[], Switch, Start, Group::Start, "",
         "Start over in a folder that holds a run; its files are moved aside"),
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",

@@ -102,7 +102,7 @@ pub static FOREIGN: &[Foreign] = &[
     only("additional_target", NOTHING, "only LoRA matrices are trained"),
     only("num_layer_trainable", &["3"], "LoRA adapts every layer"),
     valued("name_module_trainable", "--lora-target-modules names the adapted layers"),
-    only("resume_lora_training", &["true"], "--init-adapter goes on training the adapter it reads"),
+    only("resume_lora_training", &["true"], "--init-adapter goes on training the adapter it reads; --fold-adapters begins a new one on top of others"),
     only("train_on_prompt", &["false"], "say --train-on all"),
     only("mask_history", &["false"], "say --train-on last-turn"),
     switch("ignore_pad_token_for_loss", "padding is never scored"),

@@ -89,6 +89,7 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     let mut map: Map<String, Value> = layer.given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     // A path that was unset (`--cache-dir none`) is an absent one.
     map.retain(|key, value| !(value.is_null() && matches!(key.as_str(), "model" | "output_dir")));
+    split_adapters(&mut map)?;
     if !map.contains_key("lora_alpha")
         && let Some(rank) = map.get("lora_r").and_then(Value::as_f64)
     {
@@ -98,6 +99,24 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
         serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))?;
     super::check(&settings)?;
     Ok(settings)
+}
+
+/// DeepKE's list `A,B,C` of adapters to begin with: all but the last are folded into the base.
+fn split_adapters(map: &mut Map<String, Value>) -> Result<()> {
+    let Some(Value::String(list)) = map.get("init_adapter") else { return Ok(()) };
+    let mut folders: Vec<String> = list.split(',').map(|folder| folder.trim().to_owned()).collect();
+    folders.retain(|folder| !folder.is_empty());
+    if !list.contains(',') {
+        return Ok(());
+    }
+    if map.get("fold_adapters").and_then(Value::as_array).is_some_and(|folded| !folded.is_empty()) {
+        return Err(Error::usage(
+            "init_adapter lists several adapters, and fold_adapters others: give one list",
+        ));
+    }
+    map.insert("init_adapter".into(), folders.pop().map_or(Value::Null, Value::String));
+    map.insert("fold_adapters".into(), json!(folders));
+    Ok(())
 }
 
 /// Names the setting whose value does not have its type.

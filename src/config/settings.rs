@@ -226,8 +226,9 @@ pub struct Settings {
     pub threads: Option<usize>,
     // start
     pub resume_from_checkpoint: Option<ResumeFrom>,
-    /// PEFT folders: all but the last are folded into the base, the last is trained further.
-    pub init_adapter: Vec<PathBuf>,
+    pub init_adapter: Option<PathBuf>,
+    /// PEFT folders whose adapters are folded into the base, one after the other.
+    pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
     pub fresh_optimizer: bool,
     /// Print nothing but errors.
@@ -295,7 +296,8 @@ impl Default for Settings {
             recompute: Recompute::Auto,
             threads: None,
             resume_from_checkpoint: None,
-            init_adapter: Vec::new(),
+            init_adapter: None,
+            fold_adapters: Vec::new(),
             allow_inexact: false,
             fresh_optimizer: false,
             quiet: false,

@@ -168,7 +168,7 @@ fn modules(text: &str) -> Value {
     }
 }
 
-/// Folders separated by commas, as DeepKE's `--checkpoint_dir` takes them.
+/// Folders separated by commas.
 fn folders(text: &str) -> Value {
     if is_none(text) {
         return json!([]);

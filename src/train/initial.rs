@@ -1,13 +1,14 @@
-//! Where a run's adapter begins: fresh from the seed, or with the adapters of `--init-adapter`.
+//! Where a run's adapter begins: fresh from the seed or with an adapter's weights, on a base with adapters
+//! folded into it.
 
 use crate::checkpoint::state::{Identity, State};
 use crate::config::Settings;
 use crate::error::Result;
 use crate::model::{Adapter, AdapterSpec, Layout, Spec, Weights, fold};
 
-/// Adapter specification, layout and flat initial values. Of several adapters all but the last are folded into
-/// `weights`; what the last one decides is filled into the settings, and the digests of all into the identity. A
-/// run that continues does not need the last one any more.
+/// Adapter specification, layout and flat initial values. `--fold-adapters` are folded into `weights`; what
+/// `--init-adapter` decides is filled into the settings; the digests of all go into the identity. A run that continues
+/// does not need the adapter it began with any more, but still those that are part of its base.
 ///
 /// # Errors
 /// An adapter that cannot be read or does not fit the model; settings that name no layer.
@@ -18,21 +19,23 @@ pub fn initial_adapter(
     resumed: Option<&State>,
     identity: &mut Identity,
 ) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
-    let folders = s.init_adapter.clone();
-    let Some((last, folded)) = folders.split_last() else {
-        let adapter = AdapterSpec::from_settings(s);
-        let layout = Layout::new(spec, &adapter)?;
-        let values = layout.initial(s.seed);
-        identity.0.insert("adapter.initial".into(), digest(&values));
-        return Ok((adapter, layout, values));
-    };
-    for (index, folder) in folded.iter().enumerate() {
+    for (index, folder) in s.fold_adapters.iter().enumerate() {
         let adapter = Adapter::read(folder, spec)?;
         fold::fold(weights, &adapter)?;
         identity.0.insert(format!("adapter.folded.{index}"), adapter.digest());
     }
-    let read = match (Adapter::read(last, spec), resumed) {
-        (Err(_), Some(state)) => return continued(s, spec, state, identity),
+    let Some(folder) = s.init_adapter.clone() else {
+        let (adapter, layout, values) = fresh(s, spec)?;
+        identity.0.insert("adapter.initial".into(), digest(&values));
+        return Ok((adapter, layout, values));
+    };
+    let read = match (Adapter::read(&folder, spec), resumed) {
+        (Err(_), Some(state)) => {
+            // The settings and the checkpoint have all it decided.
+            let known = state.identity.0.get("adapter.initial");
+            identity.0.extend(known.map(|digest| ("adapter.initial".into(), digest.clone())));
+            return fresh(s, spec);
+        }
         (read, _) => read?,
     };
     identity.0.insert("adapter.initial".into(), digest(&read.values));
@@ -40,15 +43,7 @@ pub fn initial_adapter(
     Ok((AdapterSpec::from_settings(s), read.layout, read.values))
 }
 
-/// The adapter of a run whose first folder is gone: the settings and the checkpoint have all it decided.
-fn continued(
-    s: &Settings,
-    spec: &Spec,
-    state: &State,
-    identity: &mut Identity,
-) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
-    let known = state.identity.0.get("adapter.initial");
-    identity.0.extend(known.map(|digest| ("adapter.initial".into(), digest.clone())));
+fn fresh(s: &Settings, spec: &Spec) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
     let adapter = AdapterSpec::from_settings(s);
     let layout = Layout::new(spec, &adapter)?;
     let values = layout.initial(s.seed);

@@ -102,7 +102,7 @@ fn introduce(
     let mut note = |text: String| observer.on_event(&Event::Note(text));
     let s = &request.settings;
     let (step, total) = (trainer.step(), trainer.total_steps());
-    match (s.init_adapter.last(), step) {
+    match (&s.init_adapter, step) {
         (_, 1..) => note(format!("resumed at step {step} of {total} from {origin}")),
         (Some(adapter), 0) => {
             note(format!(
@@ -118,10 +118,8 @@ fn introduce(
         (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
         (None, 0) => note(format!("new run: {total} steps ({origin})")),
     }
-    if let [folded @ .., _] = &s.init_adapter[..]
-        && !folded.is_empty()
-    {
-        let folded: Vec<String> = folded.iter().map(|f| f.display().to_string()).collect();
+    if !s.fold_adapters.is_empty() {
+        let folded: Vec<String> = s.fold_adapters.iter().map(|f| f.display().to_string()).collect();
         let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
         note(format!(
             "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
