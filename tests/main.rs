@@ -1,9 +1,11 @@
 //! One test binary; each module says what it guards.
+mod adapters;
 mod checkpoint;
 mod cli;
 mod common;
 mod config;
 mod data;
+mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
 mod exchange;

@@ -1,7 +1,7 @@
 //! Forward and backward of the Qwen block, written once over `ops`. Buffers are planned before the first
 //! step; a micro-batch of T tokens uses the first T rows of each.
 
-use super::lora::{AdapterSpec, Layout};
+use super::lora::{AdapterSpec, Layout, Slot};
 use super::spec::Spec;
 use super::weights::{BlockWeights, LinearWeights, Weights};
 use crate::config::Recompute;
@@ -170,7 +170,6 @@ impl Constants<'_> {
 /// Places of the adapters' matrices, also of their copies.
 struct Adapters<'a> {
     layout: &'a Layout,
-    scale: f32,
     state: State,
     packed: Region,
     used: usize,
@@ -178,14 +177,15 @@ struct Adapters<'a> {
 }
 
 impl<'a> Adapters<'a> {
-    fn plan(planner: &mut Planner, layout: &'a Layout, scale: f32) -> Self {
+    fn plan(planner: &mut Planner, layout: &'a Layout) -> Self {
         let mut trainable = |storage, len| planner.region(Purpose::TrainableState, storage, len);
         let [params, grads, m, v] = [(); 4].map(|()| trainable(Storage::F32, layout.len));
-        let width = linear::width(planner.target(), layout.rank);
-        let len = layout.slots.iter().map(|s| width * (s.shape[0] + s.shape[1])).sum();
+        let target = planner.target();
+        let copies = |s: &Slot| linear::width(target, s.rank) * (s.shape[0] + s.shape[1]);
+        let len = layout.slots.iter().map(copies).sum();
         let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
         let state = State { params, grads, m, v, sums: reduce::plan(planner, layout.len) };
-        Adapters { layout, scale, state, packed, used: 0, table: Vec::new() }
+        Adapters { layout, state, packed, used: 0, table: Vec::new() }
     }
 
     /// The place of a copy of `rows` × `columns` elements of the [rows, columns] matrix at `source`.
@@ -198,8 +198,9 @@ impl<'a> Adapters<'a> {
     }
 
     fn of(&mut self, l: &LinearWeights, target: Target) -> Option<Lora> {
-        let (rank, slot) = (self.layout.rank, self.layout.slot(&l.name.module)?);
-        let ([output, input], width) = (slot.shape, linear::width(target, rank));
+        let slot = self.layout.slot(&l.name.module)?;
+        let ([output, input], rank, [a, b]) = (slot.shape, slot.rank, slot.lens());
+        let width = linear::width(target, rank);
         let packed = [
             self.copy(slot.a, [rank, input], [width, input]),
             self.copy(slot.b, [output, rank], [output, width]),
@@ -207,11 +208,11 @@ impl<'a> Adapters<'a> {
         Some(Lora {
             rank,
             width,
-            scale: self.scale,
-            a: self.state.params.slice(slot.a, rank * input),
-            b: self.state.params.slice(slot.b, output * rank),
-            grad_a: self.state.grads.slice(slot.a, rank * input),
-            grad_b: self.state.grads.slice(slot.b, output * rank),
+            scale: slot.scale,
+            a: self.state.params.slice(slot.a, a),
+            b: self.state.params.slice(slot.b, b),
+            grad_a: self.state.grads.slice(slot.a, a),
+            grad_b: self.state.grads.slice(slot.b, b),
             packed,
         })
     }
@@ -247,7 +248,7 @@ impl Shapes<'_> {
         self.planner.region(purpose, storage, self.tokens * width)
     }
 
-    fn saved(&mut self, block: &Block, gate_up: Option<Region>) -> Saved {
+    fn saved(&mut self, block: &Block, ranks: [usize; 4], gate_up: Option<Region>) -> Saved {
         use Purpose::SavedActivations as P;
         use Storage::{Activation, F32};
         let (hidden, heads) = (self.spec.hidden, self.spec.heads);
@@ -259,21 +260,21 @@ impl Shapes<'_> {
             mid: self.rows(P, Activation, hidden),
             mlp_rstd: self.rows(P, F32, 1),
             gate_up: gate_up.unwrap_or_else(|| self.rows(P, Activation, block.gate_up.output)),
-            s_qkv: self.rows(P, Activation, block.qkv.rank_sum()),
-            s_out: self.rows(P, Activation, block.attention_out.rank_sum()),
-            s_gate_up: self.rows(P, Activation, block.gate_up.rank_sum()),
-            s_down: self.rows(P, Activation, block.down.rank_sum()),
+            s_qkv: self.rows(P, Activation, ranks[0]),
+            s_out: self.rows(P, Activation, ranks[1]),
+            s_gate_up: self.rows(P, Activation, ranks[2]),
+            s_down: self.rows(P, Activation, ranks[3]),
         }
     }
 
-    fn workspace(&mut self, block: &Block) -> Workspace {
+    fn workspace(&mut self, blocks: &[Block]) -> Workspace {
         use Purpose::Workspace as P;
         use Storage::{Activation, F32};
         let (hidden, width) = (self.spec.hidden, self.spec.intermediate);
         let attended = self.spec.heads * self.spec.head_dim;
-        let groups = [&block.qkv, &block.attention_out, &block.gate_up, &block.down];
-        let target = self.planner.target();
-        let most = |f: &dyn Fn(&Group) -> usize| groups.map(f).into_iter().max().unwrap_or(0);
+        let (block, target) = (&blocks[0], self.planner.target());
+        let groups = || blocks.iter().flat_map(|block| block.parts().map(|(_, group)| group));
+        let most = |f: &dyn Fn(&Group) -> usize| groups().map(f).max().unwrap_or(0);
         let logits = loss::row_len(target, self.spec.vocab);
         let chunk = (logit_elements(target) / logits).clamp(1, self.tokens);
         let partial = most(&|g| g.partial_len(target, self.tokens));
@@ -336,6 +337,11 @@ impl Block {
         }
     }
 
+    /// Rank sums of the groups, in the order of [`Block::parts`].
+    fn ranks(&self) -> [usize; 4] {
+        self.parts().map(|(_, group)| group.rank_sum())
+    }
+
     fn parts(&self) -> [(Part, &Group); 4] {
         [
             (Part::Qkv, &self.qkv),
@@ -396,7 +402,7 @@ impl Network {
         recompute: Recompute,
     ) -> Result<Self> {
         check_shapes(planner.target(), spec)?;
-        let mut adapters = Adapters::plan(planner, layout, adapter.scale());
+        let mut adapters = Adapters::plan(planner, layout);
         let mut constants = Constants { planner, values: Vec::new() };
         let table = constants.add(&rope::table(spec.head_dim, spec.rope_theta, tokens));
         let final_weight = constants.add(&weights.norm);
@@ -418,7 +424,7 @@ impl Network {
         let mut shapes = Shapes { planner, spec, tokens };
         let saved = plan_saved(&mut shapes, &blocks, first, recompute);
         let residuals = plan_residuals(&mut shapes, blocks.len(), first);
-        let work = shapes.workspace(&blocks[0]);
+        let work = shapes.workspace(&blocks);
         Ok(Network {
             target: planner.target(),
             spec: spec.clone(),
@@ -872,12 +878,18 @@ struct LinearGrad {
     dx: Region,
 }
 
+/// The largest rank sum of each group over all blocks.
+fn widest(blocks: &[Block]) -> [usize; 4] {
+    blocks.iter().map(Block::ranks).fold([0; 4], |most, ranks| std::array::from_fn(|i| most[i].max(ranks[i])))
+}
+
 /// Blocks below the first adapted one share a set; so do all blocks when everything is recomputed.
 fn plan_saved(shapes: &mut Shapes<'_>, blocks: &[Block], first: usize, recompute: Recompute) -> Vec<Saved> {
-    let shared = (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], None));
+    let shared =
+        (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], widest(blocks), None));
     let mut gate_up = None;
     let own = |shapes: &mut Shapes<'_>, block: &Block, gate_up: &mut Option<Region>| {
-        let saved = shapes.saved(block, *gate_up);
+        let saved = shapes.saved(block, block.ranks(), *gate_up);
         if recompute == Recompute::Mlp {
             *gate_up = Some(saved.gate_up);
         }

@@ -40,7 +40,7 @@ impl Course {
 
 fn trainer(settings: &Settings, device: Chosen) -> Result<Trainer> {
     let mut silent = |_: &Event| {};
-    Ok(Setup::open(settings, None, device, &mut silent)?.trainer(&mut silent)?.0)
+    Ok(Setup::open(settings, None, None, device, &mut silent)?.trainer(&mut silent)?.0)
 }
 
 /// ‖a − b‖ / ‖b‖.
@@ -117,7 +117,7 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
         }
     };
     let request =
-        Request { settings: settings.clone(), command_line: vec!["selftest".into()], must_resume: false };
+        Request { settings: settings.clone(), command_line: vec!["selftest".into()], ..Request::default() };
     match run_on(options.devices, request, &control, &mut observer) {
         Err(error) if error.kind == Kind::Stopped && stop.is_some() => Ok(()),
         done => done.map(|_| ()),

@@ -25,14 +25,16 @@ const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 /// As [`run`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
     let device = Devices::default().choose_for_plan(settings)?;
-    Setup::open(settings, None, device, observer)?.report()
+    Setup::open(settings, None, None, device, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes. A checkpoint of Hugging Face's Trainer is imported
-/// first.
+/// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings; a
+/// checkpoint of Hugging Face's Trainer is imported first. Everything it writes is in the settings' output folder, which
+/// is locked meanwhile, and in the token cache. It goes on until the last step, or until `control` asks for a stop; the
+/// state is then saved first.
 ///
 /// # Errors
-/// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
+/// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
     run_on(Devices::default(), request, control, observer)
 }
@@ -47,7 +49,10 @@ pub fn run_on(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    setup::refuse_unsupported(&request.settings)?;
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
     devices.check(&request.settings)?;
     if exchange::trainer_checkpoint(&request.settings).is_some() {
         exchange::import(devices, &request, observer)?;
@@ -60,7 +65,9 @@ pub fn run_on(
     start::claim(&request, &folder, observer)?;
     let found = start::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
-    let setup = Setup::open(&request.settings, found.state.as_ref(), device, observer)?;
+    // They are kept encoded from here on; that there were any is remembered.
+    let rows = request.rows.as_mut().map(std::mem::take);
+    let setup = Setup::open(&request.settings, rows, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
     let (mut inexact, mut tainted) = (false, false);
@@ -104,7 +111,7 @@ pub fn run_on(
         weights: weights.map,
         summary: Summary::default(),
         last_saved: None,
-        program: request.program().to_owned(),
+        request,
     };
     run.train()
 }
@@ -136,6 +143,14 @@ fn introduce(
         }
         (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
         (None, 0) => note(format!("new run: {total} steps ({origin})")),
+    }
+    if !s.fold_adapters.is_empty() {
+        let folded: Vec<String> = s.fold_adapters.iter().map(|f| f.display().to_string()).collect();
+        let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
+        note(format!(
+            "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
+            run.display()
+        ));
     }
     if extended && step > 0 {
         note(format!(
@@ -176,7 +191,7 @@ struct Run<'a> {
     summary: Summary,
     /// The newest step whose checkpoint is durable.
     last_saved: Option<u64>,
-    program: String,
+    request: Request,
 }
 
 impl Run<'_> {
@@ -333,12 +348,11 @@ impl Run<'_> {
         self.save(Wait::Block)?;
         self.report_saves();
         self.leave_next_loss();
-        let shown = self.folder.path.display();
         Err(Error::new(
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
         )
-        .hint(format!("to continue: {} resume {shown}", self.program)))
+        .hint(format!("to continue: {}", self.request.continuation(None))))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -433,12 +447,10 @@ impl Run<'_> {
     }
 
     fn already_finished(&mut self) -> Result<Summary> {
-        let shown = self.folder.path.display();
         let step = self.trainer.step();
         let note = format!(
-            "training complete at step {step}; adapter written again; to train on: {} resume {shown} --max-steps {}",
-            self.program,
-            step + step.max(1)
+            "training complete at step {step}; adapter written again; to train on: {}",
+            self.request.continuation(Some(step + step.max(1)))
         );
         self.observer.on_event(&Event::Note(note));
         self.publish()

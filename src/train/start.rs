@@ -26,7 +26,7 @@ pub struct Start {
 /// [`crate::error::Kind::Output`] naming both continuations.
 pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
     let s = &request.settings;
-    let (program, shown) = (request.program(), folder.path.display());
+    let (continuation, shown) = (request.continuation(None), folder.path.display());
     if !folder.holds_run() || request.must_resume {
         return Ok(());
     }
@@ -34,7 +34,7 @@ pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer)
         Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {
             return Err(Error::output(format!("{shown} already holds a run, {} is another", path.display()))
                 .hint(format!(
-                    "continue the one that is here: {program} resume {shown}   or choose a new --output-dir"
+                    "continue the one that is here: {continuation}   or choose a new --output-dir"
                 )));
         }
         Some(_) => return Ok(()),
@@ -42,7 +42,7 @@ pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer)
     }
     if !s.overwrite_output_dir {
         return Err(Error::output(format!("{shown} already holds a run"))
-            .hint(format!("continue it: {program} resume {shown}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
+            .hint(format!("continue it: {continuation}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
     }
     if let Some(target) = folder.move_aside()? {
         let note = format!("the earlier run's files were moved to {}", target.display());

@@ -305,7 +305,7 @@ impl Trainer {
         let faster = AdamW { lr: lr * ratio, ..numbers };
         for slot in &self.layout.slots {
             run(&numbers, slot.a, slot.b - slot.a);
-            run(&faster, slot.b, slot.shape[0] * self.layout.rank);
+            run(&faster, slot.b, slot.lens()[1]);
         }
     }
 

@@ -8,7 +8,7 @@ use qwentune::device::cuda::Driver;
 use qwentune::error::{Kind, Result};
 use qwentune::report::event::Event;
 use qwentune::selftest::{self, Row, Settings, tiny};
-use qwentune::train::{self, Control, Devices, Request};
+use qwentune::train::{self, Control, Devices, Request, Summary};
 
 fn open<const MODE: usize>(_: u32) -> Result<Box<dyn Driver>> {
     Ok(Box::new(Emulated::new(MODE)))
@@ -67,6 +67,11 @@ fn an_interrupted_run_ends_in_the_same_bytes() {
     assert_eq!(selftest::TRAINING.len(), 3, "a test for each part");
 }
 
+fn run_on(devices: Devices, settings: Config) -> Result<Summary> {
+    let request = Request { settings, rows: None, command_line: vec!["test".into()], must_resume: false };
+    train::run_on(devices, request, &Control::default(), &mut |_: &Event| {})
+}
+
 /// The snapshot of a step is copied while the next one is computed, and the optimizer waits for it: on this device copies
 /// are done as late as they may be.
 #[test]
@@ -85,8 +90,7 @@ fn a_run_that_saves_every_step_ends_as_one_that_saves_once() {
                 ..tiny::settings(&folder, 5)
             };
             let run = settings.output_dir.clone();
-            let request = Request { settings, command_line: vec!["test".into()], must_resume: false };
-            train::run_on(devices::<2>(), request, &Control::default(), &mut |_: &Event| {}).unwrap();
+            run_on(devices::<2>(), settings).unwrap();
             (results(&run).unwrap(), run)
         })
         .collect();
@@ -101,8 +105,7 @@ fn a_run_that_saves_every_step_ends_as_one_that_saves_once() {
         resume_from_checkpoint: Some(ResumeFrom::Auto),
         ..tiny::settings(&folder, 5)
     };
-    let request = Request { settings, command_line: vec!["test".into()], must_resume: false };
-    train::run_on(devices::<2>(), request, &Control::default(), &mut |_: &Event| {}).unwrap();
+    run_on(devices::<2>(), settings).unwrap();
     assert_same(&runs[1].0, &results(run).unwrap(), "the checkpoint before the last");
 }
 
@@ -114,8 +117,7 @@ fn a_run_that_does_not_fit_is_refused_with_what_would_help() {
     let small =
         Devices { open: |_| Ok(Box::new(Emulated::with_memory(0, (512 << 20) + 4096))), ..devices::<0>() };
     let settings = Config { device: DeviceChoice::Cuda(0), ..tiny::settings(&folder, 5) };
-    let request = Request { settings, command_line: vec!["test".into()], must_resume: false };
-    let error = train::run_on(small, request, &Control::default(), &mut |_: &Event| {}).unwrap_err();
+    let error = run_on(small, settings).unwrap_err();
     assert_eq!(error.kind, Kind::Device);
     assert!(error.what.contains("are available") && error.remedy.contains("--recompute full"), "{error}");
 }

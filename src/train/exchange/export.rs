@@ -5,7 +5,7 @@ use super::import::trainer_epoch;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
-use crate::config::{self, Layer, RunFile, Settings, value};
+use crate::config::{self, Layer, RunFile, Settings, value, Targets};
 use crate::error::{Error, Result};
 use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
@@ -130,8 +130,14 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         r: s.lora_r,
         lora_alpha: s.lora_alpha,
         lora_dropout: s.lora_dropout,
-        target_modules: names::target_names(modules),
+        target_modules: match &s.lora_target_modules {
+            Targets::AllLinear => names::target_names(modules),
+            Targets::Names(names) => names.clone(),
+        },
         use_rslora: s.use_rslora,
+        rank_pattern: s.lora_rank_pattern.clone(),
+        alpha_pattern: s.lora_alpha_pattern.clone(),
+        layers_to_transform: s.layers_to_transform.clone(),
         base_model_name_or_path,
     };
     Adapter { config, tensors }
