@@ -12,7 +12,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 pub const PLANNED: &[(&str, &str)] = &[
     ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
     ("import", "turn a Hugging Face checkpoint into a run that resumes"),
-    ("merge", "fold an adapter into the base model"),
     ("generate", "write text with a model and an adapter"),
     ("evaluate", "compute loss, or precision, recall and F1, on a file"),
     ("selftest", "check every kernel against the CPU reference on this machine"),
@@ -75,6 +74,7 @@ pub fn program() -> Command {
             .arg(json()),
         )
         .subcommand(checkpoint(json))
+        .subcommand(merge())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
 }
 
@@ -82,19 +82,34 @@ fn command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).args_override_self(true)
 }
 
+/// The folder of a model, for commands that take no settings.
+fn model(help: &'static str) -> Arg {
+    Arg::new("model_name_or_path")
+        .long("model-name-or-path")
+        .visible_alias("model")
+        .value_name("DIR")
+        .required(true)
+        .help(help)
+}
+
+/// The folder of an adapter; `--checkpoint-dir`, DeepKE's name, arrives as `--init-adapter`.
+fn adapter() -> Arg {
+    Arg::new("adapter").long("adapter").alias("init-adapter").value_name("DIR")
+}
+
+fn merge() -> Command {
+    command("merge", "Folds an adapter into its base model")
+        .arg(model("Folder of the base model"))
+        .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
+        .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
 fn tokenize() -> Command {
     let switch = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
     command("tokenize", "Shows the ids of a text, or the text of ids")
-        .arg(
-            Arg::new("model_name_or_path")
-                .long("model-name-or-path")
-                .visible_alias("model")
-                .value_name("DIR")
-                .required(true)
-                .help("Folder of the model or its tokenizer"),
-        )
+        .arg(model("Folder of the model or its tokenizer"))
         .arg(switch("decode", "The input is ids, separated by spaces or commas"))
         .arg(switch("lines", "One text a line, one line of ids each"))
         .arg(
