@@ -12,7 +12,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 pub const PLANNED: &[(&str, &str)] = &[
     ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
     ("import", "turn a Hugging Face checkpoint into a run that resumes"),
-    ("generate", "write text with a model and an adapter"),
     ("evaluate", "compute loss, or precision, recall and F1, on a file"),
     ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
@@ -75,6 +74,7 @@ pub fn program() -> Command {
         )
         .subcommand(checkpoint(json))
         .subcommand(merge())
+        .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
 }
 
@@ -95,6 +95,74 @@ fn model(help: &'static str) -> Arg {
 /// The folder of an adapter; `--checkpoint-dir`, DeepKE's name, arrives as `--init-adapter`.
 fn adapter() -> Arg {
     Arg::new("adapter").long("adapter").alias("init-adapter").value_name("DIR")
+}
+
+/// Settings that `generate` shares with `train`, and what it says of those that mean something else here.
+const GENERATING: &[(&str, &str)] = &[
+    ("model_name_or_path", "Folder of the model"),
+    ("format", ""),
+    ("template", ""),
+    ("system_prompt", ""),
+    (
+        "per_device_eval_batch_size",
+        "Rows answered at once; never changes an answer (default: 8) [also --batch-size]",
+    ),
+    ("seed", "Decides what is drawn (default: 42)"),
+    ("device", ""),
+    ("threads", ""),
+    ("quiet", ""),
+];
+
+fn generate() -> Command {
+    let valued = |name: &'static str, value: &'static str, help: &'static str| {
+        let long = Arg::new(name).long(name.replace('_', "-"));
+        long.value_name(value).value_parser(NonEmptyStringValueParser::new()).help(help)
+    };
+    let number = |name, help| valued(name, "X", help).allow_negative_numbers(true);
+    let mut command = command("generate", "Answers a prompt, or every row of a file");
+    for (name, help) in GENERATING {
+        let Some(field) = FIELDS.iter().find(|field| field.name == *name) else { continue };
+        let arg = flag(field, Shown::All).help_heading(None::<&str>);
+        let arg = if help.is_empty() { arg } else { arg.help(*help) };
+        command = command.arg(match *name {
+            "model_name_or_path" => arg.required(true),
+            // What `--batch-size` means to `train`.
+            "per_device_eval_batch_size" => arg.alias("per-device-train-batch-size"),
+            _ => arg,
+        });
+    }
+    command
+        .arg(adapter().help("Folder of an adapter, PEFT's format"))
+        .arg(number("max_new_tokens", "Most tokens of an answer (default: 512)"))
+        .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
+        .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
+        .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
+        .arg(
+            valued(
+                "enable_thinking",
+                "true|false",
+                "Qwen3: whether the answer begins with thoughts (default: true)",
+            )
+            .value_parser(["true", "false"])
+            .ignore_case(true),
+        )
+        .arg(valued(
+            "input_file",
+            "FILE",
+            "Rows to answer, as `train` reads them; answers they hold are ignored",
+        ))
+        .arg(valued(
+            "output_file",
+            "FILE",
+            "The same rows with `output`; FILE.partial until all are answered",
+        ))
+        .arg(number("cutoff_len", "").hide(true))
+        .arg(
+            Arg::new("prompt")
+                .value_name("PROMPT")
+                .num_args(0..)
+                .help("What to answer; without it and --input-file standard input is read"),
+        )
 }
 
 fn merge() -> Command {

@@ -4,6 +4,8 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+#[cfg(feature = "text")]
+mod generate;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
@@ -65,8 +67,10 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("preview", m)) => preview::preview(m, warnings),
         #[cfg(feature = "text")]
         Some(("tokenize", m)) => tokenize::tokenize(m),
+        #[cfg(feature = "text")]
+        Some(("generate", m)) => generate::generate(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some(("preview" | "tokenize", _)) => {
+        Some(("preview" | "tokenize" | "generate", _)) => {
             Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
