@@ -198,7 +198,6 @@ fn exit_statuses_and_short_errors() {
         ("doctor", 0, "cores"),
         ("trian", 2, "the nearest known one is train"),
         ("export a b", 2, "not in this version yet"),
-        ("generate --model m", 2, "not in this version yet"),
         ("selftest", 2, "not in this version yet"),
         ("merge --model model out", 2, "--adapter"),
         ("merge --model model --adapter a", 2, "OUT"),

@@ -8,6 +8,7 @@ mod data;
 mod emulated;
 mod faults;
 mod formats;
+mod generate;
 mod golden;
 mod house;
 mod linear;
