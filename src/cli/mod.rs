@@ -70,8 +70,9 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         #[cfg(feature = "text")]
         Some(("generate", m)) => generate::generate(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some(("preview" | "tokenize" | "generate", _)) => {
-            Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
+        Some((name @ ("preview" | "tokenize" | "generate"), _)) => {
+            Err(Error::usage(format!("`qwentune {name}` is not in this build, which has no tokenizers"))
+                .hint("build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("merge", m)) => merge::merge(m),

@@ -5,11 +5,11 @@ use super::{Event, Generator, Model, Options, text};
 use crate::data::prompts::{PromptRow, Prompter, is_row, with_output};
 use crate::error::{Error, Kind, Result};
 use crate::formats::atomic_file;
-use crate::formats::new_folder::check_free;
 use crate::report::event::{Event as Told, Observer};
+use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 /// What a job has done.
@@ -132,16 +132,14 @@ impl Partial {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let path = output.with_file_name(name);
-        let kept = match std::fs::read(&path) {
-            Ok(bytes) => Self::whole_lines(&path, &bytes, header, rows)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                check_free(&path)?;
-                Vec::new()
-            }
-            Err(e) => return Err(Error::reading(&path, &e)),
-        };
         let fault = |e: std::io::Error| Error::io("writing", &path, &e);
-        let mut file = File::options().create(true).append(true).open(&path).map_err(fault)?;
+        let mut file = File::options().create(true).read(true).append(true).open(&path).map_err(fault)?;
+        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            return Err(Error::output(format!("{} is being written by another process", path.display())));
+        }
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(|e| Error::reading(&path, &e))?;
+        let kept = Self::whole_lines(&path, &bytes, header, rows)?;
         let length = kept.iter().map(|line| line.len() as u64 + 1).sum();
         file.set_len(length).map_err(fault)?;
         if kept.is_empty() {
