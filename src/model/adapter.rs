@@ -5,6 +5,7 @@ use super::spec::Spec;
 use crate::config::Targets;
 use crate::error::{Error, Kind, Result};
 use crate::formats::peft;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// An adapter whose every matrix fits the model.
@@ -29,6 +30,22 @@ impl Adapter {
         let fitted = Layout::new(model, &spec).and_then(|layout| Ok((layout.from_peft(&peft)?, layout)));
         let (values, layout) = fitted.map_err(|error| unfit(folder, error))?;
         Ok(Adapter { spec, layout, values })
+    }
+
+    /// No adapter: a layout without matrices.
+    #[must_use]
+    pub fn none() -> Self {
+        let spec = AdapterSpec {
+            rank: 1,
+            alpha: 1.0,
+            dropout: 0.0,
+            targets: Targets::Names(Vec::new()),
+            rslora: false,
+            rank_pattern: BTreeMap::new(),
+            alpha_pattern: BTreeMap::new(),
+            layers: None,
+        };
+        Adapter { spec, layout: Layout::default(), values: Vec::new() }
     }
 
     /// BLAKE3 of all that the adapter adds to a base: each module with its ranks, scale and values. Hex.

@@ -65,6 +65,11 @@ pub struct State {
 }
 
 impl State {
+    /// State of which only the parameters are read.
+    pub(super) fn reading(params: Region) -> Self {
+        State { params, grads: params, m: params, v: params, sums: params }
+    }
+
     /// What a checkpoint keeps: parameters and both moments.
     #[must_use]
     pub fn kept(&self) -> [Region; 3] {
@@ -81,14 +86,14 @@ enum Part {
     Down,
 }
 
-struct Block {
-    attention_norm: RmsNorm,
-    qkv: Group,
-    rope: Rope,
-    attention_out: Group,
-    mlp_norm: RmsNorm,
-    gate_up: Group,
-    down: Group,
+pub(super) struct Block {
+    pub(super) attention_norm: RmsNorm,
+    pub(super) qkv: Group,
+    pub(super) rope: Rope,
+    pub(super) attention_out: Group,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) gate_up: Group,
+    pub(super) down: Group,
 }
 
 /// What a block keeps for its backward pass. `s_*` are the LoRA inner products of each group.
@@ -154,13 +159,13 @@ pub struct Network {
 }
 
 /// Collects constants (norm weights, biases, the RoPE table) with their regions.
-struct Constants<'a> {
-    planner: &'a mut Planner,
-    values: Vec<(Region, Vec<f32>)>,
+pub(super) struct Constants<'a> {
+    pub(super) planner: &'a mut Planner,
+    pub(super) values: Vec<(Region, Vec<f32>)>,
 }
 
 impl Constants<'_> {
-    fn add(&mut self, values: &[f32]) -> Region {
+    pub(super) fn add(&mut self, values: &[f32]) -> Region {
         let region = self.planner.region(Purpose::SmallWeights, Storage::F32, values.len());
         self.values.push((region, values.to_vec()));
         region
@@ -168,23 +173,28 @@ impl Constants<'_> {
 }
 
 /// Places of the adapters' matrices, also of their copies.
-struct Adapters<'a> {
+pub(super) struct Adapters<'a> {
     layout: &'a Layout,
     state: State,
-    packed: Region,
+    pub(super) packed: Region,
     used: usize,
-    table: Vec<u32>,
+    pub(super) table: Vec<u32>,
 }
 
 impl<'a> Adapters<'a> {
     fn plan(planner: &mut Planner, layout: &'a Layout) -> Self {
         let mut trainable = |storage, len| planner.region(Purpose::TrainableState, storage, len);
         let [params, grads, m, v] = [(); 4].map(|()| trainable(Storage::F32, layout.len));
+        let state = State { params, grads, m, v, sums: reduce::plan(planner, layout.len) };
+        Self::of_state(planner, layout, state)
+    }
+
+    /// Adapters whose flat state is planned already.
+    pub(super) fn of_state(planner: &mut Planner, layout: &'a Layout, state: State) -> Self {
         let target = planner.target();
         let copies = |s: &Slot| linear::width(target, s.rank) * (s.shape[0] + s.shape[1]);
         let len = layout.slots.iter().map(copies).sum();
         let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
-        let state = State { params, grads, m, v, sums: reduce::plan(planner, layout.len) };
         Adapters { layout, state, packed, used: 0, table: Vec::new() }
     }
 
@@ -303,7 +313,7 @@ impl Shapes<'_> {
 }
 
 impl Block {
-    fn new(
+    pub(super) fn new(
         weights: &BlockWeights,
         spec: &Spec,
         table: Region,
@@ -845,7 +855,7 @@ impl Network {
 }
 
 /// What the kernels of a GPU cannot do, by name.
-fn check_shapes(target: Target, spec: &Spec) -> Result<()> {
+pub(super) fn check_shapes(target: Target, spec: &Spec) -> Result<()> {
     if target == Target::Cpu {
         return Ok(());
     }

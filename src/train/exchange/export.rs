@@ -5,7 +5,7 @@ use super::import::trainer_epoch;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
-use crate::config::{self, Layer, RunFile, Settings, value, Targets};
+use crate::config::{self, Layer, RunFile, Settings, Targets, value};
 use crate::error::{Error, Result};
 use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
