@@ -6,6 +6,8 @@ mod config;
 mod data;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod evaluate;
+mod extraction;
 mod faults;
 mod formats;
 mod golden;

@@ -1,8 +1,9 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{Class, FIELDS, Field, Kind};
+use crate::config::fields::{self, Class, FIELDS, Field, Group, Kind};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
+use crate::data::extraction::Task;
 use crate::error::{Error, Result};
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -14,7 +15,6 @@ pub const PLANNED: &[(&str, &str)] = &[
     ("import", "turn a Hugging Face checkpoint into a run that resumes"),
     ("merge", "fold an adapter into the base model"),
     ("generate", "write text with a model and an adapter"),
-    ("evaluate", "compute loss, or precision, recall and F1, on a file"),
     ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
 ];
@@ -35,6 +35,25 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
 enum Shown {
     All,
     Changeable,
+    /// Those that decide the loss of a file; the command takes no others.
+    Evaluation,
+}
+
+impl Shown {
+    fn hides(self, field: &Field) -> bool {
+        let fixed = || field.class == Class::Math || NOT_ON_RESUME.iter().any(|(key, _)| *key == field.key);
+        self == Shown::Changeable && fixed()
+    }
+
+    fn takes(self, field: &Field) -> bool {
+        let evaluates = match field.group {
+            Group::Data => !["train_files", "val_set_size"].contains(&field.key),
+            Group::Batches => ["per_device_eval_batch_size", "tokens_per_micro_batch"].contains(&field.key),
+            Group::Device => field.key != "recompute",
+            _ => ["init_adapter", "quiet"].contains(&field.key),
+        };
+        self != Shown::Evaluation || evaluates
+    }
 }
 
 /// The whole command line.
@@ -75,6 +94,7 @@ pub fn program() -> Command {
             .arg(json()),
         )
         .subcommand(checkpoint(json))
+        .subcommand(evaluate().arg(json()))
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
 }
 
@@ -105,6 +125,45 @@ fn tokenize() -> Command {
         )
 }
 
+fn evaluate() -> Command {
+    let flag = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help).help_heading("Extraction")
+    };
+    let names = Task::ALL.map(|(name, _)| name);
+    let about = "Computes loss and perplexity of a file, or precision, recall and F1 of predictions";
+    let forms = "Loss: --model DIR [--adapter DIR] --valid-file FILE. Extraction: --predictions FILE... [--task NAME]";
+    settings(command("evaluate", about).after_help(forms), Shown::Evaluation)
+        .arg(
+            flag(
+                "predictions",
+                "FILE",
+                "Rows with `label` and `output`, as generate writes them [also --path1]",
+            )
+            .alias("path1")
+            .num_args(1..)
+            .action(ArgAction::Append),
+        )
+        .arg(
+            flag("task", "NAME", "What was extracted (default: what the rows say)")
+                .value_parser(names)
+                .ignore_case(true),
+        )
+        .arg(
+            flag(
+                "match-mode",
+                "MODE",
+                "normal: a gold item is found at most once; set: repetitions do not count",
+            )
+            .value_parser(["normal", "set"])
+            .default_value("normal"),
+        )
+        .arg(
+            flag("sort-by", "KEY", "source: each source by itself too")
+                .value_parser(["source", ""])
+                .requires("predictions"),
+        )
+}
+
 fn checkpoint(json: impl Fn() -> Arg) -> Command {
     let path = |help: &'static str| Arg::new("path").value_name("PATH").required(true).help(help);
     command("checkpoint", "Looks into checkpoints")
@@ -125,11 +184,20 @@ fn checkpoint(json: impl Fn() -> Arg) -> Command {
 
 /// Adds the flags of all settings, under their headings.
 fn settings(mut command: Command, shown: Shown) -> Command {
-    for field in FIELDS {
-        let changeable = field.class != Class::Math && NOT_ON_RESUME.iter().all(|(key, _)| *key != field.key);
-        command = command.arg(flag(field, shown).hide(shown == Shown::Changeable && !changeable));
+    for field in FIELDS.iter().filter(|field| shown.takes(field)) {
+        let arg = flag(field, shown).hide(shown.hides(field));
+        let compared = shown == Shown::Evaluation && field.key == "init_adapter";
+        command = command.arg(if compared { adapter(arg) } else { arg });
     }
     command
+}
+
+/// `--init-adapter` under the name it has where nothing is begun with it.
+fn adapter(arg: Arg) -> Arg {
+    arg.long("adapter")
+        .alias("init-adapter")
+        .help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")
+        .help_heading(Group::Data.title())
 }
 
 fn flag(field: &'static Field, shown: Shown) -> Arg {
@@ -141,6 +209,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
     match field.default_text().as_str() {
         // What a resumed run is not told stays as it was.
         _ if shown == Shown::Changeable => {}
+        "required" if shown == Shown::Evaluation => {}
         "required" => help += " (required)",
         text => help += &format!(" (default: {text})"),
     }
@@ -232,6 +301,9 @@ fn unknown(arg: &str) -> Error {
     let Some(name) = arg.strip_prefix("--") else {
         return Error::usage(format!("'{arg}' is one word too many")).hint("flags begin with --");
     };
+    if fields::find(name).is_some() {
+        return Error::usage(format!("this command does not take --{name}, a setting of `train`"));
+    }
     let error = Error::usage(format!("unknown flag --{name}"));
     match nearest(name) {
         Some(known) => error.hint(format!("the nearest known one is --{}", known.replace('_', "-"))),

@@ -4,6 +4,7 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+mod evaluate;
 #[cfg(feature = "text")]
 mod preview;
 mod signals;
@@ -69,6 +70,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
             Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
+        Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("doctor", _)) => doctor::doctor(),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }

@@ -43,7 +43,8 @@ impl Row {
     }
 }
 
-/// Tokenised rows with random access; works on data larger than memory.
+/// Tokenised rows with random access; works on data larger than memory. A copy shares the tokens.
+#[derive(Clone)]
 pub struct Dataset {
     stores: Vec<Arc<Store>>,
     places: Vec<Place>,

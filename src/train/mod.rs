@@ -1,5 +1,6 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
+pub mod evaluate;
 pub mod folder;
 pub mod metrics;
 mod run;

@@ -162,6 +162,18 @@ impl Trainer {
         self.device.read(self.network.state.params)
     }
 
+    /// Puts flat adapter values in place of the current ones; zeros are the base model alone.
+    pub fn set_parameters(&mut self, values: &[f32]) {
+        let params = self.network.state.params;
+        self.device.write(params, values);
+    }
+
+    /// The evaluation rows.
+    #[must_use]
+    pub fn evaluation_rows(&self) -> Option<&Dataset> {
+        self.eval.as_ref().map(|source| &source.rows)
+    }
+
     /// Where each tensor lies in the flat values.
     #[must_use]
     pub fn layout(&self) -> &Layout {
