@@ -130,6 +130,130 @@ fn a_line_of_deepke_means_what_it_said() {
     assert_eq!((settings.lr_scheduler_type, settings.train_on), (Scheduler::Linear, TrainOn::Assistant));
 }
 
+/// Every flag of DeepKE's arguments (`src/args`, and the older `src/utils/args.py`) that is no setting, with its
+/// default: accepted with one line each, once, however often it is given.
+const DEEPKE_WITHOUT_EFFECT: &[&str] = &[
+    "--do_train True",
+    "--do_eval True",
+    "--do_predict False",
+    "--predict_with_generate True",
+    "--stage sft",
+    "--finetuning_type lora",
+    "--full_finetune False",
+    "--model_name qwen",
+    "--model_revision main",
+    "--use_auth_token False",
+    "--trust_remote_code True",
+    "--use_fast_tokenizer True",
+    "--split_special_tokens False",
+    "--bits 16",
+    "--adam8bit False",
+    "--double_quant True",
+    "--quant_type nf4",
+    "--max_memory_MB 80000",
+    "--optim paged_adamw_32bit",
+    "--bf16 True",
+    "--fp16 False",
+    "--loss_scale 1.0",
+    "--preprocessing_num_workers 16",
+    "--overwrite_cache True",
+    "--pad_to_max_length False",
+    "--ignore_pad_token_for_loss True",
+    "--train_on_prompt False",
+    "--train_on_inputs False",
+    "--language zh",
+    "--id_text input",
+    "--predict_file None",
+    "--resume_lora_training True",
+    "--upcast_layernorm False",
+    "--neft_alpha 0",
+    "--num_layer_trainable 3",
+    "--name_module_trainable mlp",
+    "--additional_target None",
+    "--group_by_length False",
+    "--gradient_checkpointing True",
+    "--remove_unused_columns False",
+    "--report_to none",
+    "--deepspeed configs/ds_config_bf16.json",
+    "--ddp_find_unused_parameters False",
+    "--local_rank -1",
+    "--max_new_tokens 256",
+    "--do_sample False",
+    "--num_beams 1",
+    "--temperature 1.0",
+    "--top_k 50",
+    "--top_p 1.0",
+    "--repetition_penalty 1.0",
+    "--generation_max_length 300",
+];
+
+#[test]
+fn a_flag_of_deepke_without_effect_is_named_once() {
+    let plain = parsed("");
+    for line in DEEPKE_WITHOUT_EFFECT {
+        let (flag, value) = line.split_once(' ').unwrap();
+        let joined = format!("{flag}={value}");
+        let (settings, warnings) =
+            train_settings(&[flag, value, &joined, "--seed", "42"]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(settings, plain, "{line}");
+        assert_eq!(warnings.len(), 1, "{line}: {warnings:?}");
+        let named = format!("{} has no effect: ", flag.replace('_', "-"));
+        assert!(warnings[0].starts_with(&named), "{line}: {warnings:?}");
+    }
+}
+
+#[test]
+fn what_deepke_names_otherwise_means_the_same() {
+    for (line, same) in [
+        ("--train_path a --valid_path b", "--train-file a --valid-file b"),
+        ("--lora_weights lora/x", "--init-adapter lora/x"),
+        (
+            "--lora_target_modules ['c_attn','attn.c_proj','w1','w2','mlp.c_proj']",
+            "--lora_target c_attn,attn.c_proj,w1,w2,mlp.c_proj",
+        ),
+        ("--cache_path c", "--cache-dir c"),
+        ("--system_prompt None", "--system-prompt None"),
+        ("--save_total_limit 10 --load_best_model_at_end False", "--save-total-limit=10"),
+        ("--valid_file d --val_set_size 1000", "--val-set-size 1000 --valid-file d"),
+        (
+            "--resume_from_checkpoint True --overwrite_output_dir",
+            "--overwrite-output-dir True --resume-from-checkpoint auto",
+        ),
+        (
+            "--resume_from_checkpoint True --checkpoint_dir lora/x",
+            "--resume-from-checkpoint auto --init-adapter lora/x",
+        ),
+    ] {
+        assert_eq!(parsed(line), parsed(same), "{line} | {same}");
+    }
+}
+
+#[test]
+fn a_line_of_inference_is_answered_with_the_line_to_run() {
+    let deepke = "--stage sft --model_name_or_path models/Qwen2 --checkpoint_dir lora/qwen2-v1 --model_name qwen2 --template qwen \
+        --do_predict --input_file data/NER/test.json --output_file results/out.json --finetuning_type lora --output_dir lora/test \
+        --predict_with_generate --cutoff_len 512 --bf16 --max_new_tokens 300 --bits 4";
+    for (line, says) in [
+        (
+            deepke,
+            "qwentune generate --model models/Qwen2 --adapter lora/qwen2-v1 --template qwen \
+             --input-file data/NER/test.json --output-file results/out.json --max-new-tokens 300",
+        ),
+        ("--do_predict", "qwentune generate --model DIR --input-file FILE --output-file FILE"),
+        ("--do_predict --do_train False", "qwentune generate"),
+        ("--model=m --input-file=in", "qwentune generate --model m --input-file in --output-file FILE"),
+        ("--do_train --output_file=out", "--output-file out"),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let error = train_settings(&words).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        assert!(error.what.contains("asks for answers"), "{line}: {error}");
+        assert!(error.remedy.contains(says), "{line}: {error}");
+    }
+    let both = train_settings(&["--do_train", "--do_predict"]).unwrap().1;
+    assert!(both[1].contains("qwentune generate"), "{both:?}");
+}
+
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     for (line, says) in [
@@ -153,9 +277,13 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("stray", "stray"),
         ("--template llama2", "one of auto, qwen,"),
         ("--tokens-per-micro-batch 512", "needs --packing"),
-        ("--resume_from_checkpoint auto --init_adapter a", "give one of them"),
-        ("--resume_from_checkpoint auto --overwrite_output_dir", "give one of them"),
-        ("--valid_file d --val_set_size 10", "exclude each other"),
+        ("--resume_from_checkpoint 100 --checkpoint_dir a", "give one of them"),
+        ("--resume_from_checkpoint lora/a --checkpoint_dir lora/b", "give one of them"),
+        ("--do_train False --do_eval", "`evaluate` computes the loss of a file"),
+        ("--full_finetune True", "--full-finetune True"),
+        ("--train_on_inputs True", "--train-on all"),
+        ("--prompt_template_name alpaca", "say --template"),
+        ("--eval_delay 5", "--eval-delay 5"),
         ("--dtype bf16", "dtype bf16"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();

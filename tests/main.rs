@@ -18,6 +18,7 @@ mod matmul;
 mod model;
 mod model_files;
 mod ops;
+mod origin;
 mod report;
 mod resume;
 mod scratch;

@@ -5,6 +5,7 @@ pub mod commands;
 pub mod dialect;
 mod doctor;
 mod evaluate;
+mod inference;
 #[cfg(feature = "text")]
 mod preview;
 mod signals;

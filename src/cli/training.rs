@@ -172,7 +172,7 @@ fn ending(program: &str, settings: &Settings, summary: &Summary) -> Vec<String> 
 }
 
 /// A word as a shell takes it.
-fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c) || !c.is_ascii();
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

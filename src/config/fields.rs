@@ -202,9 +202,9 @@ use Kind::{
 pub static FIELDS: &[Field] = &[
     field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Io, Group::Data, "required",
         "Folder of the base model, as Hugging Face lays it out"),
-    field("train_file", "train_files", &["data", "train_data", "data_path"], Paths, Io, Group::Data, "required",
+    field("train_file", "train_files", &["data", "train_data", "data_path", "train_path"], Paths, Io, Group::Data, "required",
         "Training rows: one JSON Lines or JSON file, or several"),
-    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path"], Path, Io, Group::Data, "",
+    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Io, Group::Data, "",
         "Rows to evaluate on"),
     field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
@@ -307,7 +307,7 @@ pub static FIELDS: &[Field] = &[
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
         "Continue with the complete state: auto, a step, or a path"),
-    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path", "lora_weights"], Path, Io, Group::Start, "",
         "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new"),
     field("overwrite_output_dir", "overwrite_output_dir", &[], Switch, Start, Group::Start, "",
         "Start over in a folder that holds a run; its files are moved aside"),

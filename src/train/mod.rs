@@ -3,6 +3,7 @@
 pub mod evaluate;
 pub mod folder;
 pub mod metrics;
+pub mod origin;
 mod run;
 pub mod schedule;
 pub mod setup;

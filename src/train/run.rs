@@ -4,7 +4,7 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, start};
+use super::{Control, PlanReport, Request, Summary, origin, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::Settings;
@@ -32,6 +32,7 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
 /// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
     setup::refuse_unsupported(&request.settings)?;
+    let request = origin::settle(request, observer)?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
@@ -102,9 +103,10 @@ fn introduce(
                 "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
                 adapter.display()
             ));
-            if let Some(state) = complete_state_beside(adapter) {
+            if let Some(state) = origin::complete_state(adapter) {
                 note(format!(
-                    "that folder also holds a complete state; to continue it instead: --resume-from-checkpoint {state}"
+                    "a complete state is there too; to continue it instead of starting at step 0, replace --init-adapter (--checkpoint-dir) by --resume-from-checkpoint {}",
+                    state.display()
                 ));
             }
         }
@@ -120,15 +122,6 @@ fn introduce(
         note("inexact: engine or device differ from an earlier part of this run; recorded in every checkpoint from now on".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
-}
-
-/// What holds a complete state in or around an adapter folder: a Hugging Face checkpoint, or a run of ours.
-fn complete_state_beside(adapter: &std::path::Path) -> Option<String> {
-    let run = adapter.parent()?;
-    if adapter.join("trainer_state.json").exists() {
-        return Some(adapter.display().to_string());
-    }
-    (run.join("run.json").exists() && run.join("checkpoints").is_dir()).then(|| run.display().to_string())
 }
 
 /// A run under way.

@@ -1,7 +1,7 @@
 //! Where a run begins: new, from an adapter's weights, or from a checkpoint; and what is refused.
 
-use super::Request;
 use super::folder::RunFolder;
+use super::{Request, origin};
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Difference, Identity, State};
 use crate::checkpoint::store::Store;
@@ -30,12 +30,13 @@ pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer)
         return Ok(());
     }
     match &s.resume_from_checkpoint {
-        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) && !s.overwrite_output_dir => {
             return Err(Error::output(format!("{shown} already holds a run, {} is another", path.display()))
                 .hint(format!(
                     "continue the one that is here: {program} resume {shown}   or choose a new --output-dir"
                 )));
         }
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {}
         Some(_) => return Ok(()),
         None => {}
     }
@@ -58,7 +59,9 @@ pub fn find(request: &Request, store: &mut Store, observer: &mut dyn Observer) -
     let s = &request.settings;
     match &s.resume_from_checkpoint {
         Some(ResumeFrom::Step(step)) => named(&inspect::path_of_step(&s.output_dir, *step)),
-        Some(ResumeFrom::Path(path)) if path.is_file() || !is_inside(path, &s.output_dir) => {
+        Some(ResumeFrom::Path(path))
+            if path.is_file() || !is_inside(path, &s.output_dir) || origin::of_trainer(path) =>
+        {
             elsewhere(path, observer)
         }
         Some(ResumeFrom::Auto | ResumeFrom::Path(_)) => newest(store, s, observer),
@@ -68,7 +71,7 @@ pub fn find(request: &Request, store: &mut Store, observer: &mut dyn Observer) -
 }
 
 /// Whether `path` is the folder or lies below it.
-fn is_inside(path: &Path, folder: &Path) -> bool {
+pub(super) fn is_inside(path: &Path, folder: &Path) -> bool {
     match (path.canonicalize(), folder.canonicalize()) {
         (Ok(path), Ok(folder)) => path.starts_with(folder),
         _ => path.starts_with(folder),
@@ -87,7 +90,10 @@ fn newest(store: &mut Store, s: &Settings, observer: &mut dyn Observer) -> Resul
     }
     Ok(match found.newest {
         Some((path, state)) => Start { origin: path.display().to_string(), state: Some(state) },
-        None => Start { state: None, origin: format!("no checkpoint in {}", s.output_dir.display()) },
+        None => Start {
+            state: None,
+            origin: format!("nothing to resume: no checkpoint in {}", s.output_dir.display()),
+        },
     })
 }
 
@@ -96,7 +102,7 @@ fn elsewhere(path: &Path, observer: &mut dyn Observer) -> Result<Start> {
     if path.is_file() {
         return named(path);
     }
-    if path.join("trainer_state.json").exists() || path.join("adapter_config.json").exists() {
+    if origin::of_trainer(path) || path.join("adapter_config.json").exists() {
         return Err(Error::usage(format!(
             "{} is a Hugging Face checkpoint; this version cannot continue one",
             path.display()
