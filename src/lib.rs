@@ -7,6 +7,7 @@
 //! cli ─▶ train ─▶ model ─▶ ops ─▶ device
 //!  │       ├────▶ data ─────────▶ formats
 //!  │       └────▶ checkpoint ───▶ formats
+//!  ├───▶ generate ─▶ model, data, formats
 //!  └─ may use everything below; model may use formats;
 //!     everything may use error, config (plain values), philox, report's events and sys
 //! ```
@@ -20,6 +21,7 @@ pub mod element;
 pub mod error;
 pub mod failpoint;
 pub mod formats;
+pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod philox;

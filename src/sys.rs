@@ -1,5 +1,5 @@
 //! What only the operating system can do for us, where no safe wrapper exists: signals of faulty memory maps
-//! and of file-size limits.
+//! and of file-size limits; and what it knows: memory that can be had.
 
 use crate::error::{Error, Kind, Result};
 use std::path::Path;
@@ -123,4 +123,13 @@ pub fn ignore_file_size_signal() {
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
+}
+
+/// Bytes of memory that can be had without swapping; unlimited where the system does not say.
+#[must_use]
+pub fn available_memory() -> u64 {
+    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kib.map_or(u64::MAX, |k| k * 1024)
 }

@@ -133,8 +133,9 @@ fn under(path: &str, places: &[&str]) -> bool {
 
 /// Each module and those it may use, beside itself and [`EVERYBODY`]; the picture is in `src/lib.rs`.
 const STACK: &[(&str, &[&str])] = &[
-    ("cli", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
+    ("cli", &["train", "generate", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("train", &["model", "ops", "device", "data", "checkpoint", "formats"]),
+    ("generate", &["model", "device", "data", "formats"]),
     ("model", &["ops", "device", "formats"]),
     ("ops", &["device"]),
     ("device", &[]),

@@ -15,6 +15,7 @@ mod house;
 mod linear;
 mod loss;
 mod matmul;
+mod merge;
 mod model;
 mod model_files;
 mod ops;

@@ -13,8 +13,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 pub const PLANNED: &[(&str, &str)] = &[
     ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
     ("import", "turn a Hugging Face checkpoint into a run that resumes"),
-    ("merge", "fold an adapter into the base model"),
-    ("generate", "write text with a model and an adapter"),
     ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
 ];
@@ -95,6 +93,8 @@ pub fn program() -> Command {
         )
         .subcommand(checkpoint(json))
         .subcommand(evaluate().arg(json()))
+        .subcommand(merge())
+        .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
 }
 
@@ -102,19 +102,102 @@ fn command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).args_override_self(true)
 }
 
+/// The folder of a model, for commands that take no settings.
+fn model(help: &'static str) -> Arg {
+    Arg::new("model_name_or_path")
+        .long("model-name-or-path")
+        .visible_alias("model")
+        .value_name("DIR")
+        .required(true)
+        .help(help)
+}
+
+/// The folder of an adapter; `--checkpoint-dir`, DeepKE's name, arrives as `--init-adapter`.
+fn adapter() -> Arg {
+    Arg::new("adapter").long("adapter").alias("init-adapter").value_name("DIR")
+}
+
+/// Settings that `generate` shares with `train`, and what it says of those that mean something else here.
+const GENERATING: &[(&str, &str)] = &[
+    ("model_name_or_path", "Folder of the model"),
+    ("format", ""),
+    ("template", ""),
+    ("system_prompt", ""),
+    (
+        "per_device_eval_batch_size",
+        "Rows answered at once; never changes an answer (default: 8) [also --batch-size]",
+    ),
+    ("seed", "Decides what is drawn (default: 42)"),
+    ("device", ""),
+    ("threads", ""),
+    ("quiet", ""),
+];
+
+fn generate() -> Command {
+    let valued = |name: &'static str, value: &'static str, help: &'static str| {
+        let long = Arg::new(name).long(name.replace('_', "-"));
+        long.value_name(value).value_parser(NonEmptyStringValueParser::new()).help(help)
+    };
+    let number = |name, help| valued(name, "X", help).allow_negative_numbers(true);
+    let mut command = command("generate", "Answers a prompt, or every row of a file");
+    for (name, help) in GENERATING {
+        let Some(field) = FIELDS.iter().find(|field| field.name == *name) else { continue };
+        let arg = flag(field, Shown::All).help_heading(None::<&str>);
+        let arg = if help.is_empty() { arg } else { arg.help(*help) };
+        command = command.arg(match *name {
+            "model_name_or_path" => arg.required(true),
+            // What `--batch-size` means to `train`.
+            "per_device_eval_batch_size" => arg.alias("per-device-train-batch-size"),
+            _ => arg,
+        });
+    }
+    command
+        .arg(adapter().help("Folder of an adapter, PEFT's format"))
+        .arg(number("max_new_tokens", "Most tokens of an answer (default: 512)"))
+        .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
+        .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
+        .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
+        .arg(
+            valued(
+                "enable_thinking",
+                "true|false",
+                "Qwen3: whether the answer begins with thoughts (default: true)",
+            )
+            .value_parser(["true", "false"])
+            .ignore_case(true),
+        )
+        .arg(valued(
+            "input_file",
+            "FILE",
+            "Rows to answer, as `train` reads them; answers they hold are ignored",
+        ))
+        .arg(valued(
+            "output_file",
+            "FILE",
+            "The same rows with `output`; FILE.partial until all are answered",
+        ))
+        .arg(number("cutoff_len", "").hide(true))
+        .arg(
+            Arg::new("prompt")
+                .value_name("PROMPT")
+                .num_args(0..)
+                .help("What to answer; without it and --input-file standard input is read"),
+        )
+}
+
+fn merge() -> Command {
+    command("merge", "Folds an adapter into its base model")
+        .arg(model("Folder of the base model"))
+        .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
+        .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
 fn tokenize() -> Command {
     let switch = |name: &'static str, help: &'static str| {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
     command("tokenize", "Shows the ids of a text, or the text of ids")
-        .arg(
-            Arg::new("model_name_or_path")
-                .long("model-name-or-path")
-                .visible_alias("model")
-                .value_name("DIR")
-                .required(true)
-                .help("Folder of the model or its tokenizer"),
-        )
+        .arg(model("Folder of the model or its tokenizer"))
         .arg(switch("decode", "The input is ids, separated by spaces or commas"))
         .arg(switch("lines", "One text a line, one line of ids each"))
         .arg(
@@ -187,13 +270,13 @@ fn settings(mut command: Command, shown: Shown) -> Command {
     for field in FIELDS.iter().filter(|field| shown.takes(field)) {
         let arg = flag(field, shown).hide(shown.hides(field));
         let compared = shown == Shown::Evaluation && field.key == "init_adapter";
-        command = command.arg(if compared { adapter(arg) } else { arg });
+        command = command.arg(if compared { adapter_to_compare(arg) } else { arg });
     }
     command
 }
 
 /// `--init-adapter` under the name it has where nothing is begun with it.
-fn adapter(arg: Arg) -> Arg {
+fn adapter_to_compare(arg: Arg) -> Arg {
     arg.long("adapter")
         .alias("init-adapter")
         .help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")

@@ -5,7 +5,10 @@ pub mod commands;
 pub mod dialect;
 mod doctor;
 mod evaluate;
+#[cfg(feature = "text")]
+mod generate;
 mod inference;
+mod merge;
 #[cfg(feature = "text")]
 mod preview;
 mod signals;
@@ -66,12 +69,15 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("preview", m)) => preview::preview(m, warnings),
         #[cfg(feature = "text")]
         Some(("tokenize", m)) => tokenize::tokenize(m),
+        #[cfg(feature = "text")]
+        Some(("generate", m)) => generate::generate(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some(("preview" | "tokenize", _)) => {
+        Some(("preview" | "tokenize" | "generate", _)) => {
             Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
+        Some(("merge", m)) => merge::merge(m),
         Some(("doctor", _)) => doctor::doctor(),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }

@@ -115,6 +115,8 @@ pub static FOREIGN: &[Foreign] = &[
     only("dataset", NOTHING, "name the file itself: --train-file FILE"),
     valued("dataset_dir", "files are named by --train-file and --valid-file"),
     only("predict_file", NOTHING, PREDICTS),
+    only("num_beams", &["1"], "answers are not searched for with beams"),
+    only("repetition_penalty", &["1", "1.0"], "repetitions are not penalised"),
     only("max_train_samples", NOTHING, "every row of the file is used"),
     only("max_samples", NOTHING, "every row of the file is used"),
     only("max_eval_samples", NOTHING, "every row of the file is used"),
@@ -196,7 +198,7 @@ pub fn find(name: &str) -> Option<&'static Foreign> {
 /// [`find`] for a command that trains: how text is generated means nothing there.
 #[must_use]
 pub fn find_for_training(name: &str) -> Option<&'static Foreign> {
-    find_in(FOREIGN, name).or_else(|| find_in(GENERATION, name))
+    find_in(GENERATION, name).or_else(|| find_in(FOREIGN, name))
 }
 
 fn find_in(table: &'static [Foreign], name: &str) -> Option<&'static Foreign> {

@@ -10,6 +10,8 @@ pub mod predictions;
 mod prepare;
 #[cfg(feature = "text")]
 pub mod preview;
+#[cfg(feature = "text")]
+pub mod prompts;
 mod reader;
 #[cfg_attr(not(feature = "text"), path = "no_text.rs")]
 mod render;

@@ -2,6 +2,7 @@
 
 pub mod atomic_file;
 pub mod json;
+pub mod new_folder;
 pub mod peft;
 pub mod pickle;
 pub mod safetensors;

@@ -64,14 +64,14 @@ enum Part {
     Down,
 }
 
-struct Block {
-    attention_norm: RmsNorm,
-    qkv: Group,
-    rope: Rope,
-    attention_out: Group,
-    mlp_norm: RmsNorm,
-    gate_up: Group,
-    down: Group,
+pub(super) struct Block {
+    pub(super) attention_norm: RmsNorm,
+    pub(super) qkv: Group,
+    pub(super) rope: Rope,
+    pub(super) attention_out: Group,
+    pub(super) mlp_norm: RmsNorm,
+    pub(super) gate_up: Group,
+    pub(super) down: Group,
 }
 
 /// What a block keeps for its backward pass. `s_*` are the LoRA inner products of each group.
@@ -131,13 +131,13 @@ pub struct Network {
 }
 
 /// Collects constants (norm weights, biases, the RoPE table) with their regions.
-struct Constants<'a> {
-    planner: &'a mut Planner,
-    values: Vec<(Region, Vec<f32>)>,
+pub(super) struct Constants<'a> {
+    pub(super) planner: &'a mut Planner,
+    pub(super) values: Vec<(Region, Vec<f32>)>,
 }
 
 impl Constants<'_> {
-    fn add(&mut self, values: &[f32]) -> Region {
+    pub(super) fn add(&mut self, values: &[f32]) -> Region {
         let region = self.planner.region(Purpose::SmallWeights, Storage::F32, values.len());
         self.values.push((region, values.to_vec()));
         region
@@ -238,7 +238,7 @@ impl Shapes<'_> {
 }
 
 impl Block {
-    fn new(
+    pub(super) fn new(
         weights: &BlockWeights,
         spec: &Spec,
         table: Region,

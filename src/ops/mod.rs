@@ -4,8 +4,10 @@
 pub mod adamw;
 pub mod attention;
 pub mod cases;
+pub mod decode_attention;
 pub mod embedding;
 pub mod linear;
+pub mod logits;
 pub mod loss;
 pub mod philox;
 pub mod reduce;

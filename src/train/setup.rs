@@ -11,7 +11,7 @@ use crate::error::{Error, Kind, Result};
 use crate::formats::peft;
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::report::event::{Event, Observer};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Everything known before memory is allocated.
 pub struct Setup {
@@ -179,7 +179,7 @@ impl Setup {
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network)> {
-        let available = available_memory();
+        let available = crate::sys::available_memory();
         let choices: &[Recompute] = match self.settings.recompute {
             Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
             ref given => std::slice::from_ref(given),
@@ -296,12 +296,4 @@ fn model_identity(
     let config = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
     identity.0.insert("model.config.json".into(), blake3::hash(&config).to_hex().to_string());
     Ok(())
-}
-
-/// Bytes of memory that can be had without swapping; unlimited where the system does not say.
-fn available_memory() -> u64 {
-    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
-    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kib.map_or(u64::MAX, |k| k * 1024)
 }

@@ -1,0 +1,346 @@
+//! Generation: the block's forward pass with keys and values kept, over the operations of training. Prompts
+//! are read in one pass; then every sequence takes one token a step, all of them together, so that the weights
+//! are read once for all.
+//!
+//! A sequence's logits have the same bits whoever else is in the batch.
+
+use super::adapter::Adapter;
+use super::network::{Block, Constants, State};
+use super::spec::Spec;
+use super::weights::Weights;
+use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage};
+use crate::ops::attention::{self, Attention, Segment};
+use crate::ops::decode_attention::{self, Cache};
+use crate::ops::linear::{self, Group};
+use crate::ops::rmsnorm::{self, RmsNorm};
+use crate::ops::{embedding, logits, rope, rows, swiglu};
+
+/// Sizes of a decoder's memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sequences at once.
+    pub slots: usize,
+    /// Most tokens of one sequence, prompt and answer together.
+    pub capacity: usize,
+    /// Most tokens of the prompts that are read in one pass; at least `slots`.
+    pub rows: usize,
+}
+
+/// Buffers every block overwrites.
+struct Work {
+    x: Region,
+    mid: Region,
+    normed: Region,
+    rstd: Region,
+    qkv: Region,
+    qk: Region,
+    attended: Region,
+    lse: Region,
+    gate_up: Region,
+    wide: Region,
+    s: Region,
+    head_x: Region,
+    head_normed: Region,
+    logits: Region,
+}
+
+/// The sequence in one slot.
+#[derive(Clone, Copy, Default)]
+struct Sequence {
+    /// Tokens in the cache.
+    len: usize,
+    /// Which rotary table its prompt's length asks for.
+    level: usize,
+}
+
+/// A model with its adapter on a device's planned memory.
+pub struct Decoder {
+    spec: Spec,
+    embedding: Matrix,
+    head: Matrix,
+    final_norm: RmsNorm,
+    blocks: Vec<Block>,
+    attention: Attention,
+    caches: Vec<Cache>,
+    work: Work,
+    logn: Option<Region>,
+    params: Region,
+    constants: Vec<(Region, Vec<f32>)>,
+    limits: Limits,
+    sequences: Vec<Sequence>,
+}
+
+/// The token rows of one pass.
+struct Pass<'a> {
+    ids: &'a [u32],
+    positions: &'a [u32],
+    /// Rows of the rotary table.
+    angles: &'a [u32],
+    /// Rows of the caches that the tokens become.
+    places: &'a [u32],
+    reads: Reads<'a>,
+    /// Rows whose logits are wanted.
+    last: &'a [u32],
+}
+
+/// What the queries of a pass see.
+enum Reads<'a> {
+    /// The tokens of this pass before them, of the same prompt.
+    Prompts(&'a [Segment]),
+    /// Runs of the caches' rows, one for each.
+    Caches(&'a [Segment]),
+}
+
+impl Decoder {
+    /// Plans all memory. Nothing is allocated yet.
+    #[must_use]
+    pub fn plan(
+        planner: &mut Planner,
+        spec: &Spec,
+        weights: &Weights,
+        adapter: &Adapter,
+        limits: Limits,
+    ) -> Self {
+        let params = planner.region(Purpose::TrainableState, Storage::F32, adapter.layout.len);
+        // Only the parameters are read.
+        let state = State { params, grads: params, m: params, v: params };
+        let mut constants = Constants { planner, values: Vec::new() };
+        let table = constants.add(&tables(spec, limits.capacity));
+        let logn = spec.logn.then(|| constants.add(&logarithms(spec, limits.capacity)));
+        let final_norm =
+            RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight: constants.add(&weights.norm) };
+        let scale = adapter.spec.scale();
+        let block = |b| Block::new(b, spec, table, &mut constants, &adapter.layout, scale, &state);
+        let blocks: Vec<Block> = weights.blocks.iter().map(block).collect();
+        let constants = constants.values;
+        let width = limits.slots * limits.capacity * spec.kv_heads * spec.head_dim;
+        let mut kept = || planner.region(Purpose::SavedActivations, Storage::Activation, width);
+        let caches = blocks.iter().map(|_| Cache { k: kept(), v: kept() }).collect();
+        let work = plan_work(planner, spec, &blocks[0], limits);
+        Decoder {
+            spec: spec.clone(),
+            embedding: weights.embedding.clone(),
+            head: weights.head.clone(),
+            final_norm,
+            blocks,
+            attention: Attention {
+                heads: spec.heads,
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+                scale: (1.0 / (spec.head_dim as f64).sqrt()) as f32,
+            },
+            caches,
+            work,
+            logn,
+            params,
+            constants,
+            limits,
+            sequences: vec![Sequence::default(); limits.slots],
+        }
+    }
+
+    /// Writes constants and adapter values to the device; call once after allocation.
+    pub fn upload(&mut self, dev: &mut Device, adapter: &Adapter) {
+        for (region, values) in self.constants.drain(..) {
+            dev.write(region, &values);
+        }
+        dev.write(self.params, &adapter.values);
+    }
+
+    /// Sizes it was planned with.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Starts a sequence in each of the given slots with its prompt, and gives the logits [prompts, V] of what
+    /// follows. `None` when cancelled.
+    ///
+    /// # Panics
+    /// When the prompts are longer than planned, or one is empty.
+    pub fn prefill(
+        &mut self,
+        dev: &mut Device,
+        prompts: &[(usize, &[u32])],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<Vec<f32>> {
+        let capacity = self.limits.capacity;
+        let (mut ids, mut positions, mut angles, mut places) = (vec![], vec![], vec![], vec![]);
+        let (mut segments, mut last) = (vec![], vec![]);
+        for &(slot, prompt) in prompts {
+            assert!((1..=capacity).contains(&prompt.len()), "a prompt longer than planned, or empty");
+            let level = level(&self.spec, prompt.len());
+            self.sequences[slot] = Sequence { len: prompt.len(), level };
+            segments.push(Segment { start: ids.len() as u32, len: prompt.len() as u32 });
+            ids.extend_from_slice(prompt);
+            positions.extend(0..prompt.len() as u32);
+            angles.extend((0..prompt.len()).map(|position| (level * capacity + position) as u32));
+            places.extend((0..prompt.len()).map(|position| (slot * capacity + position) as u32));
+            last.push(ids.len() as u32 - 1);
+        }
+        let pass = Pass {
+            ids: &ids,
+            positions: &positions,
+            angles: &angles,
+            places: &places,
+            reads: Reads::Prompts(&segments),
+            last: &last,
+        };
+        self.run(dev, &pass, cancelled)
+    }
+
+    /// Appends one token to the sequence in each of the given slots, and gives the logits [slots, V] of what
+    /// follows. `None` when cancelled: the sequences are then unusable.
+    ///
+    /// # Panics
+    /// When a sequence is full.
+    pub fn step(
+        &mut self,
+        dev: &mut Device,
+        next: &[(usize, u32)],
+        cancelled: &dyn Fn() -> bool,
+    ) -> Option<Vec<f32>> {
+        let capacity = self.limits.capacity;
+        let ids: Vec<u32> = next.iter().map(|(_, id)| *id).collect();
+        let (mut positions, mut angles, mut places, mut seen) = (vec![], vec![], vec![], vec![]);
+        for &(slot, _) in next {
+            let sequence = &mut self.sequences[slot];
+            let position = sequence.len;
+            assert!(position < capacity, "a sequence longer than planned");
+            sequence.len += 1;
+            positions.push(position as u32);
+            angles.push((sequence.level * capacity + position) as u32);
+            places.push((slot * capacity + position) as u32);
+            seen.push(Segment { start: (slot * capacity) as u32, len: sequence.len as u32 });
+        }
+        let last: Vec<u32> = (0..next.len() as u32).collect();
+        let pass = Pass {
+            ids: &ids,
+            positions: &positions,
+            angles: &angles,
+            places: &places,
+            reads: Reads::Caches(&seen),
+            last: &last,
+        };
+        self.run(dev, &pass, cancelled)
+    }
+
+    fn run(&self, dev: &mut Device, pass: &Pass<'_>, cancelled: &dyn Fn() -> bool) -> Option<Vec<f32>> {
+        let (tokens, hidden, work) = (pass.ids.len(), self.spec.hidden, &self.work);
+        assert!(tokens <= self.limits.rows && pass.last.len() <= self.limits.slots, "more rows than planned");
+        let x = work.x.slice(0, tokens * hidden);
+        embedding::forward(dev, &self.embedding, pass.ids, x);
+        for layer in 0..self.blocks.len() {
+            if cancelled() {
+                return None;
+            }
+            self.attention(dev, pass, layer);
+            self.mlp(dev, tokens, layer);
+        }
+        let count = pass.last.len();
+        let (head_x, normed) =
+            (work.head_x.slice(0, count * hidden), work.head_normed.slice(0, count * hidden));
+        rows::gather(dev, x, pass.last, hidden, head_x);
+        rmsnorm::forward(dev, &self.final_norm, head_x, normed, work.rstd.slice(0, count));
+        let out = work.logits.slice(0, count * self.spec.vocab);
+        logits::forward(dev, &self.head, normed, out);
+        Some(dev.read(out))
+    }
+
+    fn attention(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize) {
+        let (block, work, cache) = (&self.blocks[layer], &self.work, self.caches[layer]);
+        let (tokens, p) = (pass.ids.len(), &self.attention);
+        let rows = |region: Region, width: usize| region.slice(0, tokens * width);
+        let (x, normed) = (rows(work.x, self.spec.hidden), rows(work.normed, self.spec.hidden));
+        rmsnorm::forward(dev, &block.attention_norm, x, normed, rows(work.rstd, 1));
+        let qkv = rows(work.qkv, block.qkv.output);
+        self.linear(dev, &block.qkv, normed, qkv, None);
+        let qk = rows(work.qk, block.rope.qk_width());
+        rope::forward(dev, &block.rope, qkv, pass.angles, qk);
+        if let Some(table) = self.logn {
+            decode_attention::scale_queries(dev, p, table, pass.positions, qk);
+        }
+        decode_attention::append(dev, p, qk, qkv, pass.places, cache);
+        let attended = rows(work.attended, block.attention_out.input);
+        match pass.reads {
+            Reads::Prompts(segments) => {
+                attention::forward(dev, p, segments, qk, qkv, attended, rows(work.lse, self.spec.heads));
+            }
+            Reads::Caches(seen) => decode_attention::forward(dev, p, qk, seen, cache, attended),
+        }
+        self.linear(dev, &block.attention_out, attended, rows(work.mid, self.spec.hidden), Some(x));
+    }
+
+    fn mlp(&self, dev: &mut Device, tokens: usize, layer: usize) {
+        let (block, work, width) = (&self.blocks[layer], &self.work, self.spec.intermediate);
+        let rows = |region: Region, width: usize| region.slice(0, tokens * width);
+        let (mid, normed) = (rows(work.mid, self.spec.hidden), rows(work.normed, self.spec.hidden));
+        rmsnorm::forward(dev, &block.mlp_norm, mid, normed, rows(work.rstd, 1));
+        let (gate_up, wide) = (rows(work.gate_up, 2 * width), rows(work.wide, width));
+        self.linear(dev, &block.gate_up, normed, gate_up, None);
+        swiglu::forward(dev, gate_up, width, wide);
+        self.linear(dev, &block.down, wide, rows(work.x, self.spec.hidden), Some(mid));
+    }
+
+    fn linear(&self, dev: &mut Device, group: &Group, x: Region, y: Region, residual: Option<Region>) {
+        let tokens = x.len / group.input;
+        let s = self.work.s.slice(0, tokens * group.rank_sum());
+        let scratch = Region { len: 0, ..x };
+        linear::forward(dev, group, &linear::Forward { x, y, s, residual, dropout: None, scratch });
+    }
+}
+
+fn plan_work(planner: &mut Planner, spec: &Spec, block: &Block, limits: Limits) -> Work {
+    use Storage::{Activation, F32};
+    let mut space = |storage, len| planner.region(Purpose::Workspace, storage, len);
+    let (rows, slots, hidden) = (limits.rows, limits.slots, spec.hidden);
+    let groups = [&block.qkv, &block.attention_out, &block.gate_up, &block.down];
+    let ranks = groups.map(Group::rank_sum).into_iter().max().unwrap_or(0);
+    Work {
+        x: space(Activation, rows * hidden),
+        mid: space(Activation, rows * hidden),
+        normed: space(Activation, rows * hidden),
+        rstd: space(F32, rows.max(slots)),
+        qkv: space(Activation, rows * block.qkv.output),
+        qk: space(Activation, rows * block.rope.qk_width()),
+        attended: space(Activation, rows * block.attention_out.input),
+        lse: space(F32, rows * spec.heads),
+        gate_up: space(Activation, rows * block.gate_up.output),
+        wide: space(Activation, rows * spec.intermediate),
+        s: space(Activation, rows * ranks),
+        head_x: space(Activation, slots * hidden),
+        head_normed: space(Activation, slots * hidden),
+        logits: planner.region(Purpose::Logits, F32, slots * spec.vocab),
+    }
+}
+
+// ---- Qwen v1 beyond the length it was trained on (modeling_qwen.py) -----------------------------------------
+
+/// The table of a prompt of `len` tokens: 0 up to the trained length, then one for every doubling. As there, the
+/// prompt decides, and what is generated after it keeps its table.
+fn level(spec: &Spec, len: usize) -> usize {
+    if !spec.dynamic_ntk {
+        return 0;
+    }
+    (0..usize::BITS as usize).find(|k| len.div_ceil(1 << k) <= spec.max_positions).unwrap_or(0)
+}
+
+/// The rotary tables of all levels, one behind the other, each of `capacity` positions. The base is multiplied by
+/// `alpha^(d/(d-2))` with `alpha = 2^(level+1) - 1`.
+fn tables(spec: &Spec, capacity: usize) -> Vec<f32> {
+    let d = spec.head_dim as f64;
+    let table = |level: usize| {
+        let alpha = ((2u64 << level) - 1) as f64;
+        let factor = if level == 0 { 1.0 } else { libm::pow(alpha, d / (d - 2.0)) };
+        rope::table(spec.head_dim, spec.rope_theta * factor, capacity)
+    };
+    (0..=level(spec, capacity)).flat_map(table).collect()
+}
+
+/// Factors of the queries: `log(position + 1)` to the base of the trained length, and 1 up to it.
+fn logarithms(spec: &Spec, capacity: usize) -> Vec<f32> {
+    let trained = spec.max_positions as f64;
+    let factor =
+        |n: usize| if n > spec.max_positions { libm::log(n as f64) / libm::log(trained) } else { 1.0 };
+    (1..=capacity).map(|n| factor(n) as f32).collect()
+}
