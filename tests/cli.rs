@@ -327,6 +327,22 @@ fn exit_statuses_and_short_errors() {
         ("trian", 2, "the nearest known one is train"),
         ("export a b", 2, "not in this version yet"),
         ("selftest", 2, "not in this version yet"),
+        ("evaluate", 2, "there is nothing to evaluate"),
+        ("evaluate --valid-file rows.jsonl", 2, "--model-name-or-path"),
+        ("evaluate --model model", 2, "there is nothing to evaluate"),
+        ("evaluate --model model --valid-file none.jsonl", 65, "none.jsonl: no such data file"),
+        ("evaluate --model model --valid-file rows.jsonl --adapter nowhere", 65, "nowhere: no such adapter"),
+        (
+            "evaluate --model model --learning-rate 1",
+            2,
+            "does not take --learning-rate, a setting of `train`",
+        ),
+        ("evaluate --task NER", 2, "--predictions"),
+        ("evaluate --predictions rows.jsonl --model model", 2, "give one of them"),
+        ("evaluate --predictions rows.jsonl", 2, "--task NER, RE, EE, EET, EEA"),
+        ("evaluate --predictions rows.jsonl --task SPO", 2, "SPO"),
+        ("evaluate --predictions rows.jsonl --task ner", 65, "rows.jsonl:1: `id` is missing"),
+        ("evaluate --path1 none.jsonl --task NER --match_mode set", 65, "none.jsonl"),
         ("merge --model model out", 2, "--adapter"),
         ("merge --model model --adapter a", 2, "OUT"),
         ("merge --model none --adapter a out", 65, "none: no such model folder"),
@@ -361,6 +377,29 @@ fn exit_statuses_and_short_errors() {
         }
     }
     assert!(!here.join("o").exists(), "a refused command must leave nothing behind");
+}
+
+#[test]
+fn a_line_of_deepkes_evaluation_gives_a_table_and_json() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = "tests/golden/extraction/ee.jsonl";
+    let line = ["evaluate", "--path1", file, "--task", "EE", "--sort_by", "source", "--match_mode", "normal"];
+    let table = String::from_utf8(program(root, &line).stdout).unwrap();
+    let json = String::from_utf8(program(root, &[&line[..], &["--json"]].concat()).stdout).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["task"], &json["match_mode"]), (&"EE".into(), &"normal".into()));
+    let found = &json["files"][0];
+    assert_eq!(found["file"], file);
+    let sources = found["sources"].as_object().unwrap();
+    // A head, then two kinds of item for the file and for each source.
+    assert_eq!(table.lines().count(), 1 + 2 * (1 + sources.len()), "{table}");
+    for kind in ["event", "argument"] {
+        let line = table.lines().find(|line| line.starts_with(file) && line.contains(kind)).unwrap();
+        let f1 = found["total"][kind]["f1"].as_f64().unwrap();
+        assert!(f1 > 1.0 && line.ends_with(&format!(" {f1:.2}")), "{line}");
+        let gold: u64 = sources.values().map(|tally| tally[kind]["gold"].as_u64().unwrap()).sum();
+        assert_eq!(found["total"][kind]["gold"], gold);
+    }
 }
 
 #[test]

@@ -26,6 +26,7 @@ fn base_and_adapter_have_the_losses_that_the_run_logged() {
         evaluate(&asked, &mut |_: &Event| {}).unwrap()
     };
     let report = of(Some(settings.output_dir.join("adapter")));
+    assert_eq!(of(Some(settings.output_dir.clone())), report, "a run's folder means its adapter");
     assert_eq!((report.base.loss, report.adapter.unwrap().loss), (first, last));
     assert!((report.base.perplexity.ln() - first).abs() < 1e-12);
     let rows = std::fs::read_to_string(settings.valid_file.as_ref().unwrap()).unwrap().lines().count();

@@ -26,7 +26,7 @@ fn notes(settings: &Settings) -> (Result<Summary>, Vec<String>) {
 
 /// A run that was stopped in its third step, in `folder/run`.
 fn stopped(folder: &Path) -> Settings {
-    let settings = tiny_settings(folder);
+    let settings = Settings { save_total_limit: 20, ..tiny_settings(folder) };
     let stop = train_until(&settings, |event| matches!(event, Event::Step { line, .. } if line.step == 3));
     assert_eq!(stop.unwrap_err().exit_code(), 75);
     settings

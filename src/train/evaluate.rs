@@ -1,5 +1,6 @@
 //! Loss and perplexity of a file: the base model's, and an adapter's beside it.
 
+use super::origin::weights_in;
 use super::setup::Setup;
 use super::trainer::Trainer;
 use crate::config::Settings;
@@ -36,7 +37,7 @@ pub struct Report {
     pub adapter: Option<Fit>,
 }
 
-/// Evaluates `valid_file` with the model, and with the adapter `init_adapter` when it is given. Settings of the
+/// Evaluates `valid_file` with the model, and with the adapter `init_adapter` (or a run's) when it is given. Settings of the
 /// optimizer, the schedule and the output have no part in it.
 ///
 /// # Errors
@@ -45,10 +46,9 @@ pub fn evaluate(settings: &Settings, observer: &mut dyn Observer) -> Result<Repo
     let Some(file) = settings.valid_file.clone() else {
         return Err(Error::usage("there are no rows to evaluate").hint("name them with --valid-file FILE"));
     };
-    let setup = Setup::for_evaluation(
-        &Settings { train_files: vec![file], valid_file: None, val_set_size: 0.0, ..settings.clone() },
-        observer,
-    )?;
+    let init_adapter = settings.init_adapter.as_deref().map(weights_in).transpose()?;
+    let rows = Settings { train_files: vec![file], valid_file: None, val_set_size: 0.0, ..settings.clone() };
+    let setup = Setup::for_evaluation(&Settings { init_adapter, ..rows }, observer)?;
     let (mut trainer, weights, _) = setup.trainer()?;
     let (mut rows, mut tokens) = (0, 0);
     if let Some(dataset) = trainer.evaluation_rows() {

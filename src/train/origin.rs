@@ -104,7 +104,10 @@ fn newest_of_trainer(folder: &Path) -> Option<PathBuf> {
 }
 
 /// The adapter that a folder given as one stands for: itself, or the final adapter of a run of ours.
-fn weights_in(folder: &Path) -> Result<PathBuf> {
+///
+/// # Errors
+/// Input: a run that has none yet.
+pub fn weights_in(folder: &Path) -> Result<PathBuf> {
     let holds_adapter = |path: &Path| path.join("adapter_config.json").exists();
     if holds_adapter(folder) || !folder.join("run.json").exists() {
         return Ok(folder.to_owned());
