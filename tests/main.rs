@@ -10,6 +10,7 @@ mod evaluate;
 mod extraction;
 mod faults;
 mod formats;
+mod generate;
 mod golden;
 mod house;
 mod linear;

@@ -36,10 +36,7 @@ impl Stream {
 
 /// Length of the beginning of `bytes` that later bytes do not change.
 fn whole_characters(bytes: &[u8]) -> usize {
-    let mut end = 0;
-    for chunk in bytes.utf8_chunks() {
-        let open = std::str::from_utf8(chunk.invalid()).is_err_and(|e| e.error_len().is_none());
-        end += chunk.valid().len() + if open { 0 } else { chunk.invalid().len() };
-    }
-    end
+    let last = bytes.utf8_chunks().last().map_or(&[][..], |chunk| chunk.invalid());
+    let open = std::str::from_utf8(last).is_err_and(|e| e.error_len().is_none());
+    bytes.len() - if open { last.len() } else { 0 }
 }

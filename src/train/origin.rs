@@ -33,9 +33,13 @@ pub fn settle(mut request: Request, observer: &mut dyn Observer) -> Result<Reque
     Ok(request)
 }
 
-/// `auto` is the output folder's own run; without one, what another trainer left there, or the complete state in
-/// the folder given beside it with `--init-adapter` (`--checkpoint-dir`).
-fn resolve_auto(s: &mut Settings, note: &mut dyn FnMut(String)) -> Result<()> {
+/// `auto` is the output folder's own run; without one, the complete state in the folder given beside it with
+/// `--init-adapter` (`--checkpoint-dir`), or what another trainer left in the output folder. Another path than
+/// `auto` is settled already.
+///
+/// # Errors
+/// Input: a `run.json` that cannot be read, or a folder given beside `auto` that holds weights alone.
+pub fn resolve_auto(s: &mut Settings, note: &mut dyn FnMut(String)) -> Result<()> {
     let out = s.output_dir.clone();
     if out.join("run.json").exists() {
         // What the run had begun with is part of its identity.
