@@ -177,6 +177,7 @@ fn generate() -> Command {
             "The same rows with `output`; FILE.partial until all are answered",
         ))
         .arg(number("cutoff_len", "").hide(true))
+        .arg(valued("output_dir", "DIR", "").hide(true))
         .arg(
             Arg::new("prompt")
                 .value_name("PROMPT")
