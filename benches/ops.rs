@@ -3,9 +3,9 @@
 //!
 //! `cargo bench --bench ops -- [threads] [tokens]`
 
-use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage};
+use qwentune::device::{Cpu, Device, Indices, Planner, Purpose, Region, Storage, Target};
 use qwentune::ops::adamw::{self, AdamW};
-use qwentune::ops::attention::{self, Attention, Segment};
+use qwentune::ops::attention::{self, Attention, Segment, Segments};
 use qwentune::ops::rmsnorm::{self, RmsNorm};
 use qwentune::ops::rope::{self, Rope};
 use qwentune::ops::{reduce, rows, swiglu};
@@ -18,7 +18,7 @@ const STATE: usize = 8_800_000;
 fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let tokens = numbers.get(1).copied().unwrap_or(512);
-    let mut bench = Bench { plan: Planner::new(), threads: numbers.first().copied() };
+    let mut bench = Bench { plan: Planner::new(Target::Cpu), threads: numbers.first().copied() };
     attention_and_rope(&mut bench, tokens);
     norm_and_activation(&mut bench, tokens);
     state(&mut bench);
@@ -80,7 +80,8 @@ fn attention_and_rope(bench: &mut Bench, tokens: usize) {
     let [lse, delta] = [tokens * 14; 2].map(|n| bench.region(n));
     let table = bench.region(tokens * 64);
     let mut dev = bench.device();
-    let segments = [Segment { start: 0, len: tokens as u32 }];
+    let list = [Segment { start: 0, len: tokens as u32 }];
+    let segments = Segments::host(&list);
     // Two products over the visible half of the scores, then five.
     let product = (tokens * (tokens + 1) * 14 * 64) as f64 / 1e9;
     measure("attention forward", &mut dev, 2.0 * product, "gflops", |dev| {
@@ -92,10 +93,11 @@ fn attention_and_rope(bench: &mut Bench, tokens: usize) {
     });
     let p = Rope { heads: 14, kv_heads: 2, head_dim: 64, table, norm: None };
     let positions: Vec<u32> = (0..tokens as u32).collect();
+    let positions = Indices::host(&positions);
     let bytes = 2.0 * 4.0 * qk.len as f64 / 1e9;
-    measure("rope forward", &mut dev, bytes, "gb_per_s", |dev| rope::forward(dev, &p, qkv, &positions, qk));
+    measure("rope forward", &mut dev, bytes, "gb_per_s", |dev| rope::forward(dev, &p, qkv, positions, qk));
     measure("rope backward", &mut dev, bytes, "gb_per_s", |dev| {
-        rope::backward(dev, &p, qkv, &positions, dqk, dqkv);
+        rope::backward(dev, &p, qkv, positions, dqk, dqkv);
     });
 }
 
@@ -137,6 +139,6 @@ fn state(bench: &mut Bench) {
     let gb = |arrays: usize| 4.0 * (arrays * STATE) as f64 / 1e9;
     measure("adamw", &mut dev, gb(7), "gb_per_s", |dev| adamw::step(dev, &p, params, grads, m, v));
     measure("sum of squares", &mut dev, gb(1), "gb_per_s", |dev| {
-        std::hint::black_box(reduce::sum_of_squares(dev, grads));
+        std::hint::black_box(reduce::sum_of_squares(dev, grads, grads).expect("the CPU"));
     });
 }

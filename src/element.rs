@@ -20,4 +20,18 @@ impl Element {
             Element::F16 | Element::Bf16 => 2,
         }
     }
+
+    /// The value of the element that `bytes` begins with.
+    ///
+    /// # Panics
+    /// When there are fewer bytes than an element has.
+    #[must_use]
+    #[inline(always)]
+    pub fn widen(self, bytes: &[u8]) -> f32 {
+        match self {
+            Element::F32 => f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]),
+            Element::F16 => half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+            Element::Bf16 => half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
+        }
+    }
 }

@@ -4,7 +4,7 @@
 //! One stack; an arrow is the only permitted direction of `use` (a test checks it):
 //!
 //! ```text
-//! cli ─▶ train ─▶ model ─▶ ops ─▶ device
+//! cli ─▶ selftest ─▶ train ─▶ model ─▶ ops ─▶ device
 //!  │       ├────▶ data ─────────▶ formats
 //!  │       └────▶ checkpoint ───▶ formats
 //!  ├───▶ generate ─▶ model, data, formats
@@ -26,5 +26,6 @@ pub mod model;
 pub mod ops;
 pub mod philox;
 pub mod report;
+pub mod selftest;
 pub mod sys;
 pub mod train;

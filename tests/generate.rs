@@ -5,7 +5,7 @@
 mod text;
 
 use crate::common::scratch;
-use qwentune::device::{Cpu, Device, Planner};
+use qwentune::device::{Cpu, Device, Planner, Target};
 use qwentune::generate::sampling::{Sampling, draw};
 use qwentune::generate::{Event, Generator, Model, Options};
 use qwentune::model::Decoder;
@@ -100,19 +100,19 @@ fn logits_are_those_of_transformers_however_the_prompt_is_read() {
         let model = open(&case, "generate-logits");
         for row in case["rows"].as_array().unwrap() {
             let prompt = ids(&row["prompt"]);
-            let mut planner = Planner::new();
+            let mut planner = Planner::new(Target::Cpu);
             let limits = Limits { slots: 2, capacity: prompt.len(), rows: prompt.len().max(2) };
             let Model { spec, weights, adapter, .. } = &model;
-            let mut decoder = Decoder::plan(&mut planner, spec, weights, adapter, limits);
+            let mut decoder = Decoder::plan(&mut planner, spec, weights, adapter, limits).unwrap();
             let mut dev = Device::Cpu(Cpu::new(&planner, Some(1)).unwrap());
-            decoder.upload(&mut dev, adapter);
-            let whole = decoder.prefill(&mut dev, &[(1, &prompt)], &|| false).unwrap();
+            decoder.upload(&mut dev, adapter).unwrap();
+            let whole = decoder.prefill(&mut dev, &[(1, &prompt)], &|| false).unwrap().unwrap();
             let mut ways = vec![whole];
             // Beyond the trained length, the prompt decides the rotary base: then it has to be read at once.
             if case["overrides"].as_object().unwrap().is_empty() {
-                let mut last = decoder.prefill(&mut dev, &[(0, &prompt[..1])], &|| false);
+                let mut last = decoder.prefill(&mut dev, &[(0, &prompt[..1])], &|| false).unwrap();
                 for id in &prompt[1..] {
-                    last = decoder.step(&mut dev, &[(0, *id)], &|| false);
+                    last = decoder.step(&mut dev, &[(0, *id)], &|| false).unwrap();
                 }
                 ways.push(last.unwrap());
             }
@@ -123,7 +123,7 @@ fn logits_are_those_of_transformers_however_the_prompt_is_read() {
                     assert!((f64::from(*ours) - theirs).abs() < 2e-4, "{}: {ours} {theirs}", case["model"]);
                 }
             }
-            assert!(decoder.prefill(&mut dev, &[(0, &prompt)], &|| true).is_none());
+            assert!(decoder.prefill(&mut dev, &[(0, &prompt)], &|| true).unwrap().is_none());
         }
     }
 }

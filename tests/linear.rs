@@ -3,7 +3,7 @@
 
 use crate::matmul::{Values, assert_bits, assert_near, stored, widened};
 use qwentune::device::cpu::{Cpu, Isa, Rounding};
-use qwentune::device::{Device, Planner, Purpose, Region, Storage};
+use qwentune::device::{Device, Planner, Purpose, Region, Storage, Target};
 use qwentune::element::Element;
 use qwentune::ops::linear::{Backward, Dropout, Forward, Group, Linear, Lora, backward, forward};
 use qwentune::philox::philox4x32;
@@ -29,11 +29,12 @@ struct Operands {
     backward: Backward,
 }
 
-const DROPOUT: Dropout = Dropout { p: 0.3, key: [7, 9], counter: [3, 1, 2] };
+const NOWHERE: Region = Region { storage: Storage::Copy, start: 0, len: 0 };
+const DROPOUT: Dropout = Dropout { p: 0.3, key: [7, 9], counter: [3, 1, 2], clock: NOWHERE };
 
 impl Case {
     fn new(tokens: usize, input: usize, layers: &[Layer], dropout: Option<Dropout>, residual: bool) -> Self {
-        let (planner, contents) = (Planner::new(), Vec::new());
+        let (planner, contents) = (Planner::new(Target::Cpu), Vec::new());
         Case { tokens, input, layers: layers.to_vec(), dropout, residual, planner, contents }
     }
 
@@ -54,11 +55,13 @@ impl Case {
             let bias = bias.then(|| self.region(values.many(rows)));
             let lora = (rank > 0).then(|| Lora {
                 rank,
+                width: rank,
                 scale,
                 a: self.region(values.many(rank * input)),
                 b: self.region(values.many(rows * rank)),
                 grad_a: self.region(values.many(rank * input)),
                 grad_b: self.region(values.many(rows * rank)),
+                packed: [NOWHERE; 2],
             });
             layers.push(Linear { weight, bias, column, lora });
             column += rows;
@@ -73,7 +76,7 @@ impl Case {
         let dx = Some(self.region(vec![f32::NAN; t * input]));
         let dropout = self.dropout;
         let forward = Forward { x, y, s, residual, dropout, scratch };
-        let backward = Backward { x, s, dy, ds, dx, dropout, scratch };
+        let backward = Backward { x, s, dy, ds, dx, dropout, scratch, partial: NOWHERE };
         Operands { group, forward, backward }
     }
 
@@ -142,11 +145,8 @@ impl Case {
 }
 
 fn read(dev: &Device, region: Region) -> Vec<f32> {
-    match dev {
-        Device::Cpu(cpu) => cpu.read(region).to_vec(),
-        #[allow(unreachable_patterns)]
-        _ => unreachable!("these tests build CPU devices"),
-    }
+    let Device::Cpu(cpu) = dev else { panic!("these tests build CPU devices") };
+    cpu.read(region).to_vec()
 }
 
 fn cases() -> Vec<Case> {

@@ -4,7 +4,7 @@
 use crate::matmul::{Values, assert_bits, assert_near, stored, widened};
 use qwentune::device::cpu::math::{exp, ln};
 use qwentune::device::cpu::{Cpu, Isa};
-use qwentune::device::{Device, Matrix, Planner, Purpose, Storage};
+use qwentune::device::{Device, Indices, Matrix, Planner, Purpose, Storage, Target};
 use qwentune::element::Element;
 use qwentune::ops::loss::{Loss, forward, forward_backward};
 
@@ -30,24 +30,21 @@ impl Case {
 
     /// (losses of `forward`, losses of `forward_backward`, dx).
     fn run(&self, chunk: usize, threads: usize, isa: Isa) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let mut planner = Planner::new();
+        let mut planner = Planner::new(Target::Cpu);
         let mut region = |len| planner.region(Purpose::Workspace, Storage::F32, len);
         let (x, dx) = (region(self.x.len()), region(self.x.len()));
         let logits = region(chunk * self.head.rows());
+        let losses = region(self.targets.len());
         let mut cpu = Cpu::new(&planner, Some(threads)).unwrap();
         cpu.isa = isa;
         cpu.write(x).copy_from_slice(&self.x);
         cpu.write(dx).fill(f32::NAN);
         let mut dev = Device::Cpu(cpu);
-        let p = Loss { head: &self.head, targets: &self.targets, logits };
-        let alone = forward(&mut dev, &p, x);
-        let both = forward_backward(&mut dev, &p, x, SCALE, dx);
-        let dx = match &dev {
-            Device::Cpu(cpu) => cpu.read(dx).to_vec(),
-            #[allow(unreachable_patterns)]
-            _ => unreachable!("built above"),
-        };
-        (alone, both, dx)
+        let p = Loss { head: &self.head, targets: Indices::host(&self.targets), logits, losses };
+        forward(&mut dev, &p, x);
+        let alone = dev.read(losses).expect("the CPU");
+        forward_backward(&mut dev, &p, x, SCALE, dx);
+        (alone, dev.read(losses).expect("the CPU"), dev.read(dx).expect("the CPU"))
     }
 
     /// Losses and gradient in f64.

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <mutex>
 #include <numeric>
 
@@ -154,11 +155,21 @@ struct Range {
 };
 std::mutex ranges_lock;
 std::vector<Range> ranges;
+// Counts the ranges that were taken back.
+std::atomic<uint64_t> ranges_removed{0};
 
+// The range that answered last is asked first, while it is sure to be there.
 bool registered(uintptr_t first, size_t bytes) {
+    thread_local Range last = {0, 0};
+    thread_local uint64_t seen = 0;
+    const auto holds = [&](const Range& r) { return first >= r.first && first + bytes <= r.end; };
+    if (seen == ranges_removed.load(std::memory_order_acquire) && holds(last)) return true;
     const std::lock_guard<std::mutex> guard(ranges_lock);
-    return std::any_of(ranges.begin(), ranges.end(),
-                       [&](const Range& r) { return first >= r.first && first + bytes <= r.end; });
+    const auto found = std::find_if(ranges.begin(), ranges.end(), holds);
+    if (found == ranges.end()) return false;
+    last = *found;
+    seen = ranges_removed.load(std::memory_order_acquire);
+    return true;
 }
 
 std::vector<const Kernel*>& kernels() {
@@ -505,6 +516,7 @@ extern "C" void qt_register(const void* first, size_t bytes) {
 extern "C" void qt_unregister(const void* first) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(first);
     const std::lock_guard<std::mutex> guard(ranges_lock);
+    ranges_removed.fetch_add(1, std::memory_order_release);
     ranges.erase(std::remove_if(ranges.begin(), ranges.end(), [at](const Range& r) { return r.first == at; }), ranges.end());
 }
 

@@ -96,6 +96,18 @@ T shuffle_down(T value, int n, HERE) {
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
+template <typename T>
+T load(const T* p, HERE) {
+    emulator::check_access(p, sizeof(T), alignof(T), site);
+    return *p;
+}
+
+template <typename T>
+void store(T* p, T value, HERE) {
+    emulator::check_access(p, sizeof(T), alignof(T), site);
+    *p = value;
+}
+
 DEVICE u128 load_128(const void* p, HERE) {
     emulator::check_access(p, 16, 16, site);
     u128 v;

@@ -90,7 +90,7 @@ DEVICE void attention_delta(const AttentionBackward& p) {
     }
 #pragma unroll
     for (int mask = 1; mask < LANES; mask *= 2) sum += shuffle_xor(sum, mask);
-    if (valid && place % LANES == 0) p.delta[row % p.heads * p.tokens + row / p.heads] = sum;
+    if (valid && place % LANES == 0) store(p.delta + row % p.heads * p.tokens + row / p.heads, sum);
 }
 
 template <int D>
@@ -107,8 +107,8 @@ static_assert(sizeof(KeysShared<128>) <= ATTENTION_SHARED_BYTES, "fits every dev
 template <int D>
 DEVICE float statistic(const AttentionOperands<D>& o, int query, int len) {
     const int row = query + thread_index() % STEP;
-    if (thread_index() < STEP) return row < len ? o.lse[row] : -MINUS_INFINITY;
-    return row < len ? o.delta[row] : 0.0f;
+    if (thread_index() < STEP) return row < len ? load(o.lse + row) : -MINUS_INFINITY;
+    return row < len ? load(o.delta + row) : 0.0f;
 }
 
 // Adds one query tile's part to a warp's dK and dV, the sixteen rows from `row` of the block's on.
@@ -148,12 +148,13 @@ DEVICE void scale_rows(float (&acc)[1][WIDTH][4], float scale) {
 template <int D>
 DEVICE void attention_keys(const AttentionBackward& p) {
     auto& shared = SMEM(KeysShared<D>);
-    const AttentionWork work = p.work[block_x() / p.kv_heads];
+    const AttentionWork work = load(p.work + block_x() / p.kv_heads);
+    if (work.len == 0) return;
     const int kv = block_x() % p.kv_heads, group = p.heads / p.kv_heads;
     const int first = work.block * STEP, tiles = (work.len - first + STEP - 1) / STEP;
     const auto operands = [&](int step) { return AttentionOperands<D>(p, work.start, kv * group + step / tiles); };
     const auto query = [&](int step) { return first + step % tiles * STEP; };
-    const auto load = [&](int step) {
+    const auto load_tile = [&](int step) {
         auto& stage = shared.stages[step % 2];
         const AttentionOperands<D> o = operands(step);
         load_rows<THREADS>(stage.q, o.q, o.qk_stride, query(step), work.len);
@@ -168,7 +169,7 @@ DEVICE void attention_keys(const AttentionBackward& p) {
     const AttentionOperands<D> o = operands(0);
     load_rows<THREADS>(shared.k, o.k, o.qk_stride, first, work.len);
     load_rows<THREADS>(shared.v, o.v, o.qkv_stride, first, work.len);
-    load(0);
+    load_tile(0);
     keep(0, statistic(o, first, work.len));
     const int row = warp() * 16;
     const bool active = first + row < work.len;
@@ -180,7 +181,7 @@ DEVICE void attention_keys(const AttentionBackward& p) {
         block_sync();
         float next = 0.0f;
         if (step + 1 < steps) {
-            load(step + 1);
+            load_tile(step + 1);
             next = statistic(operands(step + 1), query(step + 1), work.len);
         }
         if (active) {
@@ -230,9 +231,10 @@ DEVICE void query_step(QueriesShared<D>& shared, typename QueriesShared<D>::Stag
 template <int D>
 DEVICE void attention_queries(const AttentionBackward& p) {
     auto& shared = SMEM(QueriesShared<D>);
-    const AttentionWork work = p.work[block_x() / p.heads];
+    const AttentionWork work = load(p.work + block_x() / p.heads);
+    if (work.len == 0) return;
     const AttentionOperands<D> o(p, work.start, block_x() % p.heads);
-    const auto load = [&](int tile) {
+    const auto load_tile = [&](int tile) {
         auto& stage = shared.stages[tile % 2];
         load_rows<THREADS>(stage.k, o.k, o.qk_stride, tile * STEP, work.len);
         load_rows<THREADS>(stage.v, o.v, o.qkv_stride, tile * STEP, work.len);
@@ -242,13 +244,13 @@ DEVICE void attention_queries(const AttentionBackward& p) {
     const int first = work.block * STEP, row = warp() * 16;
     load_rows<THREADS>(shared.q, o.q, o.qk_stride, first, work.len);
     load_rows<THREADS>(shared.dout, o.dout, o.out_stride, first, work.len);
-    load(0);
+    load_tile(0);
     float lse[2], delta[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int query = first + row + accumulator_row(0, half * 2);
-        lse[half] = query < work.len ? o.lse[query] : -MINUS_INFINITY;
-        delta[half] = query < work.len ? o.delta[query] : 0.0f;
+        lse[half] = query < work.len ? load(o.lse + query) : -MINUS_INFINITY;
+        delta[half] = query < work.len ? load(o.delta + query) : 0.0f;
     }
     const bool active = first + row < work.len;
     float dq[1][D / 8][4] = {};
@@ -256,7 +258,7 @@ DEVICE void attention_queries(const AttentionBackward& p) {
         // All of this tile has arrived, and nobody reads the other stage any more.
         cp_async_wait<0>();
         block_sync();
-        if (tile < work.block) load(tile + 1);
+        if (tile < work.block) load_tile(tile + 1);
         if (active) {
             const bool diagonal = tile == work.block;
             query_step<D>(shared, shared.stages[tile % 2], dq, row, diagonal, p.scale * LOG2_E, lse, delta);

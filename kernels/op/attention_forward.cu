@@ -12,7 +12,7 @@
 //          the order of the work list or on the device. Scores, weights and sums are f32; the weights are rounded
 //          to bf16 for the product with V (their sum is of the unrounded ones).
 // Memory   Q once, K and V twice: while a tile is used the next one is on its way. 96 KiB at D = 128.
-// Launch   grid (heads * work items, 1, 1), heads fastest, so that the heads of a group share K and V in the cache;
+// Launch   grid (heads * pieces of work, 1, 1), heads fastest, so that the heads of a group share K and V in the cache;
 //          128 threads; dynamic shared memory ForwardShared<D>: 12 * 64 * D bytes (D 64: 49152, D 128: 98304).
 //          work: items of 128 rows (tile/attention.cuh), those with the largest `block` first.
 
@@ -55,7 +55,7 @@ struct ForwardTask {
     int head;
 
     METHOD explicit ForwardTask(const AttentionForward& p) {
-        work = p.work[block_x() / p.heads];
+        work = load(p.work + block_x() / p.heads);
         head = block_x() % p.heads;
     }
 };
@@ -76,7 +76,9 @@ DEVICE void write_output(const AttentionForward& p, int row, float (&acc)[M][D /
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             const int query = first + row + accumulator_row(m, half * 2);
-            if (query < work.len) lse[query] = fused(softmax.max[m][half], p.scale, log_f32(softmax.sum[m][half]));
+            if (query < work.len) {
+                store(lse + query, fused(softmax.max[m][half], p.scale, log_f32(softmax.sum[m][half])));
+            }
         }
 }
 
@@ -84,6 +86,7 @@ template <int D>
 DEVICE void attention_forward(const AttentionForward& p) {
     auto& shared = SMEM(ForwardShared<D>);
     const auto [work, head] = ForwardTask(p);
+    if (work.len == 0) return;
     const int kv = head / (p.heads / p.kv_heads);
     const int qk_stride = (p.heads + p.kv_heads) * D, qkv_stride = qk_stride + p.kv_heads * D;
     const bf16* qk = p.qk + static_cast<size_t>(work.start) * qk_stride;

@@ -6,7 +6,7 @@
 //   ds         ds_i = scale_i dy_i B_i                                  NN
 //   head       logits = x head^T in f32 (NT), dx = dlogits head (NN)
 //
-// Launch: 256 threads; grid (ceil(max columns / TILE), ceil(rows / 128), outputs), TILE = 128 or 256 as the kernel's name
+// Launch: 256 threads; grid (ceil(max columns / TILE), ceil(rows / 128), outputs), TILE = 64, 128 or 256 as the kernel's name
 // says; shared memory 4 * 64 * (128 + TILE) bytes. One block owns a tile and makes it from beginning to end: no sums
 // across blocks, so the bits depend on the shapes alone. bf16 in, f32 accumulation, rounded once on the way out.
 #include "../tile/product.cuh"
@@ -38,10 +38,11 @@ struct LinearParams {
     uint32_t limit;
     float keep;  // 1 / (1 - p)
     uint32_t key[2];
-    uint32_t counter[3];
+    const uint32_t* clock;
+    uint32_t site;
     int reserved;
 };
-EXPORT_PARAMS(LinearParams, terms, outputs, y, residual, rows, stride, wide, pause, limit, keep, key, counter, reserved)
+EXPORT_PARAMS(LinearParams, terms, outputs, y, residual, rows, stride, wide, pause, limit, keep, key, clock, site, reserved)
 EXPORT_PARAMS(Term, a, b, a_stride, b_stride, depth, reserved)
 EXPORT_PARAMS(Output, bias, first, count, columns, column, scale, reserved)
 
@@ -51,31 +52,33 @@ EXPORT_PARAMS(Output, bias, first, count, columns, column, scale, reserved)
 DEVICE void mask_pair(const LinearParams& p, int columns, int row, int column, float& x, float& y) {
     const size_t element = static_cast<size_t>(row) * columns + column;
     const Words words = philox4x32(
-        Words{{static_cast<uint32_t>(element / 4), p.counter[0], p.counter[1], p.counter[2]}}, p.key[0], p.key[1]);
+        Words{{static_cast<uint32_t>(element / 4), p.site, load(p.clock), load(p.clock + 1)}}, p.key[0], p.key[1]);
     const int word = static_cast<int>(element % 4);  // 0 or 2: columns are a multiple of 8
     x = (word == 0 ? words.w[0] : words.w[2]) >= p.limit ? x * p.keep : 0.0f;
     y = (word == 0 ? words.w[1] : words.w[3]) >= p.limit ? y * p.keep : 0.0f;
 }
 
+// One of the outputs' columns: the sum with all that is added to it.
+DEVICE float finished(const LinearParams& p, const Output& o, size_t at, int column, float x) {
+    x *= o.scale;
+    if (o.bias) x += load(o.bias + column);
+    return p.residual ? x + to_float(load(p.residual + at)) : x;
+}
+
+// Two neighbours; of an odd number of columns the last one stands alone.
 DEVICE void store_pair(const LinearParams& p, const Output& o, int row, int column, float x, float y) {
     const size_t at = static_cast<size_t>(row) * p.stride + o.column + column;
-    x *= o.scale;
-    y *= o.scale;
-    if (o.bias) {
-        x += o.bias[column];
-        y += o.bias[column + 1];
-    }
-    if (p.residual) {
-        const uint32_t pair = *reinterpret_cast<const uint32_t*>(p.residual + at);
-        x += low(pair);
-        y += high(pair);
-    }
+    const bool both = column + 1 < o.columns;
+    x = finished(p, o, at, column, x);
+    if (both) y = finished(p, o, at + 1, column + 1, y);
     if (p.wide) {
         float* to = static_cast<float*>(p.y) + at;
-        to[0] = x;
-        to[1] = y;
+        store(to, x);
+        if (both) store(to + 1, y);
+    } else if (both) {
+        store(reinterpret_cast<uint32_t*>(static_cast<bf16*>(p.y) + at), pack(x, y));
     } else {
-        *reinterpret_cast<uint32_t*>(static_cast<bf16*>(p.y) + at) = pack(x, y);
+        store(static_cast<bf16*>(p.y) + at, to_bf16(x));
     }
 }
 
@@ -99,7 +102,9 @@ DEVICE void linear(const LinearParams& p) {
 
 // ---- instances -----------------------------------------------------------------------------------------------------
 
+KERNEL(THREADS, 1, linear_nt_64, LinearParams) { linear<64, true>(p); }
 KERNEL(THREADS, 1, linear_nt_128, LinearParams) { linear<128, true>(p); }
 KERNEL(THREADS, 1, linear_nt_256, LinearParams) { linear<256, true>(p); }
+KERNEL(THREADS, 1, linear_nn_64, LinearParams) { linear<64, false>(p); }
 KERNEL(THREADS, 1, linear_nn_128, LinearParams) { linear<128, false>(p); }
 KERNEL(THREADS, 1, linear_nn_256, LinearParams) { linear<256, false>(p); }

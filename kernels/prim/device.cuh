@@ -55,6 +55,17 @@ DEVICE T shuffle_down(T value, int n) {
 
 DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
 
+// One value, aligned to its size; global or shared.
+template <typename T>
+DEVICE T load(const T* p) {
+    return *p;
+}
+
+template <typename T>
+DEVICE void store(T* p, T value) {
+    *p = value;
+}
+
 // 16 bytes, aligned; global or shared.
 DEVICE u128 load_128(const void* p) {
     const uint4 v = *static_cast<const uint4*>(p);

@@ -6,7 +6,7 @@
 
 // One task: `rows` rows (the kernel's constant) of one segment, the `block`-th such. The host lists each block of
 // each segment once: for `rows` = R a segment of n rows has the blocks 0 .. ceil(n / R) - 1. Any order gives the
-// same results; long tasks first keeps the device busy.
+// same results; long tasks first keeps the device busy. A task with `len` 0 is nothing to do.
 struct AttentionWork {
     int start;  // first row of the segment
     int len;    // rows of the segment

@@ -181,7 +181,7 @@ pub fn shell_word(word: &str) -> String {
 }
 
 fn plan_table(report: &PlanReport) -> Vec<String> {
-    let mut lines = vec!["device memory by purpose".to_owned()];
+    let mut lines = vec![format!("device: {}", report.device), "device memory by purpose".to_owned()];
     let row = |name: &str, value: String| format!("  {name:<36}{value:>14}");
     lines.extend(report.arena.iter().map(|(purpose, bytes)| row(purpose, size(*bytes))));
     let arena = report.arena.iter().map(|(_, bytes)| bytes).sum();

@@ -1,18 +1,24 @@
 //! One allocation planned before the first step: named regions, nothing allocated inside a step.
 
-/// Element type of a region. On the CPU both are f32; on a GPU activations are bf16.
+/// Element type of a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
     /// Activations and their gradients: f32 on the CPU, bf16 on CUDA.
     Activation,
     /// State and statistics: f32 everywhere.
     F32,
+    /// A device's copy of what the CPU has anyway: bf16 weights. No room on the CPU.
+    Copy,
+    /// A device's copy of integers of the host. No room on the CPU.
+    Integer,
 }
 
 /// What a region is for; the memory plan is printed by purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[allow(missing_docs)]
 pub enum Purpose {
+    /// Frozen matrices on a device with a memory of its own.
+    BaseWeights,
     /// LoRA parameters, gradients and both moments.
     TrainableState,
     /// Norm weights and biases, as f32.
@@ -23,6 +29,8 @@ pub enum Purpose {
     Workspace,
     /// A chunk of logits.
     Logits,
+    /// Token ids, positions and work lists of a micro-batch.
+    Inputs,
 }
 
 /// A range of elements of the arena. Plain data: reading or writing goes through the device.
@@ -51,46 +59,50 @@ impl Region {
 /// Regions start on multiples of this many bytes: a cache line of the CPU, a memory transaction of a GPU.
 const ALIGNMENT: usize = 256;
 
+/// Which device memory is planned for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Everything is f32; frozen matrices and integers stay where they are.
+    Cpu,
+    /// Activations are bf16; frozen matrices and integers are copied.
+    Cuda,
+}
+
 /// Collects the regions of a run before anything is allocated.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    activation_bytes: usize,
+    target: Target,
     total: usize,
     uses: Vec<(Purpose, usize)>,
 }
 
-impl Default for Planner {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Planner {
-    /// An empty plan for the CPU: every element has 4 bytes.
+    /// An empty plan.
     #[must_use]
-    pub fn new() -> Self {
-        Planner { activation_bytes: 4, total: 0, uses: Vec::new() }
+    pub fn new(target: Target) -> Self {
+        Planner { target, total: 0, uses: Vec::new() }
     }
 
-    /// An empty plan for a device that keeps activations as bf16.
+    /// What is planned for.
     #[must_use]
-    pub fn bf16() -> Self {
-        Planner { activation_bytes: 2, ..Self::new() }
+    pub fn target(&self) -> Target {
+        self.target
     }
 
-    /// Bytes of one element.
+    /// Bytes of one element; 0 for what the target keeps no copy of.
     #[must_use]
     pub fn element_bytes(&self, storage: Storage) -> usize {
-        match storage {
-            Storage::Activation => self.activation_bytes,
-            Storage::F32 => 4,
+        match (storage, self.target) {
+            (Storage::F32, _) | (Storage::Activation, Target::Cpu) | (Storage::Integer, Target::Cuda) => 4,
+            (Storage::Activation | Storage::Copy, Target::Cuda) => 2,
+            (Storage::Copy | Storage::Integer, Target::Cpu) => 0,
         }
     }
 
     /// Reserves `len` elements.
     pub fn region(&mut self, purpose: Purpose, storage: Storage, len: usize) -> Region {
         let size = self.element_bytes(storage);
-        let start = self.total / size;
+        let start = if size == 0 { 0 } else { self.total / size };
         let padded = (len * size).next_multiple_of(ALIGNMENT);
         self.total += padded;
         self.uses.push((purpose, padded));
@@ -103,11 +115,11 @@ impl Planner {
         self.total
     }
 
-    /// Bytes by purpose.
+    /// Bytes by purpose, those that need none left out.
     #[must_use]
     pub fn bytes_by_purpose(&self) -> std::collections::BTreeMap<Purpose, usize> {
         let mut sums = std::collections::BTreeMap::new();
-        for &(purpose, bytes) in &self.uses {
+        for &(purpose, bytes) in self.uses.iter().filter(|(_, bytes)| *bytes > 0) {
             *sums.entry(purpose).or_insert(0) += bytes;
         }
         sums

@@ -1,5 +1,7 @@
-//! A frozen weight matrix as it lies in the memory map: row-major, bf16, f16 or f32, any alignment.
+//! A frozen weight matrix as it lies in the memory map: row-major, bf16, f16 or f32, any alignment; and where a device
+//! keeps its copy.
 
+use super::{Planner, Purpose, Region, Storage};
 use crate::element::Element;
 use std::sync::Arc;
 
@@ -14,7 +16,11 @@ pub struct Matrix {
     element: Element,
     rows: usize,
     cols: usize,
+    copy: Region,
 }
+
+/// A copy that nobody planned.
+const NO_COPY: Region = Region { storage: Storage::Copy, start: 0, len: 0 };
 
 impl std::fmt::Debug for Matrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -34,7 +40,7 @@ impl Matrix {
             .and_then(|n| n.checked_mul(element.bytes()))
             .and_then(|n| n.checked_add(offset));
         assert!(need.is_some_and(|end| end <= (*bytes).as_ref().len()), "matrix outside its bytes");
-        Matrix { bytes, offset, element, rows, cols }
+        Matrix { bytes, offset, element, rows, cols, copy: NO_COPY }
     }
 
     /// A matrix of f32 values, for tests and small weights.
@@ -49,7 +55,32 @@ impl Matrix {
     pub fn row_range(&self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows, "rows outside the matrix");
         let offset = self.offset + first * self.cols * self.element.bytes();
-        Matrix { offset, rows: count, ..self.clone() }
+        let copy =
+            if self.copy.len == 0 { NO_COPY } else { self.copy.slice(first * self.cols, count * self.cols) };
+        Matrix { offset, rows: count, copy, ..self.clone() }
+    }
+
+    /// The same matrix with a place for its copy, on a device that keeps one.
+    #[must_use]
+    pub fn planned(&self, planner: &mut Planner) -> Self {
+        let copy = planner.region(Purpose::BaseWeights, Storage::Copy, self.rows * self.cols);
+        Matrix { copy, ..self.clone() }
+    }
+
+    /// The device's copy, bf16 [rows, cols].
+    ///
+    /// # Panics
+    /// When none was planned.
+    #[must_use]
+    pub fn copy(&self) -> Region {
+        assert_eq!(self.copy.len, self.rows * self.cols, "a matrix without a copy on the device");
+        self.copy
+    }
+
+    /// Whether both are the same bytes.
+    #[must_use]
+    pub fn is_same(&self, other: &Matrix) -> bool {
+        Arc::ptr_eq(&self.bytes, &other.bytes) && (self.offset, self.rows) == (other.offset, other.rows)
     }
 
     /// All bytes, row after row.

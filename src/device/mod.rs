@@ -4,41 +4,198 @@ pub mod arena;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
+pub mod indices;
 pub mod matrix;
 
-pub use arena::{Planner, Purpose, Region, Storage};
+pub use arena::{Planner, Purpose, Region, Storage, Target};
 pub use cpu::Cpu;
+#[cfg(feature = "cuda")]
+pub use cuda::Cuda;
+pub use indices::Indices;
 pub use matrix::Matrix;
 
-/// Where operations run.
+use crate::error::Result;
+
+/// Where operations run. Those of a GPU are queued: what fails is told by the next call that waits, which is every one
+/// that returns a [`Result`].
 pub enum Device {
     /// Rayon threads and SIMD, f32 arithmetic: the embedded default and the reference.
     Cpu(Cpu),
+    /// A GPU, bf16 with f32 sums.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
+}
+
+/// Work that comes again: the same name and shape mean the same launches with the same operands.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Recording {
+    /// What is done.
+    pub what: &'static str,
+    /// Everything that decides which launches it takes.
+    pub shape: Vec<usize>,
 }
 
 impl Device {
-    /// Copies `values` to `region`.
+    /// What memory has to be planned for.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match self {
+            Device::Cpu(_) => Target::Cpu,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Target::Cuda,
+        }
+    }
+
+    /// Copies `values` to `region`, rounded where it holds bf16.
+    ///
+    /// # Errors
+    /// When the device failed.
     ///
     /// # Panics
     /// When the lengths differ.
-    pub fn write(&mut self, region: Region, values: &[f32]) {
+    pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         match self {
             Device::Cpu(cpu) => cpu.write(region).copy_from_slice(values),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.write(region, values)?,
         }
+        Ok(())
     }
 
     /// Appends the elements of `region` to `out`.
-    pub fn read_into(&self, region: Region, out: &mut Vec<f32>) {
+    ///
+    /// # Errors
+    /// When the device failed, also in work that was queued before.
+    pub fn read_into(&mut self, region: Region, out: &mut Vec<f32>) -> Result<()> {
         match self {
             Device::Cpu(cpu) => out.extend_from_slice(cpu.read(region)),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.read_into(region, out)?,
         }
+        Ok(())
     }
 
     /// The elements of `region`.
-    #[must_use]
-    pub fn read(&self, region: Region) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// As [`Device::read_into`].
+    pub fn read(&mut self, region: Region) -> Result<Vec<f32>> {
         let mut out = Vec::with_capacity(region.len);
-        self.read_into(region, &mut out);
-        out
+        self.read_into(region, &mut out)?;
+        Ok(out)
+    }
+
+    /// Starts copying `regions` (f32) to the host. Work that is queued from now on may run beside it; only an optimizer step
+    /// waits for it.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn begin_snapshot(&mut self, regions: &[Region; 3]) -> Result<()> {
+        match self {
+            Device::Cpu(_) => {
+                let _ = regions;
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.begin_snapshot(regions),
+        }
+    }
+
+    /// Waits for the copy begun last and appends the regions' elements to `outs`.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When none was begun.
+    pub fn end_snapshot(&mut self, regions: &[Region; 3], outs: [&mut Vec<f32>; 3]) -> Result<()> {
+        match self {
+            Device::Cpu(cpu) => {
+                for (region, out) in regions.iter().zip(outs) {
+                    out.extend_from_slice(cpu.read(*region));
+                }
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.end_snapshot(regions, outs),
+        }
+    }
+
+    /// Makes the integers of `lists` known to the device, which lays its copies one after the other into `region`.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When they do not fit.
+    pub fn place<'a, const N: usize>(
+        &mut self,
+        region: Region,
+        lists: [&'a [u32]; N],
+    ) -> Result<[Indices<'a>; N]> {
+        let total: usize = lists.iter().map(|l| l.len()).sum();
+        assert!(total <= region.len, "{total} integers for a region of {}", region.len);
+        let mut first = 0;
+        let places = lists.map(|values| {
+            first += values.len();
+            Indices { values, copy: region.slice(first - values.len(), values.len()) }
+        });
+        match self {
+            Device::Cpu(_) => {}
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.write_integers(region.slice(0, total), &lists.concat())?,
+        }
+        Ok(places)
+    }
+
+    /// Copies a frozen matrix to its place; nothing on a device that reads the host's.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.upload(matrix),
+        }
+    }
+
+    /// Does `work`. A GPU records its launches the second time it is asked for the same, and from then on repeats them
+    /// as one CUDA graph: the same launches, so the same bits. What differs between two times must be in device memory.
+    pub fn repeat(&mut self, recording: Recording, work: impl FnOnce(&mut Device)) {
+        match self {
+            Device::Cpu(_) => {
+                drop(recording);
+                work(self);
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => match cuda.begin_recording(recording) {
+                cuda::Recorded::Direct => work(self),
+                cuda::Recorded::Replayed => {}
+                cuda::Recorded::Begun(recording) => {
+                    work(self);
+                    if let Device::Cuda(cuda) = self {
+                        cuda.end_recording(recording);
+                    }
+                }
+            },
+        }
+    }
+
+    /// Whether work that comes again is recorded; the bits are the same.
+    pub fn record(&mut self, yes: bool) {
+        match self {
+            Device::Cpu(_) => {
+                let _ = yes;
+            }
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.graphs = yes,
+        }
+    }
+
+    /// Whether operations are queued rather than done when they return.
+    #[must_use]
+    pub fn is_queued(&self) -> bool {
+        !matches!(self, Device::Cpu(_))
     }
 }

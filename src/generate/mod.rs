@@ -10,7 +10,7 @@ pub mod text;
 pub use sampling::Sampling;
 
 use crate::config::DeviceChoice;
-use crate::device::{Cpu, Device, Planner};
+use crate::device::{Cpu, Device, Planner, Target};
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::model::decode::Limits;
@@ -153,9 +153,9 @@ impl Generator {
         if slots.checked_mul(capacity).is_none_or(|all| all > u32::MAX as usize) {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
-        let mut planner = Planner::new();
+        let mut planner = Planner::new(Target::Cpu);
         let limits = Limits { slots, capacity, rows };
-        let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits);
+        let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
         let (need, available) = (planner.bytes() as u64, crate::sys::available_memory());
         if need > available {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -167,7 +167,7 @@ impl Generator {
             .hint("make it fit with a smaller --batch-size or --max-new-tokens"));
         }
         let mut device = Device::Cpu(Cpu::new(&planner, options.threads)?);
-        decoder.upload(&mut device, &model.adapter);
+        decoder.upload(&mut device, &model.adapter)?;
         Ok(Generator { device, decoder, options, vocab: model.spec.vocab, longest: most })
     }
 
@@ -205,7 +205,7 @@ impl Generator {
                     started.iter().map(|(a, prompt)| (a.slot, *prompt)).collect();
                 self.decoder.prefill(&mut self.device, &read, cancelled)
             };
-            let Some(logits) = logits else { return Ok(false) };
+            let Some(logits) = logits? else { return Ok(false) };
             let mut rest = Vec::new();
             let answered = if started.is_empty() {
                 std::mem::take(&mut active)

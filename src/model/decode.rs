@@ -5,15 +5,16 @@
 //! A sequence's logits have the same bits whoever else is in the batch.
 
 use super::adapter::Adapter;
-use super::network::{Block, Constants, State};
+use super::network::{Adapters, Block, Constants, State, check_shapes};
 use super::spec::Spec;
 use super::weights::Weights;
-use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage};
-use crate::ops::attention::{self, Attention, Segment};
-use crate::ops::decode_attention::{self, Cache};
+use crate::device::{Device, Indices, Matrix, Planner, Purpose, Region, Storage, Target};
+use crate::error::{Error, Result};
+use crate::ops::attention::{self, Attention, Segment, Segments};
+use crate::ops::decode_attention::{self, Cache, Seen};
 use crate::ops::linear::{self, Group};
 use crate::ops::rmsnorm::{self, RmsNorm};
-use crate::ops::{embedding, logits, rope, rows, swiglu};
+use crate::ops::{embedding, logits, loss, rope, rows, swiglu};
 
 /// Sizes of a decoder's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,59 +66,88 @@ pub struct Decoder {
     work: Work,
     logn: Option<Region>,
     params: Region,
+    inputs: Region,
     constants: Vec<(Region, Vec<f32>)>,
     limits: Limits,
     sequences: Vec<Sequence>,
 }
 
-/// The token rows of one pass.
-struct Pass<'a> {
-    ids: &'a [u32],
-    positions: &'a [u32],
+/// The token rows of one pass, as the host lists them.
+#[derive(Default)]
+struct Tokens {
+    ids: Vec<u32>,
+    positions: Vec<u32>,
     /// Rows of the rotary table.
-    angles: &'a [u32],
+    angles: Vec<u32>,
     /// Rows of the caches that the tokens become.
-    places: &'a [u32],
-    reads: Reads<'a>,
+    places: Vec<u32>,
+    /// Of a pass over prompts: the prompts. Of a step: the rows of the caches that each token sees.
+    runs: Vec<Segment>,
     /// Rows whose logits are wanted.
-    last: &'a [u32],
+    last: Vec<u32>,
+}
+
+/// The same, known to the device.
+struct Pass<'a> {
+    ids: Indices<'a>,
+    positions: Indices<'a>,
+    angles: Indices<'a>,
+    places: Indices<'a>,
+    reads: Reads<'a>,
+    last: Indices<'a>,
 }
 
 /// What the queries of a pass see.
 enum Reads<'a> {
     /// The tokens of this pass before them, of the same prompt.
-    Prompts(&'a [Segment]),
+    Prompts(Segments<'a>),
     /// Runs of the caches' rows, one for each.
-    Caches(&'a [Segment]),
+    Caches(Seen<'a>),
+}
+
+impl Tokens {
+    fn push(&mut self, id: u32, position: usize, slot: usize, sequence: Sequence, capacity: usize) {
+        self.ids.push(id);
+        self.positions.push(position as u32);
+        self.angles.push((sequence.level * capacity + position) as u32);
+        self.places.push((slot * capacity + position) as u32);
+    }
 }
 
 impl Decoder {
     /// Plans all memory. Nothing is allocated yet.
-    #[must_use]
+    ///
+    /// # Errors
+    /// A device that has no kernels for it.
     pub fn plan(
         planner: &mut Planner,
         spec: &Spec,
         weights: &Weights,
         adapter: &Adapter,
         limits: Limits,
-    ) -> Self {
+    ) -> Result<Self> {
+        check_shapes(planner.target(), spec)?;
+        if planner.target() != Target::Cpu {
+            return Err(Error::device("generating on a GPU is not in this version yet")
+                .hint("generate on the CPU with --device cpu"));
+        }
         let params = planner.region(Purpose::TrainableState, Storage::F32, adapter.layout.len);
-        // Only the parameters are read.
-        let state = State { params, grads: params, m: params, v: params };
+        let (state, scale) = (State::reading(params), adapter.spec.scale());
+        let mut adapters = Adapters::of_state(planner, &adapter.layout, scale, state);
         let mut constants = Constants { planner, values: Vec::new() };
         let table = constants.add(&tables(spec, limits.capacity));
         let logn = spec.logn.then(|| constants.add(&logarithms(spec, limits.capacity)));
         let final_norm =
             RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight: constants.add(&weights.norm) };
-        let scale = adapter.spec.scale();
-        let block = |b| Block::new(b, spec, table, &mut constants, &adapter.layout, scale, &state);
+        let block = |b| Block::new(b, spec, table, &mut constants, &mut adapters);
         let blocks: Vec<Block> = weights.blocks.iter().map(block).collect();
         let constants = constants.values;
         let width = limits.slots * limits.capacity * spec.kv_heads * spec.head_dim;
         let mut kept = || planner.region(Purpose::SavedActivations, Storage::Activation, width);
         let caches = blocks.iter().map(|_| Cache { k: kept(), v: kept() }).collect();
         let work = plan_work(planner, spec, &blocks[0], limits);
-        Decoder {
+        let inputs = planner.region(Purpose::Inputs, Storage::Integer, 4 * limits.rows + 3 * limits.slots);
+        Ok(Decoder {
             spec: spec.clone(),
             embedding: weights.embedding.clone(),
             head: weights.head.clone(),
@@ -133,18 +163,22 @@ impl Decoder {
             work,
             logn,
             params,
+            inputs,
             constants,
             limits,
             sequences: vec![Sequence::default(); limits.slots],
-        }
+        })
     }
 
     /// Writes constants and adapter values to the device; call once after allocation.
-    pub fn upload(&mut self, dev: &mut Device, adapter: &Adapter) {
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn upload(&mut self, dev: &mut Device, adapter: &Adapter) -> Result<()> {
         for (region, values) in self.constants.drain(..) {
-            dev.write(region, &values);
+            dev.write(region, &values)?;
         }
-        dev.write(self.params, &adapter.values);
+        dev.write(self.params, &adapter.values)
     }
 
     /// Sizes it was planned with.
@@ -156,6 +190,9 @@ impl Decoder {
     /// Starts a sequence in each of the given slots with its prompt, and gives the logits [prompts, V] of what
     /// follows. `None` when cancelled.
     ///
+    /// # Errors
+    /// When the device failed.
+    ///
     /// # Panics
     /// When the prompts are longer than planned, or one is empty.
     pub fn prefill(
@@ -163,34 +200,27 @@ impl Decoder {
         dev: &mut Device,
         prompts: &[(usize, &[u32])],
         cancelled: &dyn Fn() -> bool,
-    ) -> Option<Vec<f32>> {
+    ) -> Result<Option<Vec<f32>>> {
         let capacity = self.limits.capacity;
-        let (mut ids, mut positions, mut angles, mut places) = (vec![], vec![], vec![], vec![]);
-        let (mut segments, mut last) = (vec![], vec![]);
+        let mut tokens = Tokens::default();
         for &(slot, prompt) in prompts {
             assert!((1..=capacity).contains(&prompt.len()), "a prompt longer than planned, or empty");
-            let level = level(&self.spec, prompt.len());
-            self.sequences[slot] = Sequence { len: prompt.len(), level };
-            segments.push(Segment { start: ids.len() as u32, len: prompt.len() as u32 });
-            ids.extend_from_slice(prompt);
-            positions.extend(0..prompt.len() as u32);
-            angles.extend((0..prompt.len()).map(|position| (level * capacity + position) as u32));
-            places.extend((0..prompt.len()).map(|position| (slot * capacity + position) as u32));
-            last.push(ids.len() as u32 - 1);
+            let sequence = Sequence { len: prompt.len(), level: level(&self.spec, prompt.len()) };
+            self.sequences[slot] = sequence;
+            tokens.runs.push(Segment { start: tokens.ids.len() as u32, len: prompt.len() as u32 });
+            for (position, id) in prompt.iter().enumerate() {
+                tokens.push(*id, position, slot, sequence, capacity);
+            }
+            tokens.last.push(tokens.ids.len() as u32 - 1);
         }
-        let pass = Pass {
-            ids: &ids,
-            positions: &positions,
-            angles: &angles,
-            places: &places,
-            reads: Reads::Prompts(&segments),
-            last: &last,
-        };
-        self.run(dev, &pass, cancelled)
+        self.run(dev, &tokens, true, cancelled)
     }
 
     /// Appends one token to the sequence in each of the given slots, and gives the logits [slots, V] of what
     /// follows. `None` when cancelled: the sequences are then unusable.
+    ///
+    /// # Errors
+    /// When the device failed.
     ///
     /// # Panics
     /// When a sequence is full.
@@ -199,37 +229,50 @@ impl Decoder {
         dev: &mut Device,
         next: &[(usize, u32)],
         cancelled: &dyn Fn() -> bool,
-    ) -> Option<Vec<f32>> {
+    ) -> Result<Option<Vec<f32>>> {
         let capacity = self.limits.capacity;
-        let ids: Vec<u32> = next.iter().map(|(_, id)| *id).collect();
-        let (mut positions, mut angles, mut places, mut seen) = (vec![], vec![], vec![], vec![]);
-        for &(slot, _) in next {
+        let mut tokens = Tokens::default();
+        for &(slot, id) in next {
             let sequence = &mut self.sequences[slot];
-            let position = sequence.len;
-            assert!(position < capacity, "a sequence longer than planned");
+            assert!(sequence.len < capacity, "a sequence longer than planned");
+            tokens.push(id, sequence.len, slot, *sequence, capacity);
             sequence.len += 1;
-            positions.push(position as u32);
-            angles.push((sequence.level * capacity + position) as u32);
-            places.push((slot * capacity + position) as u32);
-            seen.push(Segment { start: (slot * capacity) as u32, len: sequence.len as u32 });
+            tokens.runs.push(Segment { start: (slot * capacity) as u32, len: sequence.len as u32 });
+            tokens.last.push(tokens.last.len() as u32);
         }
-        let last: Vec<u32> = (0..next.len() as u32).collect();
-        let pass = Pass {
-            ids: &ids,
-            positions: &positions,
-            angles: &angles,
-            places: &places,
-            reads: Reads::Caches(&seen),
-            last: &last,
-        };
-        self.run(dev, &pass, cancelled)
+        self.run(dev, &tokens, false, cancelled)
     }
 
-    fn run(&self, dev: &mut Device, pass: &Pass<'_>, cancelled: &dyn Fn() -> bool) -> Option<Vec<f32>> {
-        let (tokens, hidden, work) = (pass.ids.len(), self.spec.hidden, &self.work);
-        assert!(tokens <= self.limits.rows && pass.last.len() <= self.limits.slots, "more rows than planned");
-        let x = work.x.slice(0, tokens * hidden);
-        embedding::forward(dev, &self.embedding, pass.ids, x);
+    /// Makes the tokens known to the device and runs the model over them.
+    fn run(
+        &self,
+        dev: &mut Device,
+        tokens: &Tokens,
+        prompts: bool,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f32>>> {
+        let Tokens { ids, positions, angles, places, runs, last } = tokens;
+        let fits = ids.len() <= self.limits.rows && last.len() <= self.limits.slots;
+        assert!(fits, "more rows than planned");
+        let words: Vec<u32> = runs.iter().flat_map(|run| [run.start, run.len]).collect();
+        let lists: [&[u32]; 6] = [ids, positions, angles, places, last, &words];
+        let [ids, positions, angles, places, last, words] = dev.place(self.inputs, lists)?;
+        let reads = if prompts {
+            Reads::Prompts(Segments::host(runs))
+        } else {
+            Reads::Caches(Seen { list: runs, words })
+        };
+        let pass = Pass { ids, positions, angles, places, reads, last };
+        if self.forward(dev, &pass, cancelled).is_none() {
+            return Ok(None);
+        }
+        let logits = self.head(dev, &pass);
+        dev.read(logits).map(Some)
+    }
+
+    fn forward(&self, dev: &mut Device, pass: &Pass<'_>, cancelled: &dyn Fn() -> bool) -> Option<()> {
+        let tokens = pass.ids.len();
+        embedding::forward(dev, &self.embedding, pass.ids, self.work.x.slice(0, tokens * self.spec.hidden));
         for layer in 0..self.blocks.len() {
             if cancelled() {
                 return None;
@@ -237,14 +280,20 @@ impl Decoder {
             self.attention(dev, pass, layer);
             self.mlp(dev, tokens, layer);
         }
-        let count = pass.last.len();
+        Some(())
+    }
+
+    /// The logits of the pass's last rows.
+    fn head(&self, dev: &mut Device, pass: &Pass<'_>) -> Region {
+        let (count, hidden, work) = (pass.last.len(), self.spec.hidden, &self.work);
+        let x = work.x.slice(0, pass.ids.len() * hidden);
         let (head_x, normed) =
             (work.head_x.slice(0, count * hidden), work.head_normed.slice(0, count * hidden));
         rows::gather(dev, x, pass.last, hidden, head_x);
         rmsnorm::forward(dev, &self.final_norm, head_x, normed, work.rstd.slice(0, count));
         let out = work.logits.slice(0, count * self.spec.vocab);
         logits::forward(dev, &self.head, normed, out);
-        Some(dev.read(out))
+        out
     }
 
     fn attention(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize) {
@@ -262,7 +311,7 @@ impl Decoder {
         }
         decode_attention::append(dev, p, qk, qkv, pass.places, cache);
         let attended = rows(work.attended, block.attention_out.input);
-        match pass.reads {
+        match &pass.reads {
             Reads::Prompts(segments) => {
                 attention::forward(dev, p, segments, qk, qkv, attended, rows(work.lse, self.spec.heads));
             }
@@ -310,7 +359,7 @@ fn plan_work(planner: &mut Planner, spec: &Spec, block: &Block, limits: Limits) 
         s: space(Activation, rows * ranks),
         head_x: space(Activation, slots * hidden),
         head_normed: space(Activation, slots * hidden),
-        logits: planner.region(Purpose::Logits, F32, slots * spec.vocab),
+        logits: planner.region(Purpose::Logits, F32, slots * loss::row_len(planner.target(), spec.vocab)),
     }
 }
 

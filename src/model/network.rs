@@ -5,16 +5,23 @@ use super::lora::{AdapterSpec, Layout};
 use super::spec::Spec;
 use super::weights::{BlockWeights, LinearWeights, Weights};
 use crate::config::Recompute;
-use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage};
-use crate::ops::attention::{self, Attention, Segment};
-use crate::ops::linear::{self, Dropout, Group, Linear, Lora};
+use crate::device::{Device, Indices, Matrix, Planner, Purpose, Recording, Region, Storage, Target};
+use crate::error::{Error, Result};
+use crate::ops::attention::{self, Attention, Segment, Segments};
+use crate::ops::linear::{self, Dropout, Group, Linear, Lora, Packing};
 use crate::ops::loss::{self, Loss};
 use crate::ops::rmsnorm::{self, RmsNorm};
 use crate::ops::rope::{self, HeadNorm, Rope};
-use crate::ops::{embedding, rows, swiglu};
+use crate::ops::{embedding, reduce, rows, swiglu};
 
-/// Logits held at once: enough rows to amortise reading the head, bounded for a vocabulary of 150k.
-const LOGIT_ELEMENTS: usize = 1 << 25;
+/// Logits held at once: enough rows to amortise reading the head and, on a GPU, to fill it; bounded for a vocabulary of
+/// 150k.
+const fn logit_elements(target: Target) -> usize {
+    match target {
+        Target::Cpu => 1 << 25,
+        Target::Cuda => 1 << 28,
+    }
+}
 
 /// One micro-batch as the network reads it; T is the length of `ids`.
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +60,21 @@ pub struct State {
     pub m: Region,
     /// Second moments.
     pub v: Region,
+    /// Scratch of the gradients' norm.
+    sums: Region,
+}
+
+impl State {
+    /// State of which only the parameters are read.
+    pub(super) fn reading(params: Region) -> Self {
+        State { params, grads: params, m: params, v: params, sums: params }
+    }
+
+    /// What a checkpoint keeps: parameters and both moments.
+    #[must_use]
+    pub fn kept(&self) -> [Region; 3] {
+        [self.params, self.m, self.v]
+    }
 }
 
 /// The linear groups of a block, in forward order; also their dropout sites.
@@ -103,16 +125,19 @@ struct Workspace {
     dattended: Region,
     dwide: Region,
     ds: Region,
+    partial: Region,
     delta: Region,
     head_x: Region,
     head_normed: Region,
     head_rstd: Region,
     head_dx: Region,
     logits: Region,
+    losses: Region,
 }
 
 /// A model with adapters on a device's planned memory.
 pub struct Network {
+    target: Target,
     spec: Spec,
     embedding: Matrix,
     head: Matrix,
@@ -126,6 +151,9 @@ pub struct Network {
     dropout: f32,
     lowest: Option<(usize, Part)>,
     constants: Vec<(Region, Vec<f32>)>,
+    packed: Region,
+    table: (Region, Vec<u32>),
+    inputs: Region,
     /// The flat trainable state.
     pub state: State,
 }
@@ -144,34 +172,74 @@ impl Constants<'_> {
     }
 }
 
+/// Places of the adapters' matrices, also of their copies.
+pub(super) struct Adapters<'a> {
+    layout: &'a Layout,
+    scale: f32,
+    state: State,
+    pub(super) packed: Region,
+    used: usize,
+    pub(super) table: Vec<u32>,
+}
+
+impl<'a> Adapters<'a> {
+    fn plan(planner: &mut Planner, layout: &'a Layout, scale: f32) -> Self {
+        let mut trainable = |storage, len| planner.region(Purpose::TrainableState, storage, len);
+        let [params, grads, m, v] = [(); 4].map(|()| trainable(Storage::F32, layout.len));
+        let state = State { params, grads, m, v, sums: reduce::plan(planner, layout.len) };
+        Self::of_state(planner, layout, scale, state)
+    }
+
+    /// Adapters whose flat state is planned already.
+    pub(super) fn of_state(planner: &mut Planner, layout: &'a Layout, scale: f32, state: State) -> Self {
+        let width = linear::width(planner.target(), layout.rank);
+        let len = layout.slots.iter().map(|s| width * (s.shape[0] + s.shape[1])).sum();
+        let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
+        Adapters { layout, scale, state, packed, used: 0, table: Vec::new() }
+    }
+
+    /// The place of a copy of `rows` × `columns` elements of the [rows, columns] matrix at `source`.
+    fn copy(&mut self, source: usize, matrix: [usize; 2], copy: [usize; 2]) -> Region {
+        let place = self.packed.slice(self.used, copy[0] * copy[1]);
+        let entry = [source, self.used, matrix[0], matrix[1], copy[0], copy[1]];
+        self.table.extend(entry.map(|v| v as u32));
+        self.used += place.len;
+        place
+    }
+
+    fn of(&mut self, l: &LinearWeights, target: Target) -> Option<Lora> {
+        let (rank, slot) = (self.layout.rank, self.layout.slot(&l.name.module)?);
+        let ([output, input], width) = (slot.shape, linear::width(target, rank));
+        let packed = [
+            self.copy(slot.a, [rank, input], [width, input]),
+            self.copy(slot.b, [output, rank], [output, width]),
+        ];
+        Some(Lora {
+            rank,
+            width,
+            scale: self.scale,
+            a: self.state.params.slice(slot.a, rank * input),
+            b: self.state.params.slice(slot.b, output * rank),
+            grad_a: self.state.grads.slice(slot.a, rank * input),
+            grad_b: self.state.grads.slice(slot.b, output * rank),
+            packed,
+        })
+    }
+}
+
 fn group(
     layers: &[LinearWeights],
     output: usize,
     constants: &mut Constants<'_>,
-    layout: &Layout,
-    scale: f32,
-    state: &State,
+    adapters: &mut Adapters<'_>,
 ) -> Group {
-    let lora = |l: &LinearWeights| {
-        layout.slot(&l.name.module).map(|slot| {
-            let (a, b) = (layout.rank * slot.shape[1], slot.shape[0] * layout.rank);
-            Lora {
-                rank: layout.rank,
-                scale,
-                a: state.params.slice(slot.a, a),
-                b: state.params.slice(slot.b, b),
-                grad_a: state.grads.slice(slot.a, a),
-                grad_b: state.grads.slice(slot.b, b),
-            }
-        })
-    };
     let linears = layers
         .iter()
         .map(|l| Linear {
-            weight: l.weight.clone(),
+            weight: l.weight.planned(constants.planner),
             bias: l.bias.as_ref().map(|b| constants.add(b)),
             column: l.name.column,
-            lora: lora(l),
+            lora: adapters.of(l, constants.planner.target()),
         })
         .collect();
     Group { input: layers[0].name.shape[1], output, layers: linears }
@@ -213,8 +281,12 @@ impl Shapes<'_> {
         use Storage::{Activation, F32};
         let (hidden, width) = (self.spec.hidden, self.spec.intermediate);
         let attended = self.spec.heads * self.spec.head_dim;
-        let ranks = [&block.qkv, &block.attention_out, &block.gate_up, &block.down].map(Group::rank_sum);
-        let chunk = (LOGIT_ELEMENTS / self.spec.vocab).clamp(1, self.tokens);
+        let groups = [&block.qkv, &block.attention_out, &block.gate_up, &block.down];
+        let target = self.planner.target();
+        let most = |f: &dyn Fn(&Group) -> usize| groups.map(f).into_iter().max().unwrap_or(0);
+        let logits = loss::row_len(target, self.spec.vocab);
+        let chunk = (logit_elements(target) / logits).clamp(1, self.tokens);
+        let partial = most(&|g| g.partial_len(target, self.tokens));
         Workspace {
             normed: self.rows(P, Activation, hidden),
             qk: self.rows(P, Activation, block.rope.qk_width()),
@@ -226,13 +298,15 @@ impl Shapes<'_> {
             dqk: self.rows(P, Activation, block.rope.qk_width()),
             dattended: self.rows(P, Activation, attended),
             dwide: self.rows(P, Activation, width),
-            ds: self.rows(P, Activation, ranks.into_iter().max().unwrap_or(0)),
+            ds: self.rows(P, Activation, most(&Group::rank_sum)),
+            partial: self.planner.region(P, F32, partial),
             delta: self.rows(P, F32, self.spec.heads),
             head_x: self.rows(P, Activation, hidden),
             head_normed: self.rows(P, Activation, hidden),
             head_rstd: self.rows(P, F32, 1),
             head_dx: self.rows(P, Activation, hidden),
-            logits: self.planner.region(Purpose::Logits, F32, chunk * self.spec.vocab),
+            logits: self.planner.region(Purpose::Logits, F32, chunk * logits),
+            losses: self.rows(P, F32, 1),
         }
     }
 }
@@ -243,9 +317,7 @@ impl Block {
         spec: &Spec,
         table: Region,
         constants: &mut Constants<'_>,
-        layout: &Layout,
-        scale: f32,
-        state: &State,
+        adapters: &mut Adapters<'_>,
     ) -> Self {
         let norm = |weight| RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight };
         let head_norm = weights.qk_norm.as_ref().map(|[q, k]| HeadNorm {
@@ -262,8 +334,7 @@ impl Block {
         };
         let attention_norm = norm(constants.add(&weights.attention_norm));
         let mlp_norm = norm(constants.add(&weights.mlp_norm));
-        let mut linears =
-            |layers: &[LinearWeights], output| group(layers, output, constants, layout, scale, state);
+        let mut linears = |layers: &[LinearWeights], output| group(layers, output, constants, adapters);
         Block {
             attention_norm,
             qkv: linears(&weights.qkv, rope.qkv_width()),
@@ -287,14 +358,44 @@ impl Block {
 
 /// Everything one pass over a micro-batch needs to know.
 struct Pass<'a> {
-    input: Input<'a>,
+    ids: Indices<'a>,
+    positions: Indices<'a>,
+    segments: Segments<'a>,
+    scored: Indices<'a>,
+    targets: Indices<'a>,
     dropout: Option<DropoutKey>,
+    /// Where the device finds step and micro-batch of the dropout.
+    clock: Region,
     cancelled: &'a dyn Fn() -> bool,
+}
+
+/// Integers of a micro-batch beside those of its input.
+#[derive(Default)]
+struct Extra {
+    work: [Vec<u32>; 3],
+    clock: [u32; 2],
+}
+
+impl Extra {
+    fn new(target: Target, input: &Input<'_>, dropout: Option<DropoutKey>) -> Self {
+        if target == Target::Cpu {
+            return Self::default();
+        }
+        let clock = dropout.map_or([0; 2], |d| [d.step as u32, d.micro_batch]);
+        Extra { work: attention::work(input.segments), clock }
+    }
+
+    /// The most integers of a micro-batch of `tokens` tokens: ids, positions, scored rows and targets, and these.
+    fn most(tokens: usize) -> usize {
+        4 * tokens + attention::most_work(tokens) + 2
+    }
 }
 
 impl Network {
     /// Plans all buffers for micro-batches of up to `tokens` tokens. Nothing is allocated yet.
-    #[must_use]
+    ///
+    /// # Errors
+    /// Shapes that the planned device has no kernels for.
     pub fn plan(
         planner: &mut Planner,
         spec: &Spec,
@@ -303,29 +404,36 @@ impl Network {
         adapter: &AdapterSpec,
         tokens: usize,
         recompute: Recompute,
-    ) -> Self {
-        let mut trainable = || planner.region(Purpose::TrainableState, Storage::F32, layout.len);
-        let state = State { params: trainable(), grads: trainable(), m: trainable(), v: trainable() };
+    ) -> Result<Self> {
+        check_shapes(planner.target(), spec)?;
+        let mut adapters = Adapters::plan(planner, layout, adapter.scale());
         let mut constants = Constants { planner, values: Vec::new() };
         let table = constants.add(&rope::table(spec.head_dim, spec.rope_theta, tokens));
         let final_weight = constants.add(&weights.norm);
         let blocks: Vec<Block> = weights
             .blocks
             .iter()
-            .map(|b| Block::new(b, spec, table, &mut constants, layout, adapter.scale(), &state))
+            .map(|b| Block::new(b, spec, table, &mut constants, &mut adapters))
             .collect();
         let constants = constants.values;
         let adapted = |b: &Block| b.parts().into_iter().find(|(_, g)| g.rank_sum() > 0).map(|(part, _)| part);
         let lowest = blocks.iter().enumerate().find_map(|(l, b)| adapted(b).map(|part| (l, part)));
         let first = lowest.map_or(blocks.len(), |(layer, _)| layer);
+        let embedding = weights.embedding.planned(planner);
+        let tied = weights.head.is_same(&weights.embedding);
+        let head = if tied { embedding.clone() } else { weights.head.planned(planner) };
+        let mut integers = |len| planner.region(Purpose::Inputs, Storage::Integer, len);
+        let table = (integers(adapters.table.len()), adapters.table);
+        let inputs = integers(Extra::most(tokens));
         let mut shapes = Shapes { planner, spec, tokens };
         let saved = plan_saved(&mut shapes, &blocks, first, recompute);
         let residuals = plan_residuals(&mut shapes, blocks.len(), first);
         let work = shapes.workspace(&blocks[0]);
-        Network {
+        Ok(Network {
+            target: planner.target(),
             spec: spec.clone(),
-            embedding: weights.embedding.clone(),
-            head: weights.head.clone(),
+            embedding,
+            head,
             final_norm: RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight: final_weight },
             attention: Attention {
                 heads: spec.heads,
@@ -341,48 +449,145 @@ impl Network {
             dropout: adapter.dropout as f32,
             lowest,
             constants,
-            state,
-        }
+            packed: adapters.packed,
+            table,
+            inputs,
+            state: adapters.state,
+        })
     }
 
-    /// Writes norm weights, biases and the RoPE table to the device; call once after allocation.
-    pub fn upload(&mut self, dev: &mut Device) {
+    /// Writes norm weights, biases, the RoPE table and, where the device keeps copies, the frozen matrices; call once after
+    /// allocation. `progress` gets the bytes of matrices that are done and those in all.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn upload(&mut self, dev: &mut Device, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
         for (region, values) in self.constants.drain(..) {
-            dev.write(region, &values);
+            dev.write(region, &values)?;
         }
+        dev.place(self.table.0, [&self.table.1])?;
+        if dev.target() == Target::Cpu {
+            return Ok(());
+        }
+        let layers = self.blocks.iter().flat_map(|b| b.parts()).flat_map(|(_, g)| &g.layers);
+        let mut all: Vec<&Matrix> = layers.map(|l| &l.weight).chain([&self.embedding]).collect();
+        if !self.head.is_same(&self.embedding) {
+            all.push(&self.head);
+        }
+        let total = all.iter().map(|m| m.bytes().len() as u64).sum();
+        let mut done = 0;
+        for matrix in all {
+            dev.upload(matrix)?;
+            done += matrix.bytes().len() as u64;
+            progress(done, total);
+        }
+        Ok(())
+    }
+
+    /// Makes a micro-batch known to the device. What comes again with the same shape comes first, in the same places.
+    fn pass<'a>(
+        &self,
+        dev: &mut Device,
+        input: Input<'a>,
+        extra: &'a Extra,
+        dropout: Option<DropoutKey>,
+        cancelled: &'a dyn Fn() -> bool,
+    ) -> Result<Pass<'a>> {
+        let [forward, keys, queries] = &extra.work;
+        let lists: [&[u32]; 8] =
+            [&extra.clock, input.ids, input.positions, forward, keys, queries, input.scored, input.targets];
+        let [clock, ids, positions, forward, keys, queries, scored, targets] =
+            dev.place(self.inputs, lists)?;
+        let segments = Segments { list: input.segments, work: [forward, keys, queries] };
+        Ok(Pass { ids, positions, segments, scored, targets, dropout, clock: clock.copy, cancelled })
     }
 
     /// Loss of each scored token, nats; adapters without dropout. `None` when cancelled.
-    pub fn loss(&self, dev: &mut Device, input: Input<'_>, cancelled: &dyn Fn() -> bool) -> Option<Vec<f32>> {
-        let pass = Pass { input, dropout: None, cancelled };
-        self.forward(dev, &pass)?;
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn loss(
+        &self,
+        dev: &mut Device,
+        input: Input<'_>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<f32>>> {
+        let extra = Extra::new(dev.target(), &input, None);
+        let pass = self.pass(dev, input, &extra, None, cancelled)?;
+        if self.forward(dev, &pass).is_none() {
+            return Ok(None);
+        }
         self.head_input(dev, &pass);
-        self.head_chunks(&pass, |operands, x, _| loss::forward(dev, operands, x))
+        let done = self.head_chunks(&pass, |operands, x, _| loss::forward(dev, operands, x));
+        done.map(|()| self.losses(dev, pass.targets.len())).transpose()
     }
 
-    /// Loss of each scored token, and the gradient of `grad_scale` × their sum added to the flat gradients.
-    /// `None` when cancelled; the gradients are then unusable.
-    pub fn loss_and_gradient(
+    /// Queues or does one micro-batch: its losses are then [`Network::losses`], and the gradient of `grad_scale` × their sum
+    /// is added to the flat gradients. `None` when cancelled; the gradients are then unusable.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn accumulate(
         &self,
         dev: &mut Device,
         input: Input<'_>,
         grad_scale: f32,
         dropout: DropoutKey,
         cancelled: &dyn Fn() -> bool,
-    ) -> Option<Vec<f32>> {
+    ) -> Result<Option<()>> {
         let dropout = (self.dropout > 0.0).then_some(dropout);
-        let pass = Pass { input, dropout, cancelled };
-        self.forward(dev, &pass)?;
-        let losses = self.head_backward(dev, &pass, grad_scale)?;
-        if let Some((first, _)) = self.lowest {
+        let extra = Extra::new(dev.target(), &input, dropout);
+        let pass = self.pass(dev, input, &extra, dropout, cancelled)?;
+        if self.forward(dev, &pass).is_none() || self.head_backward(dev, &pass, grad_scale).is_none() {
+            return Ok(None);
+        }
+        Ok(self.repeated(dev, &pass, "backward", |dev, cancelled| {
+            let Some((first, _)) = self.lowest else { return Some(()) };
             for layer in (first..self.blocks.len()).rev() {
                 if cancelled() {
                     return None;
                 }
                 self.block_backward(dev, &pass, layer);
             }
+            Some(())
+        }))
+    }
+
+    /// Losses of the `count` scored tokens of the micro-batch done last, nats.
+    ///
+    /// # Errors
+    /// When the device failed, also in work that was queued before.
+    pub fn losses(&self, dev: &mut Device, count: usize) -> Result<Vec<f32>> {
+        dev.read(self.rows(self.work.losses, count, 1))
+    }
+
+    /// Sum of the squares of all gradients.
+    ///
+    /// # Errors
+    /// When the device failed, also in work that was queued before.
+    pub fn gradient_square(&self, dev: &mut Device) -> Result<f64> {
+        reduce::sum_of_squares(dev, self.state.grads, self.state.sums)
+    }
+
+    /// Does work over all blocks, which a GPU records. It can be cancelled between two blocks on a device that does not
+    /// queue it, and before the first on the others.
+    fn repeated(
+        &self,
+        dev: &mut Device,
+        pass: &Pass<'_>,
+        what: &'static str,
+        work: impl FnOnce(&mut Device, &dyn Fn() -> bool) -> Option<()>,
+    ) -> Option<()> {
+        if (pass.cancelled)() {
+            return None;
         }
-        Some(losses)
+        let mut shape: Vec<usize> = pass.segments.work.iter().map(Indices::len).collect();
+        shape.extend([pass.ids.len(), usize::from(pass.dropout.is_some())]);
+        let never = || false;
+        let cancelled: &dyn Fn() -> bool = if dev.is_queued() { &never } else { pass.cancelled };
+        let mut done = Some(());
+        dev.repeat(Recording { what, shape }, |dev| done = work(dev, cancelled));
+        done
     }
 
     /// The first `tokens` rows of a region.
@@ -392,23 +597,24 @@ impl Network {
 
     /// Runs the head over the scored rows, as many at once as the logits' region holds; between two chunks it
     /// can be cancelled. `run` gets the operands, the chunk's normalised rows and their gradient's place.
-    fn head_chunks(
-        &self,
-        pass: &Pass<'_>,
-        mut run: impl FnMut(&Loss<'_>, Region, Region) -> Vec<f32>,
-    ) -> Option<Vec<f32>> {
-        let (hidden, logits) = (self.spec.hidden, self.work.logits);
-        let chunk = logits.len / self.spec.vocab;
-        let mut losses = Vec::with_capacity(pass.input.targets.len());
-        for (index, targets) in pass.input.targets.chunks(chunk).enumerate() {
+    fn head_chunks(&self, pass: &Pass<'_>, mut run: impl FnMut(&Loss<'_>, Region, Region)) -> Option<()> {
+        let (hidden, work) = (self.spec.hidden, &self.work);
+        let chunk = work.logits.len / loss::row_len(self.target, self.spec.vocab);
+        for first in (0..pass.targets.len()).step_by(chunk) {
             if (pass.cancelled)() {
                 return None;
             }
-            let part = |r: Region| r.slice(index * chunk * hidden, targets.len() * hidden);
-            let operands = Loss { head: &self.head, targets, logits };
-            losses.extend(run(&operands, part(self.work.head_normed), part(self.work.dnormed)));
+            let count = chunk.min(pass.targets.len() - first);
+            let part = |r: Region| r.slice(first * hidden, count * hidden);
+            let operands = Loss {
+                head: &self.head,
+                targets: pass.targets.slice(first, count),
+                logits: work.logits,
+                losses: work.losses.slice(first, count),
+            };
+            run(&operands, part(work.head_normed), part(work.dnormed));
         }
-        Some(losses)
+        Some(())
     }
 
     fn dropout(&self, pass: &Pass<'_>, layer: usize, part: Part) -> Option<Dropout> {
@@ -417,31 +623,32 @@ impl Network {
             p: self.dropout,
             key: [key.seed as u32, (key.seed >> 32) as u32],
             counter: [((layer as u32) << 8) | part as u32, key.step as u32, key.micro_batch],
+            clock: pass.clock,
         })
     }
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>) -> Option<()> {
-        let tokens = pass.input.ids.len();
-        embedding::forward(
-            dev,
-            &self.embedding,
-            pass.input.ids,
-            self.rows(self.residuals[0], tokens, self.spec.hidden),
-        );
-        for layer in 0..self.blocks.len() {
-            if (pass.cancelled)() {
-                return None;
+        let table = Indices { values: &self.table.1, copy: self.table.0 };
+        let packing = Packing { params: self.state.params, packed: self.packed, table };
+        let first = self.rows(self.residuals[0], pass.ids.len(), self.spec.hidden);
+        self.repeated(dev, pass, "forward", |dev, cancelled| {
+            linear::pack(dev, &packing);
+            embedding::forward(dev, &self.embedding, pass.ids, first);
+            for layer in 0..self.blocks.len() {
+                if cancelled() {
+                    return None;
+                }
+                self.attention_forward(dev, pass, layer);
+                self.mlp_forward(dev, pass, layer, true);
             }
-            self.attention_forward(dev, pass, layer);
-            self.mlp_forward(dev, pass, layer, true);
-        }
-        Some(())
+            Some(())
+        })
     }
 
     /// Runs one group forward.
     fn linear(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, part: Part, o: LinearIo) {
         let group = self.group(layer, part);
-        let tokens = pass.input.ids.len();
+        let tokens = pass.ids.len();
         let forward = linear::Forward {
             x: self.rows(o.x, tokens, group.input),
             y: self.rows(o.y, tokens, group.output),
@@ -465,7 +672,7 @@ impl Network {
 
     fn attention_forward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize) {
         let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
-        let tokens = pass.input.ids.len();
+        let tokens = pass.ids.len();
         let hidden = |r| self.rows(r, tokens, self.spec.hidden);
         let rstd = self.rows(saved.attention_rstd, tokens, 1);
         let residual = self.residuals[layer];
@@ -474,10 +681,10 @@ impl Network {
         self.linear(dev, pass, layer, Part::Qkv, io);
         let qkv = self.rows(saved.qkv, tokens, block.qkv.output);
         let qk = self.rows(work.qk, tokens, block.rope.qk_width());
-        rope::forward(dev, &block.rope, qkv, pass.input.positions, qk);
+        rope::forward(dev, &block.rope, qkv, pass.positions, qk);
         let attended = self.rows(saved.attended, tokens, block.attention_out.input);
         let lse = self.rows(saved.lse, tokens, self.spec.heads);
-        attention::forward(dev, &self.attention, pass.input.segments, qk, qkv, attended, lse);
+        attention::forward(dev, &self.attention, &pass.segments, qk, qkv, attended, lse);
         let io = LinearIo { x: saved.attended, y: saved.mid, s: saved.s_out, residual: Some(residual) };
         self.linear(dev, pass, layer, Part::AttentionOut, io);
     }
@@ -485,7 +692,7 @@ impl Network {
     /// The MLP from `mid`; without `output` only what the backward pass needs is computed.
     fn mlp_forward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, output: bool) {
         let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
-        let tokens = pass.input.ids.len();
+        let tokens = pass.ids.len();
         let hidden = |r| self.rows(r, tokens, self.spec.hidden);
         let rstd = self.rows(saved.mlp_rstd, tokens, 1);
         rmsnorm::forward(dev, &block.mlp_norm, hidden(saved.mid), hidden(work.normed), rstd);
@@ -511,28 +718,28 @@ impl Network {
 
     /// Gathers the scored rows of the last residual and normalises them.
     fn head_input(&self, dev: &mut Device, pass: &Pass<'_>) {
-        let (count, hidden) = (pass.input.scored.len(), self.spec.hidden);
-        let last = self.rows(self.residuals[self.blocks.len()], pass.input.ids.len(), hidden);
+        let (count, hidden) = (pass.scored.len(), self.spec.hidden);
+        let last = self.rows(self.residuals[self.blocks.len()], pass.ids.len(), hidden);
         let x = self.rows(self.work.head_x, count, hidden);
         let normed = self.rows(self.work.head_normed, count, hidden);
-        rows::gather(dev, last, pass.input.scored, hidden, x);
+        rows::gather(dev, last, pass.scored, hidden, x);
         rmsnorm::forward(dev, &self.final_norm, x, normed, self.rows(self.work.head_rstd, count, 1));
     }
 
-    /// Loss and its gradient down to the last residual (`work.dx`).
-    fn head_backward(&self, dev: &mut Device, pass: &Pass<'_>, grad_scale: f32) -> Option<Vec<f32>> {
+    /// Losses and their gradient down to the last residual (`work.dx`).
+    fn head_backward(&self, dev: &mut Device, pass: &Pass<'_>, grad_scale: f32) -> Option<()> {
         self.head_input(dev, pass);
-        let (count, hidden, work) = (pass.input.scored.len(), self.spec.hidden, &self.work);
+        let (count, hidden, work) = (pass.scored.len(), self.spec.hidden, &self.work);
         let x = self.rows(work.head_x, count, hidden);
         let dnormed = self.rows(work.dnormed, count, hidden);
         let dx = self.rows(work.head_dx, count, hidden);
         let rstd = self.rows(work.head_rstd, count, 1);
-        let losses = self.head_chunks(pass, |p, x, dx| loss::forward_backward(dev, p, x, grad_scale, dx))?;
+        self.head_chunks(pass, |p, x, dx| loss::forward_backward(dev, p, x, grad_scale, dx))?;
         rows::zero(dev, dx);
         rmsnorm::backward(dev, &self.final_norm, x, rstd, dnormed, dx);
-        let full = self.rows(work.dx, pass.input.ids.len(), hidden);
-        rows::scatter(dev, dx, pass.input.scored, hidden, full);
-        Some(losses)
+        let full = self.rows(work.dx, pass.ids.len(), hidden);
+        rows::scatter(dev, dx, pass.scored, hidden, full);
+        Some(())
     }
 
     /// Takes the gradient in `work.dx` from block `layer`'s output to its input, as far as anything below is
@@ -559,7 +766,7 @@ impl Network {
     /// Runs one group backward; `dx` is left out where nothing below is trained.
     fn linear_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, part: Part, o: LinearGrad) {
         let group = self.group(layer, part);
-        let tokens = pass.input.ids.len();
+        let tokens = pass.ids.len();
         let dx = if self.lowest == Some((layer, part)) { None } else { Some(o.dx) };
         let backward = linear::Backward {
             x: self.rows(o.x, tokens, group.input),
@@ -569,13 +776,14 @@ impl Network {
             dx: dx.map(|r| self.rows(r, tokens, group.input)),
             dropout: self.dropout(pass, layer, part),
             scratch: self.rows(self.work.dropped, tokens, group.input),
+            partial: self.work.partial,
         };
         linear::backward(dev, group, &backward);
     }
 
     fn mlp_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, stop: Option<Part>) {
         let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
-        let (tokens, width) = (pass.input.ids.len(), self.spec.intermediate);
+        let (tokens, width) = (pass.ids.len(), self.spec.intermediate);
         if block.down.rank_sum() > 0 {
             self.swiglu(dev, tokens, layer);
         }
@@ -601,16 +809,16 @@ impl Network {
 
     fn attention_backward(&self, dev: &mut Device, pass: &Pass<'_>, layer: usize, stop: Option<Part>) {
         let (block, saved, work) = (&self.blocks[layer], &self.saved[layer], &self.work);
-        let tokens = pass.input.ids.len();
+        let tokens = pass.ids.len();
         let grad = LinearGrad { x: saved.attended, s: saved.s_out, dy: work.dx, dx: work.dattended };
         self.linear_backward(dev, pass, layer, Part::AttentionOut, grad);
         if stop == Some(Part::AttentionOut) {
             return;
         }
         let operands = self.attention_operands(layer, tokens);
-        let positions = pass.input.positions;
+        let positions = pass.positions;
         rope::forward(dev, &block.rope, operands.qkv, positions, operands.qk);
-        attention::backward(dev, &self.attention, pass.input.segments, &operands);
+        attention::backward(dev, &self.attention, &pass.segments, &operands);
         rope::backward(dev, &block.rope, operands.qkv, positions, operands.dqk, operands.dqkv);
         let hidden = |r| self.rows(r, tokens, self.spec.hidden);
         let (x, rstd) = (hidden(self.residuals[layer]), self.rows(saved.attention_rstd, tokens, 1));
@@ -638,6 +846,24 @@ impl Network {
             dqkv: self.rows(work.dqkv, tokens, block.qkv.output),
         }
     }
+}
+
+/// What the kernels of a GPU cannot do, by name.
+pub(super) fn check_shapes(target: Target, spec: &Spec) -> Result<()> {
+    if target == Target::Cpu {
+        return Ok(());
+    }
+    let refused =
+        |what: String| Err(Error::input(format!("model: {what}")).hint("train this model with --device cpu"));
+    if ![64, 128].contains(&spec.head_dim) {
+        return refused(format!("heads of {} elements; the GPU's kernels are for 64 and 128", spec.head_dim));
+    }
+    for (name, size) in [("hidden_size", spec.hidden), ("intermediate_size", spec.intermediate)] {
+        if size % 8 != 0 {
+            return refused(format!("{name} {size}; the GPU's kernels need a multiple of 8"));
+        }
+    }
+    Ok(())
 }
 
 /// Operands of one group's forward pass, at their full planned size.

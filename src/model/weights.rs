@@ -3,6 +3,7 @@
 use super::names::{self, LinearName};
 use super::spec::Spec;
 use crate::device::Matrix;
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::formats::weight_map::{Tensor, WeightMap};
 use std::path::Path;
@@ -116,6 +117,17 @@ impl Loader {
 }
 
 impl Weights {
+    /// What is lost on a device that keeps its copies in bf16; `None` for weights stored in it.
+    #[must_use]
+    pub fn rounding(&self) -> Option<String> {
+        let blocks = self.blocks.iter().flat_map(|b| {
+            b.qkv.iter().chain([&b.attention_out]).chain(&b.gate_up).chain([&b.down]).map(|l| &l.weight)
+        });
+        let rounded = |m: &&Matrix| m.element() != Element::Bf16;
+        let element = blocks.chain([&self.embedding, &self.head]).find(rounded)?.element();
+        Some(format!("the model's {element:?} weights are rounded to bf16 on this device"))
+    }
+
     /// Maps `folder` and checks every tensor `spec` needs: presence, shape, finite values.
     ///
     /// # Errors

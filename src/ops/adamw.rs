@@ -1,6 +1,9 @@
 //! AdamW with decoupled weight decay (Loshchilov & Hutter 2019), in the order of operations of PyTorch's
 //! single-tensor form, on the flat buffers.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use crate::device::cpu::tasks;
 use crate::device::{Cpu, Device, Region};
 
@@ -27,6 +30,8 @@ pub struct AdamW {
 pub fn step(dev: &mut Device, p: &AdamW, params: Region, grads: Region, m: Region, v: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_step(cpu, p, params, grads, m, v),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::step(cuda, p, params, grads, m, v),
     }
 }
 

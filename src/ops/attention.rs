@@ -9,8 +9,10 @@
 mod blocks;
 mod cpu_backward;
 mod cpu_forward;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 
-use crate::device::{Device, Region};
+use crate::device::{Device, Indices, Region};
 
 /// A run of tokens that attend to each other and to nothing else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +21,56 @@ pub struct Segment {
     pub start: u32,
     /// Tokens.
     pub len: u32,
+}
+
+/// The segments of a micro-batch, in order and covering all T rows; and, for a device that wants them, the pieces of
+/// work they make.
+#[derive(Clone, Copy, Debug)]
+pub struct Segments<'a> {
+    /// The segments.
+    pub list: &'a [Segment],
+    /// As [`work`] lists them.
+    pub work: [Indices<'a>; 3],
+}
+
+impl<'a> Segments<'a> {
+    /// Segments for the CPU.
+    #[must_use]
+    pub fn host(list: &'a [Segment]) -> Self {
+        Segments { list, work: [Indices::host(&[]); 3] }
+    }
+}
+
+/// Rows of a piece of work on a GPU: in the forward pass, and of keys and of queries in the backward pass.
+pub const WORK_ROWS: [u32; 3] = [128, 64, 64];
+
+/// Pieces are padded with empty ones to a multiple of this: so that launches of a similar batch are the same.
+const WORK_PADDING: usize = 32;
+
+/// Pieces of work on a GPU for the segments, three integers each (first row and length of the segment, block within it);
+/// one list for each of [`WORK_ROWS`], long pieces first, and empty ones at the end.
+#[must_use]
+pub fn work(segments: &[Segment]) -> [Vec<u32>; 3] {
+    let list = |rows: u32, remaining: bool| {
+        let mut pieces: Vec<(u32, [u32; 3])> = Vec::new();
+        for s in segments {
+            let count = s.len.div_ceil(rows);
+            let size = |block| if remaining { count - block } else { block };
+            pieces.extend((0..count).map(|block| (size(block), [s.start, s.len, block])));
+        }
+        pieces.sort_by_key(|(size, _)| std::cmp::Reverse(*size));
+        let mut words: Vec<u32> = pieces.into_iter().flat_map(|(_, piece)| piece).collect();
+        words.resize(words.len().next_multiple_of(3 * WORK_PADDING), 0);
+        words
+    };
+    [list(WORK_ROWS[0], false), list(WORK_ROWS[1], true), list(WORK_ROWS[2], false)]
+}
+
+/// The most integers that [`work`] makes of `tokens` tokens in all three lists.
+#[must_use]
+pub fn most_work(tokens: usize) -> usize {
+    let pieces = |rows: u32| (tokens.div_ceil(rows as usize) + tokens).next_multiple_of(WORK_PADDING);
+    3 * WORK_ROWS.into_iter().map(pieces).sum::<usize>()
 }
 
 /// Shapes of one attention.
@@ -49,18 +101,20 @@ impl Attention {
 }
 
 /// `out` [T, heads·D] from `qk` [T, (heads+kv_heads)·D] (rotated) and the v columns of `qkv`
-/// [T, (heads+2·kv_heads)·D]; `lse` [heads, T] f32 is kept. Segments are in order and cover all T rows.
+/// [T, (heads+2·kv_heads)·D]; `lse` [heads, T] f32 is kept.
 pub fn forward(
     dev: &mut Device,
     p: &Attention,
-    segments: &[Segment],
+    segments: &Segments<'_>,
     qk: Region,
     qkv: Region,
     out: Region,
     lse: Region,
 ) {
     match dev {
-        Device::Cpu(cpu) => cpu_forward::run(cpu, p, segments, [qk, qkv], [out, lse]),
+        Device::Cpu(cpu) => cpu_forward::run(cpu, p, segments.list, [qk, qkv], [out, lse]),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, p, segments, [qk, qkv], [out, lse]),
     }
 }
 
@@ -86,9 +140,11 @@ pub struct Backward {
 }
 
 /// Gradients of rotated q and k, and of v.
-pub fn backward(dev: &mut Device, p: &Attention, segments: &[Segment], o: &Backward) {
+pub fn backward(dev: &mut Device, p: &Attention, segments: &Segments<'_>, o: &Backward) {
     match dev {
-        Device::Cpu(cpu) => cpu_backward::run(cpu, p, segments, o),
+        Device::Cpu(cpu) => cpu_backward::run(cpu, p, segments.list, o),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::backward(cuda, p, segments, o),
     }
 }
 

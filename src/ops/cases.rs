@@ -2,6 +2,8 @@
 //! operation on its own. Shapes are those of the models, odd ones around the sizes of blocks and lanes, and
 //! the smallest; values that strain an operation stand beside the shapes.
 
+use super::attention::Segment;
+
 /// A normalisation.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsNormCase {
@@ -67,6 +69,25 @@ pub struct AttentionCase {
     pub peak: f32,
 }
 
+impl AttentionCase {
+    /// The segments in their places.
+    #[must_use]
+    pub fn placed(&self) -> Vec<Segment> {
+        let mut start = 0;
+        let place = |len: &u32| {
+            start += len;
+            Segment { start: start - len, len: *len }
+        };
+        self.segments.iter().map(place).collect()
+    }
+
+    /// Tokens in all.
+    #[must_use]
+    pub fn tokens(&self) -> usize {
+        self.segments.iter().sum::<u32>() as usize
+    }
+}
+
 /// Attention.
 pub const ATTENTION: &[AttentionCase] = &[
     AttentionCase { heads: 1, kv_heads: 1, head_dim: 16, segments: &[1], peak: 1.0 },
@@ -77,6 +98,8 @@ pub const ATTENTION: &[AttentionCase] = &[
     AttentionCase { heads: 4, kv_heads: 2, head_dim: 128, segments: &[96, 31], peak: 1.0 },
     AttentionCase { heads: 2, kv_heads: 1, head_dim: 6, segments: &[20], peak: 1.0 },
     AttentionCase { heads: 2, kv_heads: 1, head_dim: 16, segments: &[90], peak: 40.0 },
+    AttentionCase { heads: 2, kv_heads: 1, head_dim: 64, segments: &[1, 2, 33], peak: 20.0 },
+    AttentionCase { heads: 2, kv_heads: 1, head_dim: 128, segments: &[200], peak: 1.0 },
 ];
 
 /// A gated activation.
@@ -143,4 +166,72 @@ pub const DECODE: &[DecodeCase] = &[
     DecodeCase { heads: 14, kv_heads: 2, head_dim: 64, capacity: 130, seen: &[128, 5], peak: 1.0 },
     DecodeCase { heads: 4, kv_heads: 4, head_dim: 128, capacity: 300, seen: &[299], peak: 1.0 },
     DecodeCase { heads: 2, kv_heads: 1, head_dim: 16, capacity: 90, seen: &[90, 33], peak: 40.0 },
+];
+
+/// A group of linear layers.
+#[derive(Clone, Copy, Debug)]
+pub struct LinearCase {
+    /// Token rows.
+    pub tokens: usize,
+    /// Input features.
+    pub input: usize,
+    /// Output features, rank (0: no adapter) and bias of each layer.
+    pub layers: &'static [(usize, usize, bool)],
+    /// Whether something is added to the output.
+    pub residual: bool,
+    /// Probability that an element of the adapters' input is dropped.
+    pub dropout: f32,
+}
+
+/// Linear layers with adapters. Ranks that are no multiple of 8, layers without adapters, one token, more tokens than a
+/// part of the gradients has.
+pub const LINEAR: &[LinearCase] = &[
+    LinearCase { tokens: 1, input: 8, layers: &[(8, 1, false)], residual: false, dropout: 0.0 },
+    LinearCase {
+        tokens: 70,
+        input: 64,
+        layers: &[(64, 4, true), (16, 3, true), (16, 8, true)],
+        residual: false,
+        dropout: 0.0,
+    },
+    LinearCase {
+        tokens: 33,
+        input: 136,
+        layers: &[(264, 16, false), (264, 0, false)],
+        residual: false,
+        dropout: 0.25,
+    },
+    LinearCase { tokens: 130, input: 200, layers: &[(72, 8, false)], residual: true, dropout: 0.0 },
+    LinearCase { tokens: 600, input: 72, layers: &[(24, 80, false)], residual: true, dropout: 0.1 },
+    LinearCase { tokens: 17, input: 40, layers: &[(48, 0, true)], residual: false, dropout: 0.0 },
+    LinearCase {
+        tokens: 96,
+        input: 264,
+        layers: &[(520, 64, false), (136, 72, false)],
+        residual: false,
+        dropout: 0.0,
+    },
+];
+
+/// A head with its loss.
+#[derive(Clone, Copy, Debug)]
+pub struct LossCase {
+    /// Scored rows.
+    pub rows: usize,
+    /// Hidden size.
+    pub hidden: usize,
+    /// Vocabulary.
+    pub vocab: usize,
+    /// Rows of logits held at once.
+    pub chunk: usize,
+    /// Standard deviation of the logits.
+    pub spread: f32,
+}
+
+/// Linear + cross-entropy. A chunk that does not divide the rows, vocabularies of odd size, sharp and flat logits.
+pub const LOSS: &[LossCase] = &[
+    LossCase { rows: 1, hidden: 8, vocab: 5, chunk: 4, spread: 1.0 },
+    LossCase { rows: 50, hidden: 64, vocab: 157, chunk: 20, spread: 1.0 },
+    LossCase { rows: 9, hidden: 136, vocab: 2600, chunk: 9, spread: 12.0 },
+    LossCase { rows: 3, hidden: 40, vocab: 1025, chunk: 2, spread: 0.01 },
 ];

@@ -7,7 +7,7 @@ use super::attention::{Attention, Segment};
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::exp;
 use crate::device::cpu::tasks;
-use crate::device::{Cpu, Device, Region};
+use crate::device::{Cpu, Device, Indices, Region};
 
 /// Keys (rotated) and values of one layer, each [rows, kv_heads·D].
 #[derive(Clone, Copy, Debug)]
@@ -18,26 +18,50 @@ pub struct Cache {
     pub v: Region,
 }
 
+/// The rows of a cache that each query sees.
+#[derive(Clone, Copy, Debug)]
+pub struct Seen<'a> {
+    /// A run of rows for each query.
+    pub list: &'a [Segment],
+    /// The same as integers, start and length of each.
+    pub words: Indices<'a>,
+}
+
 /// Puts the keys of `qk` [T, (heads+kv_heads)·D] and the values of `qkv` [T, (heads+2·kv_heads)·D] into the
 /// cache: token row t becomes row `to[t]`.
-pub fn append(dev: &mut Device, p: &Attention, qk: Region, qkv: Region, to: &[u32], cache: Cache) {
+///
+/// # Panics
+/// On a GPU, which has no kernel for it yet; it is refused when a decoder is planned. So are the others here.
+pub fn append(dev: &mut Device, p: &Attention, qk: Region, qkv: Region, to: Indices<'_>, cache: Cache) {
     match dev {
-        Device::Cpu(cpu) => cpu_append(cpu, p, qk, qkv, to, cache),
+        Device::Cpu(cpu) => cpu_append(cpu, p, qk, qkv, to.values, cache),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => panic!("no kernel for keys and values that are kept"),
     }
 }
 
-/// `out` [N, heads·D] from the queries of `qk` [N, (heads+kv_heads)·D]: query i sees the cache's rows `seen[i]`.
-pub fn forward(dev: &mut Device, p: &Attention, qk: Region, seen: &[Segment], cache: Cache, out: Region) {
+/// `out` [N, heads·D] from the queries of `qk` [N, (heads+kv_heads)·D]: query i sees run i of the cache.
+///
+/// # Panics
+/// On a GPU, as [`append`].
+pub fn forward(dev: &mut Device, p: &Attention, qk: Region, seen: &Seen<'_>, cache: Cache, out: Region) {
     match dev {
-        Device::Cpu(cpu) => cpu_forward(cpu, p, qk, seen, cache, out),
+        Device::Cpu(cpu) => cpu_forward(cpu, p, qk, seen.list, cache, out),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => panic!("no kernel for attention over a cache"),
     }
 }
 
 /// Multiplies the queries of `qk` [T, (heads+kv_heads)·D] at `positions` `[T]` by `table[position]`: Qwen v1's
 /// log n attention.
-pub fn scale_queries(dev: &mut Device, p: &Attention, table: Region, positions: &[u32], qk: Region) {
+///
+/// # Panics
+/// On a GPU, as [`append`].
+pub fn scale_queries(dev: &mut Device, p: &Attention, table: Region, positions: Indices<'_>, qk: Region) {
     match dev {
-        Device::Cpu(cpu) => cpu_scale_queries(cpu, p, table, positions, qk),
+        Device::Cpu(cpu) => cpu_scale_queries(cpu, p, table, positions.values, qk),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(_) => panic!("no kernel for queries that are scaled"),
     }
 }
 

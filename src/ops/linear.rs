@@ -6,7 +6,7 @@ pub mod cuda;
 
 use super::philox::philox4x32;
 use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
-use crate::device::{Cpu, Device, Matrix, Region};
+use crate::device::{Cpu, Device, Indices, Matrix, Region, Target};
 use rayon::prelude::*;
 
 /// One adapter: `A` [r, in], `B` [out, r] and their gradients, f32 ranges of the flat buffers.
@@ -14,6 +14,8 @@ use rayon::prelude::*;
 pub struct Lora {
     /// Rank.
     pub rank: usize,
+    /// Columns in `s`: [`width`] of the rank.
+    pub width: usize,
     /// alpha / r, or alpha / sqrt(r) with rsLoRA.
     pub scale: f32,
     /// A, [r, in].
@@ -24,6 +26,17 @@ pub struct Lora {
     pub grad_a: Region,
     /// Gradient of B, added to.
     pub grad_b: Region,
+    /// What the products of a GPU read: A [width, in] and B [out, width] in bf16, zero beyond the rank; see [`pack`].
+    pub packed: [Region; 2],
+}
+
+/// Columns that an adapter of rank `rank` has in `s`: the rank, on a GPU in 16-byte pieces.
+#[must_use]
+pub fn width(target: Target, rank: usize) -> usize {
+    match target {
+        Target::Cpu => rank,
+        Target::Cuda => rank.next_multiple_of(8),
+    }
 }
 
 /// One layer of the group: `W` [out, in], its bias `[out]`, and where its output columns begin.
@@ -49,6 +62,20 @@ pub struct Dropout {
     pub key: [u32; 2],
     /// Upper counter words: (layer and input site, step, micro-batch). The lowest word is element / 4.
     pub counter: [u32; 3],
+    /// Where a GPU finds the last two of them: they change when its work comes again, the rest does not.
+    pub clock: Region,
+}
+
+impl Dropout {
+    /// Elements whose random word is below this are dropped. p is below 1, so it is at most 2^32 - 256.
+    fn limit(&self) -> u32 {
+        (f64::from(self.p) * 4_294_967_296.0).ceil() as u32
+    }
+
+    /// Factor of the elements that stay.
+    fn keep(&self) -> f32 {
+        1.0 / (1.0 - self.p)
+    }
 }
 
 /// The layers that read one input, and the shapes of its rows.
@@ -63,10 +90,44 @@ pub struct Group {
 }
 
 impl Group {
-    /// Sum of the adapters' ranks: columns of `s`.
+    /// Columns of `s`: the adapters' side by side.
     #[must_use]
     pub fn rank_sum(&self) -> usize {
-        self.layers.iter().filter_map(|l| l.lora.map(|a| a.rank)).sum()
+        self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).sum()
+    }
+
+    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients.
+    #[must_use]
+    pub fn partial_len(&self, target: Target, tokens: usize) -> usize {
+        let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
+        match target {
+            Target::Cpu => 0,
+            Target::Cuda => tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>(),
+        }
+    }
+}
+
+/// Tokens whose part of the adapters' gradients is summed on its own on a GPU. Part of the order of the sum: it never
+/// changes.
+const SPLIT_TOKENS: usize = 512;
+
+/// The adapters' copies in bf16; see [`Lora::packed`].
+#[derive(Clone, Copy, Debug)]
+pub struct Packing<'a> {
+    /// The flat parameters, f32.
+    pub params: Region,
+    /// The copies.
+    pub packed: Region,
+    /// Six integers for each matrix: its first element in `params`, in `packed`, its rows and columns, those of the copy.
+    pub table: Indices<'a>,
+}
+
+/// Brings the copies up to date; nothing where the parameters themselves are read.
+pub fn pack(dev: &mut Device, p: &Packing<'_>) {
+    match dev {
+        Device::Cpu(_) => {}
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::pack(cuda, p),
     }
 }
 
@@ -91,6 +152,8 @@ pub struct Forward {
 pub fn forward(dev: &mut Device, g: &Group, o: &Forward) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, g, o),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, g, o),
     }
 }
 
@@ -111,12 +174,16 @@ pub struct Backward {
     pub dropout: Option<Dropout>,
     /// Scratch [T, in]; used only with dropout.
     pub scratch: Region,
+    /// Scratch of [`Group::partial_len`] elements, f32.
+    pub partial: Region,
 }
 
 /// Adds the adapters' gradients and writes the input's. Never computes a gradient of a frozen weight.
 pub fn backward(dev: &mut Device, g: &Group, o: &Backward) {
     match dev {
         Device::Cpu(cpu) => cpu_backward(cpu, g, o),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::backward(cuda, g, o),
     }
 }
 
@@ -127,7 +194,7 @@ fn adapters(g: &Group) -> Vec<(&Linear, Lora, usize)> {
     for layer in &g.layers {
         if let Some(lora) = layer.lora {
             all.push((layer, lora, first));
-            first += lora.rank;
+            first += lora.width;
         }
     }
     all
@@ -367,9 +434,7 @@ impl Dropout {
     /// Zeroes or scales `values`, which are the elements from `first` (a multiple of 4) on.
     #[inline(always)]
     fn apply(&self, first: usize, values: &mut [f32]) {
-        // p is below 1, so this is at most 2^32 - 256.
-        let limit = (f64::from(self.p) * 4_294_967_296.0).ceil() as u32;
-        let scale = 1.0 / (1.0 - self.p);
+        let (limit, scale) = (self.limit(), self.keep());
         let [a, b, c] = self.counter;
         let mut words = [[0; 4]; COUNTERS];
         for (i, values) in values.chunks_mut(4 * COUNTERS).enumerate() {

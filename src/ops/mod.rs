@@ -15,3 +15,19 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod rows;
 pub mod swiglu;
+
+/// All kernels of a GPU.
+#[cfg(feature = "cuda")]
+pub const KERNELS: &[crate::device::cuda::Family] = &[
+    linear::cuda::PRODUCTS,
+    linear::cuda::ADAPTERS,
+    attention::cuda::FORWARD,
+    attention::cuda::BACKWARD,
+    rmsnorm::cuda::FAMILY,
+    rope::cuda::FAMILY,
+    swiglu::cuda::FAMILY,
+    rows::cuda::FAMILY,
+    loss::cuda::FAMILY,
+    adamw::cuda::FAMILY,
+    reduce::cuda::FAMILY,
+];

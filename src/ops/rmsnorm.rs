@@ -1,5 +1,8 @@
 //! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`, f32 with sums in f64.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use crate::device::cpu::{lanes, tasks};
 use crate::device::{Cpu, Device, Region};
 
@@ -18,6 +21,8 @@ pub struct RmsNorm {
 pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, p, x, y, rstd),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, p, x, y, rstd, false),
     }
 }
 
@@ -25,6 +30,8 @@ pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region
 pub fn recompute(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_recompute(cpu, p, x, rstd, y),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, p, x, y, rstd, true),
     }
 }
 
@@ -32,6 +39,8 @@ pub fn recompute(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, y: Regi
 pub fn backward(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_backward(cpu, p, x, rstd, dy, dx),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::backward(cuda, p, x, rstd, dy, dx),
     }
 }
 

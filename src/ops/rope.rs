@@ -1,8 +1,11 @@
 //! Rotary embedding (Su et al. 2021, NeoX halves) of queries and keys, with Qwen3's per-head RMSNorm before it.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::rmsnorm::{inverse_rms, normalise, radial};
 use crate::device::cpu::tasks;
-use crate::device::{Cpu, Device, Region};
+use crate::device::{Cpu, Device, Indices, Region};
 
 /// Shapes and constants of the attention input.
 #[derive(Clone, Copy, Debug)]
@@ -45,16 +48,20 @@ impl Rope {
 }
 
 /// `qk` [T, qk_width] = rope(norm(q, k of `qkv` [T, qkv_width])) at `positions` `[T]`.
-pub fn forward(dev: &mut Device, p: &Rope, qkv: Region, positions: &[u32], qk: Region) {
+pub fn forward(dev: &mut Device, p: &Rope, qkv: Region, positions: Indices<'_>, qk: Region) {
     match dev {
-        Device::Cpu(cpu) => cpu_forward(cpu, p, qkv, positions, qk),
+        Device::Cpu(cpu) => cpu_forward(cpu, p, qkv, positions.values, qk),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, p, qkv, positions, qk),
     }
 }
 
 /// Writes the q and k columns of `dqkv` [T, qkv_width] from `dqk` [T, qk_width]; the v columns stay.
-pub fn backward(dev: &mut Device, p: &Rope, qkv: Region, positions: &[u32], dqk: Region, dqkv: Region) {
+pub fn backward(dev: &mut Device, p: &Rope, qkv: Region, positions: Indices<'_>, dqk: Region, dqkv: Region) {
     match dev {
-        Device::Cpu(cpu) => cpu_backward(cpu, p, qkv, positions, dqk, dqkv),
+        Device::Cpu(cpu) => cpu_backward(cpu, p, qkv, positions.values, dqk, dqkv),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::backward(cuda, p, qkv, positions, dqk, dqkv),
     }
 }
 

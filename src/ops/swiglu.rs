@@ -1,5 +1,8 @@
 //! SwiGLU (Shazeer 2020): `silu(gate) * up`.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use crate::device::cpu::lanes::LANES;
 use crate::device::cpu::{math::sigmoid, tasks};
 use crate::device::{Cpu, Device, Region};
@@ -8,6 +11,8 @@ use crate::device::{Cpu, Device, Region};
 pub fn forward(dev: &mut Device, gate_up: Region, width: usize, out: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, gate_up, width, out),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::forward(cuda, gate_up, width, out),
     }
 }
 
@@ -15,6 +20,8 @@ pub fn forward(dev: &mut Device, gate_up: Region, width: usize, out: Region) {
 pub fn backward(dev: &mut Device, gate_up: Region, width: usize, dout: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_backward(cpu, gate_up, width, dout),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(cuda) => cuda::backward(cuda, gate_up, width, dout),
     }
 }
 

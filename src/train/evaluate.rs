@@ -1,5 +1,6 @@
 //! Loss and perplexity of a file: the base model's, and an adapter's beside it.
 
+use super::devices::Devices;
 use super::origin::weights_in;
 use super::setup::Setup;
 use super::trainer::Trainer;
@@ -48,8 +49,9 @@ pub fn evaluate(settings: &Settings, observer: &mut dyn Observer) -> Result<Repo
     };
     let init_adapter = settings.init_adapter.as_deref().map(weights_in).transpose()?;
     let rows = Settings { train_files: vec![file], valid_file: None, val_set_size: 0.0, ..settings.clone() };
-    let setup = Setup::for_evaluation(&Settings { init_adapter, ..rows }, observer)?;
-    let (mut trainer, weights, _) = setup.trainer()?;
+    let device = Devices::default().choose(settings, None)?;
+    let setup = Setup::for_evaluation(&Settings { init_adapter, ..rows }, device, observer)?;
+    let (mut trainer, weights, _) = setup.trainer(observer)?;
     let (mut rows, mut tokens) = (0, 0);
     if let Some(dataset) = trainer.evaluation_rows() {
         rows = dataset.len();
@@ -58,12 +60,12 @@ pub fn evaluate(settings: &Settings, observer: &mut dyn Observer) -> Result<Repo
         }
     }
     observer.on_event(&Event::Note(format!("{rows} rows, {tokens} scored tokens")));
-    let with_adapter = trainer.parameters();
-    trainer.set_parameters(&vec![0.0; with_adapter.len()]);
+    let with_adapter = trainer.parameters()?;
+    trainer.set_parameters(&vec![0.0; with_adapter.len()])?;
     let base = Fit::of(&mut trainer)?;
     let mut adapter = None;
     if settings.init_adapter.is_some() {
-        trainer.set_parameters(&with_adapter);
+        trainer.set_parameters(&with_adapter)?;
         adapter = Some(Fit::of(&mut trainer)?);
     }
     weights.map.check_unchanged()?;

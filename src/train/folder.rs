@@ -49,10 +49,10 @@ impl RunFolder {
     /// # Errors
     /// I/O errors.
     pub fn write(&self, settings: &Settings, identity: &Identity, command_line: &[String]) -> Result<()> {
-        let versions = BTreeMap::from([
-            ("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
-            ("arithmetic".to_owned(), super::ENGINE.to_owned()),
-        ]);
+        let mut versions = BTreeMap::from([("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
+        if let Some(arithmetic) = identity.0.get("engine.arithmetic") {
+            versions.insert("arithmetic".to_owned(), arithmetic.clone());
+        }
         let text = config::run_json(settings, command_line, &versions, &identity.0);
         atomic_file::write(&self.join("run.json"), text.as_bytes())
     }

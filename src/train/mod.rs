@@ -1,5 +1,6 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
+pub mod devices;
 pub mod evaluate;
 pub mod folder;
 pub mod metrics;
@@ -10,15 +11,13 @@ pub mod setup;
 pub mod start;
 pub mod trainer;
 
-pub use run::{plan, run};
+pub use devices::Devices;
+pub use run::{plan, run, run_on};
 
 use crate::config::Settings;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// The arithmetic of the CPU device: changes whenever a result's bits do.
-pub const ENGINE: &str = "cpu-1";
 
 /// What `train` and `resume` hand over.
 #[derive(Clone, Debug)]
@@ -96,6 +95,8 @@ pub struct Summary {
 /// The memory and work of a run that is not started.
 #[derive(Clone, Debug, Default, serde::Serialize)]
 pub struct PlanReport {
+    /// The device, in words.
+    pub device: String,
     /// (purpose, bytes) of the device arena.
     pub arena: Vec<(String, u64)>,
     /// Bytes of mapped base weights.

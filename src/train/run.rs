@@ -1,5 +1,6 @@
 //! A run from its first line to its last.
 
+use super::devices::Devices;
 use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
@@ -23,7 +24,8 @@ const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 /// # Errors
 /// As [`run`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
-    Setup::open(settings, None, observer)?.report()
+    let device = Devices::default().choose_for_plan(settings)?;
+    Setup::open(settings, None, device, observer)?.report()
 }
 
 /// Trains, resumes or finishes the run the request describes.
@@ -31,20 +33,35 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
 /// # Errors
 /// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    run_on(Devices::default(), request, control, observer)
+}
+
+/// As [`run`], with GPUs of the caller's choice.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_on(
+    devices: Devices,
+    request: Request,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
     setup::refuse_unsupported(&request.settings)?;
+    devices.check(&request.settings)?;
     let request = origin::settle(request, observer)?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
     let found = start::find(&request, &mut store, observer)?;
-    let setup = Setup::open(&request.settings, found.state.as_ref(), observer)?;
+    let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
+    let setup = Setup::open(&request.settings, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
     let mut tainted = false;
     if let Some(state) = &found.state {
         tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
     }
-    let (mut trainer, weights, identity) = setup.trainer()?;
+    let (mut trainer, weights, identity) = setup.trainer(observer)?;
     if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
         observer.on_event(&Event::Warning(text));
     }
@@ -153,10 +170,12 @@ impl Run<'_> {
         self.observer.on_event(&Event::Started { step, total });
         self.check_next_loss()?;
         let ended = if owed { self.owed_evaluation() } else { Ok(()) }.and_then(|()| self.steps());
-        // Whatever ended the run: a save that is still being written is waited for and reported.
+        // Whatever ended the run: a save that has begun is ended, waited for and reported.
+        let written = self.write_snapshot(Wait::Block);
         self.store.flush();
         self.report_saves();
         ended?;
+        written?;
         self.finish()
     }
 
@@ -192,6 +211,7 @@ impl Run<'_> {
                 return self.stop();
             };
             self.record(&done.line, begin, done.real_tokens)?;
+            self.write_snapshot(Wait::Skip)?;
             if self.trainer.evaluation_due(done.last_in_epoch) && !self.evaluate()? {
                 return self.stop();
             }
@@ -251,9 +271,17 @@ impl Run<'_> {
         }
         self.weights.check_unchanged().map_err(|e| self.name_last_checkpoint(e))?;
         self.metrics.sync();
-        let state =
-            self.trainer.snapshot(self.store.take_buffer(), &self.identity, self.tainted, &self.log)?;
-        self.store.save(state, wait)
+        let spare = self.store.take_buffer();
+        self.trainer.begin_snapshot(spare, &self.identity, self.tainted, &self.log)?;
+        self.write_snapshot(wait)
+    }
+
+    /// Hands the state that was copied out to the writer, once it is whole.
+    fn write_snapshot(&mut self, wait: Wait) -> Result<()> {
+        match self.trainer.take_snapshot(wait == Wait::Block)? {
+            Some(state) => self.store.save(state, wait),
+            None => Ok(()),
+        }
     }
 
     fn name_last_checkpoint(&self, error: Error) -> Error {
@@ -328,8 +356,8 @@ impl Run<'_> {
     }
 
     /// The current adapter, in PEFT's form.
-    fn adapter(&self) -> Result<peft::Adapter> {
-        let values = self.trainer.parameters();
+    fn adapter(&mut self) -> Result<peft::Adapter> {
+        let values = self.trainer.parameters()?;
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::diverged(format!("step {}: a parameter is not finite", self.trainer.step())));
         }

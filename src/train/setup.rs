@@ -1,12 +1,13 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
+use super::PlanReport;
+use super::devices::Chosen;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use super::{ENGINE, PlanReport};
 use crate::checkpoint::state::{Identity, State};
-use crate::config::{self, DeviceChoice, Recompute, Settings, Strategy};
+use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset;
 use crate::data::plan::Plan;
-use crate::device::{Cpu, Device, Planner, Purpose};
+use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
 use crate::formats::peft;
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
@@ -34,34 +35,14 @@ pub struct Setup {
     /// Flat initial values.
     initial: Vec<f32>,
     tokens: usize,
-}
-
-/// `--device cuda:N`: what of kernels, driver and GPU is missing.
-#[cfg(feature = "cuda")]
-fn refuse_cuda(index: u32) -> Result<()> {
-    let gpu = crate::device::cuda::nvidia::open(index).map_err(|mut error| {
-        error.what = format!("--device cuda:{index}: {}", error.what);
-        error
-    })?;
-    let name = &crate::device::cuda::driver::Driver::facts(&gpu).name;
-    Err(Error::device(format!("--device cuda:{index} ({name}): training on it is not in this version yet"))
-        .hint("train on the CPU with --device cpu"))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn refuse_cuda(index: u32) -> Result<()> {
-    Err(Error::device(format!("--device cuda:{index}: the CUDA device was left out of this build"))
-        .hint("build with the feature `cuda`, or train on the CPU with --device cpu"))
+    device: Chosen,
 }
 
 /// What needs no file to be refused, so that a refused run leaves no folder behind.
 ///
 /// # Errors
-/// A device that is not there, or settings this version cannot follow.
+/// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings) -> Result<()> {
-    if let DeviceChoice::Cuda(index) = s.device {
-        refuse_cuda(index)?;
-    }
     if s.fresh_optimizer {
         return Err(Error::usage(
             "--fresh-optimizer is for imported checkpoints, which this version cannot read",
@@ -121,11 +102,16 @@ fn initial_adapter(
 }
 
 impl Setup {
-    /// Reads and checks everything the run reads. `resumed` is the checkpoint it continues from.
+    /// Reads and checks everything the run on `device` reads. `resumed` is the checkpoint it continues from.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
-    pub fn open(settings: &Settings, resumed: Option<&State>, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn open(
+        settings: &Settings,
+        resumed: Option<&State>,
+        device: Chosen,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
         refuse_unsupported(settings)?;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
@@ -139,8 +125,7 @@ impl Setup {
         let prepared = dataset::prepare(&settings, spec.vocab, observer)?;
         identity.0.extend(prepared.identity);
         identity.0.extend(config::math_identity(&settings));
-        identity.0.insert("engine.arithmetic".into(), ENGINE.into());
-        identity.0.insert("device.kind".into(), "cpu".into());
+        device.add_to_identity(&mut identity)?;
         model_identity(&settings, &weights, &mut identity, observer)?;
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
@@ -152,7 +137,7 @@ impl Setup {
         };
         let tokens = train.plan.max_tokens().max(eval.as_ref().map_or(0, |e| e.plan.max_tokens()));
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens })
+        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
     }
 
     /// What evaluating one file reads: the model, with the adapter that `init_adapter` names or with one that
@@ -160,7 +145,7 @@ impl Setup {
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
-    pub fn for_evaluation(settings: &Settings, observer: &mut dyn Observer) -> Result<Self> {
+    pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings)?;
         let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
         let spec = spec::read(&settings.model)?;
@@ -174,19 +159,20 @@ impl Setup {
         let train = Source { plan: train, rows: rows.clone() };
         let eval = Some(Source { plan: eval, rows });
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens })
+        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
     }
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network)> {
-        let available = crate::sys::available_memory();
+        let (available, target) = (self.device.available()?, self.device.target());
+        let beside = if target == Target::Cpu { snapshot_bytes(&self.layout) } else { 0 };
         let choices: &[Recompute] = match self.settings.recompute {
             Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
             ref given => std::slice::from_ref(given),
         };
         let mut smallest = u64::MAX;
         for &recompute in choices {
-            let mut planner = Planner::new();
+            let mut planner = Planner::new(target);
             let network = Network::plan(
                 &mut planner,
                 &self.spec,
@@ -195,16 +181,17 @@ impl Setup {
                 &self.adapter,
                 self.tokens,
                 recompute,
-            );
-            let need = planner.bytes() as u64 + snapshot_bytes(&self.layout);
+            )?;
+            let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
             if need <= available {
                 return Ok((planner, network));
             }
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let mapped = if target == Target::Cpu { " beside the mapped weights" } else { "" };
         Err(Error::device(format!(
-            "the run needs {:.1} GiB beside the mapped weights, {:.1} GiB are available",
+            "the run needs {:.1} GiB{mapped}, {:.1} GiB are available on the device",
             gib(smallest),
             gib(available)
         ))
@@ -218,6 +205,8 @@ impl Setup {
     pub fn report(&self) -> Result<PlanReport> {
         let (planner, _) = self.network()?;
         let purpose = |p: Purpose| match p {
+            Purpose::BaseWeights => "base weights",
+            Purpose::Inputs => "token ids, positions, work lists",
             Purpose::TrainableState => "LoRA parameters, gradients, moments",
             Purpose::SmallWeights => "norms, biases, RoPE table",
             Purpose::SavedActivations => "activations kept for the backward pass",
@@ -228,9 +217,12 @@ impl Setup {
             planner.bytes_by_purpose().into_iter().map(|(p, b)| (purpose(p).to_owned(), b as u64)).collect();
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
+        let device: u64 = arena.iter().map(|(_, b)| b).sum();
+        let process = if self.device.target() == Target::Cpu { device + snapshot } else { 2 * snapshot };
         Ok(PlanReport {
+            device: self.device.describe(),
             base_weights: self.weights.bytes,
-            peak: arena.iter().map(|(_, b)| b).sum::<u64>() + self.weights.bytes + snapshot,
+            peak: process + self.weights.bytes,
             arena,
             checkpoint: snapshot,
             steps: self.train.plan.total_steps(),
@@ -245,9 +237,16 @@ impl Setup {
     ///
     /// # Errors
     /// When it does not fit, or threads cannot be had.
-    pub fn trainer(self) -> Result<(Trainer, Weights, Identity)> {
+    pub fn trainer(self, observer: &mut dyn Observer) -> Result<(Trainer, Weights, Identity)> {
         let (planner, network) = self.network()?;
-        let device = Device::Cpu(Cpu::new(&planner, self.settings.threads)?);
+        observer.on_event(&Event::Note(format!("device: {}", self.device.describe())));
+        if let (Target::Cuda, Some(text)) = (planner.target(), self.weights.rounding()) {
+            observer.on_event(&Event::Warning(text));
+        }
+        let device = self.device.device(&planner, self.settings.threads)?;
+        let mut progress = |done, total| {
+            observer.on_event(&Event::Progress { what: "copying the model to the device", done, total });
+        };
         let trainer = Trainer::new(
             self.settings,
             device,
@@ -257,6 +256,7 @@ impl Setup {
             self.train,
             self.eval,
             &self.initial,
+            &mut progress,
         )?;
         Ok((trainer, self.weights, self.identity))
     }

@@ -12,7 +12,8 @@ use crate::model::network::{DropoutKey, Input, Network};
 use crate::model::{AdapterSpec, Layout};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::Segment;
-use crate::ops::{reduce, rows};
+use crate::ops::rows;
+use rayon::prelude::*;
 
 /// What one optimizer step gave.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +46,13 @@ pub struct Trainer {
     eval: Option<Source>,
     cursor: Cursor,
     step: u64,
+    snapshot: Option<Snapshot>,
+}
+
+/// A state on its way to the host.
+struct Snapshot {
+    state: State,
+    under_way: bool,
 }
 
 /// The plan's rules for training.
@@ -95,10 +103,11 @@ fn sum(losses: &[f32]) -> f64 {
 }
 
 impl Trainer {
-    /// A trainer at step 0 with the given flat adapter values.
+    /// A trainer at step 0 with the given flat adapter values. `progress` gets the bytes of frozen weights that were copied
+    /// to the device, and those in all.
     ///
     /// # Errors
-    /// Wrong schedule arguments.
+    /// Wrong schedule arguments; a device that failed.
     #[allow(clippy::too_many_arguments)]
     pub fn new(
         settings: Settings,
@@ -109,6 +118,7 @@ impl Trainer {
         train: Source,
         eval: Option<Source>,
         initial: &[f32],
+        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let schedule = Schedule::new(&settings)?;
         let total_steps = train.plan.total_steps();
@@ -118,11 +128,22 @@ impl Trainer {
             warmup_steps: warmup_steps(&settings, total_steps),
         };
         let cursor = Cursor { schedule: vec![first], ..Cursor::default() };
-        let mut trainer =
-            Trainer { settings, schedule, device, network, layout, adapter, train, eval, cursor, step: 0 };
-        trainer.network.upload(&mut trainer.device);
+        let mut trainer = Trainer {
+            settings,
+            schedule,
+            device,
+            network,
+            layout,
+            adapter,
+            train,
+            eval,
+            cursor,
+            step: 0,
+            snapshot: None,
+        };
+        trainer.network.upload(&mut trainer.device, progress)?;
         let params = trainer.network.state.params;
-        trainer.device.write(params, initial);
+        trainer.device.write(params, initial)?;
         Ok(trainer)
     }
 
@@ -157,21 +178,31 @@ impl Trainer {
     }
 
     /// The flat adapter values.
-    #[must_use]
-    pub fn parameters(&self) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn parameters(&mut self) -> Result<Vec<f32>> {
         self.device.read(self.network.state.params)
     }
 
     /// Puts flat adapter values in place of the current ones; zeros are the base model alone.
-    pub fn set_parameters(&mut self, values: &[f32]) {
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn set_parameters(&mut self, values: &[f32]) -> Result<()> {
         let params = self.network.state.params;
-        self.device.write(params, values);
+        self.device.write(params, values)
     }
 
     /// The evaluation rows.
     #[must_use]
     pub fn evaluation_rows(&self) -> Option<&Dataset> {
         self.eval.as_ref().map(|source| &source.rows)
+    }
+
+    /// The device, for its own settings.
+    pub fn device_mut(&mut self) -> &mut Device {
+        &mut self.device
     }
 
     /// Where each tensor lies in the flat values.
@@ -197,9 +228,9 @@ impl Trainer {
         let tokens: usize = batches.iter().map(|b| b.scored.len()).sum();
         let Some(total) = self.gradients(&plan, &batches, tokens, cancelled)? else { return Ok(None) };
         let loss = total / tokens as f64;
-        let grad_norm = reduce::sum_of_squares(&mut self.device, self.network.state.grads).sqrt();
+        let grad_norm = self.network.gradient_square(&mut self.device)?.sqrt();
         if !grad_norm.is_finite() {
-            return Err(self.diverged_gradient());
+            return Err(self.diverged_gradient()?);
         }
         let lr = self.schedule.learning_rate(self.step, &self.cursor.schedule);
         self.update(lr, grad_norm);
@@ -230,9 +261,11 @@ impl Trainer {
             let segments = segments(batch);
             let key = DropoutKey { seed: self.settings.seed, step: self.step, micro_batch: index as u32 };
             let input = input(batch, &segments);
-            let done = self.network.loss_and_gradient(&mut self.device, input, scale, key, cancelled);
-            let Some(losses) = done else { return Ok(None) };
-            let loss = sum(&losses);
+            if self.network.accumulate(&mut self.device, input, scale, key, cancelled)?.is_none() {
+                return Ok(None);
+            }
+            self.end_snapshot()?;
+            let loss = sum(&self.network.losses(&mut self.device, batch.targets.len())?);
             if !loss.is_finite() {
                 return Err(Error::diverged(format!(
                     "step {}: the loss of micro-batch {} is {loss}, rows {:?}",
@@ -247,14 +280,14 @@ impl Trainer {
         Ok(Some(total))
     }
 
-    fn diverged_gradient(&self) -> Error {
-        let grads = self.device.read(self.network.state.grads);
+    fn diverged_gradient(&mut self) -> Result<Error> {
+        let grads = self.device.read(self.network.state.grads)?;
         let broken = |start: usize, len: usize| grads[start..start + len].iter().any(|g| !g.is_finite());
         let tensors = self.layout.tensors();
         let first = tensors.iter().find(|(_, shape, start)| broken(*start, shape[0] * shape[1]));
         let name = first.map_or("the norm overflows", |(name, _, _)| name);
-        Error::diverged(format!("step {}: the gradient is not finite: {name}", self.step + 1))
-            .hint("the last saved checkpoint stands; lower --learning-rate")
+        Ok(Error::diverged(format!("step {}: the gradient is not finite: {name}", self.step + 1))
+            .hint("the last saved checkpoint stands; lower --learning-rate"))
     }
 
     /// Clips by norm (PyTorch's `clip_grad_norm_`) and updates the parameters.
@@ -299,7 +332,7 @@ impl Trainer {
             for rows in source.plan.step(step).micro_batches {
                 let batch = batch::assemble(&source.rows, &rows)?;
                 let segments = segments(&batch);
-                let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled);
+                let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled)?;
                 let Some(losses) = losses else { return Ok(None) };
                 total += sum(&losses);
                 tokens += losses.len();
@@ -333,35 +366,25 @@ impl Trainer {
         let plan = self.train.plan.step(self.step);
         let batch = batch::assemble(&self.train.rows, &plan.micro_batches[0])?;
         let segments = segments(&batch);
-        let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled);
+        let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled)?;
         Ok(losses.map(|l| sum(&l)))
     }
 
-    /// Copies the state out for a checkpoint, into the memory of `spare` where there is one.
+    /// Starts copying the state out for a checkpoint, into the memory of `spare` where there is one. A GPU copies it beside
+    /// the next step's work; it is whole when [`Trainer::take_snapshot`] gives it. An older one that nobody took is
+    /// dropped.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Diverged`] when a parameter or moment is not finite: nothing such is published.
-    pub fn snapshot(
-        &self,
+    /// When the device failed.
+    pub fn begin_snapshot(
+        &mut self,
         spare: Option<State>,
         identity: &Identity,
         tainted: bool,
         log: &[LogLine],
-    ) -> Result<State> {
+    ) -> Result<()> {
+        self.end_snapshot()?;
         let mut state = spare.unwrap_or_default();
-        let places = self.network.state;
-        for (region, values) in
-            [(places.params, &mut state.weights), (places.m, &mut state.m), (places.v, &mut state.v)]
-        {
-            values.clear();
-            self.device.read_into(region, values);
-            if values.iter().any(|v| !v.is_finite()) {
-                let what = format!("step {}: a parameter or moment is not finite", self.step);
-                return Err(
-                    Error::diverged(what).hint("the last saved checkpoint stands; lower --learning-rate")
-                );
-            }
-        }
         state.step = self.step;
         state.tainted = tainted;
         state.identity = identity.clone();
@@ -369,7 +392,37 @@ impl Trainer {
         state.tensors = self.layout.tensors().into_iter().map(entry).collect();
         state.cursor = self.cursor.clone();
         state.log = log.to_vec();
-        Ok(state)
+        self.device.begin_snapshot(&self.network.state.kept())?;
+        self.snapshot = Some(Snapshot { state, under_way: true });
+        Ok(())
+    }
+
+    /// Waits for a copy that is under way; the state may change again.
+    fn end_snapshot(&mut self) -> Result<()> {
+        let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.under_way) else { return Ok(()) };
+        snapshot.under_way = false;
+        let State { weights, m, v, .. } = &mut snapshot.state;
+        for values in [&mut *weights, &mut *m, &mut *v] {
+            values.clear();
+        }
+        self.device.end_snapshot(&self.network.state.kept(), [weights, m, v])
+    }
+
+    /// The state whose copying was begun last, whole; waits for it when `wait`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Diverged`] when a parameter or moment is not finite: nothing such is published.
+    pub fn take_snapshot(&mut self, wait: bool) -> Result<Option<State>> {
+        if wait || !self.device.is_queued() {
+            self.end_snapshot()?;
+        }
+        let Some(Snapshot { state, .. }) = self.snapshot.take_if(|s| !s.under_way) else { return Ok(None) };
+        let finite = |values: &Vec<f32>| values.par_iter().all(|v| v.is_finite());
+        if [&state.weights, &state.m, &state.v].into_iter().all(finite) {
+            return Ok(Some(state));
+        }
+        let what = format!("step {}: a parameter or moment is not finite", state.step);
+        Err(Error::diverged(what).hint("the last saved checkpoint stands; lower --learning-rate"))
     }
 
     /// Takes over a checkpoint's state.
@@ -401,9 +454,9 @@ impl Trainer {
             )));
         }
         let places = self.network.state;
-        self.device.write(places.params, &state.weights);
-        self.device.write(places.m, &state.m);
-        self.device.write(places.v, &state.v);
+        self.device.write(places.params, &state.weights)?;
+        self.device.write(places.m, &state.m)?;
+        self.device.write(places.v, &state.v)?;
         self.step = state.step;
         self.cursor = state.cursor.clone();
         Ok(())

@@ -119,6 +119,10 @@ impl Driver for Emulated {
         &self.facts
     }
 
+    fn identity(&self) -> Result<String> {
+        Ok("emulated".into())
+    }
+
     fn memory_free(&self) -> Result<u64> {
         Ok(self.facts.memory)
     }

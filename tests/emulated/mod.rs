@@ -5,6 +5,7 @@
 pub mod driver;
 pub mod library;
 mod products;
+mod selftest;
 mod shim;
 
 use library::{Library, MODES};

@@ -122,6 +122,7 @@ fn run(c: &Case) -> f64 {
     let residual = Memory::bf16(&operands.residual);
     let size = if c.wide { 4 } else { 2 };
     let y = Memory::poisoned(c.rows * stride * size);
+    let clock = Memory::new(&[12u32, 13].map(u32::to_le_bytes).concat());
     let mut p = LinearParams {
         y: y.address(),
         residual: if c.residual { residual.address() } else { 0 },
@@ -132,7 +133,8 @@ fn run(c: &Case) -> f64 {
         limit: LIMIT,
         keep: KEEP,
         key: [7, 9],
-        counter: [11, 12, 13],
+        site: 11,
+        clock: clock.address(),
         ..LinearParams::default()
     };
     let mut column = 0;

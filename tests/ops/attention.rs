@@ -1,112 +1,20 @@
 //! Attention: scores, softmax and gradients as the textbook has them, in f64.
 
 use super::rig::{Rig, check_gradient, close, wide};
-use qwentune::ops::attention::{self, Attention, Segment};
+use qwentune::ops::attention::{self, Attention, Segment, Segments};
 use qwentune::ops::cases::{ATTENTION, AttentionCase};
+use qwentune::selftest::reference::AttentionShape;
 
-/// Index arithmetic of one case.
-struct Shape {
-    p: Attention,
-    segments: Vec<Segment>,
-    tokens: usize,
-}
-
-impl Shape {
-    fn new(case: &AttentionCase) -> Self {
-        let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
-        let p = Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale };
-        let mut start = 0;
-        let place = |len: &u32| {
-            start += len;
-            Segment { start: start - len, len: *len }
-        };
-        let segments = case.segments.iter().map(place).collect();
-        Shape { p, segments, tokens: start as usize }
-    }
-
-    fn q(&self, t: usize, h: usize) -> usize {
-        (t * (self.p.heads + self.p.kv_heads) + h) * self.p.head_dim
-    }
-
-    fn k(&self, t: usize, h: usize) -> usize {
-        self.q(t, self.p.heads + h * self.p.kv_heads / self.p.heads)
-    }
-
-    fn v(&self, t: usize, h: usize) -> usize {
-        let before = self.p.heads + self.p.kv_heads + h * self.p.kv_heads / self.p.heads;
-        (t * (self.p.heads + 2 * self.p.kv_heads) + before) * self.p.head_dim
-    }
-
-    fn o(&self, t: usize, h: usize) -> usize {
-        (t * self.p.heads + h) * self.p.head_dim
-    }
-
-    /// Calls `f` with each query head and row, the visible rows and their weights, and the log-sum-exp.
-    fn each(&self, qk: &[f64], mut f: impl FnMut(usize, usize, std::ops::Range<usize>, &[f64], f64)) {
-        let d = self.p.head_dim;
-        for segment in &self.segments {
-            let start = segment.start as usize;
-            for t in start..start + segment.len as usize {
-                for h in 0..self.p.heads {
-                    let score =
-                        |j| dot(&qk[self.q(t, h)..][..d], &qk[self.k(j, h)..][..d]) * f64::from(self.p.scale);
-                    let scores: Vec<f64> = (start..=t).map(score).collect();
-                    let max = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
-                    let sum: f64 = scores.iter().map(|s| libm::exp(s - max)).sum();
-                    let lse = max + libm::log(sum);
-                    let weights: Vec<f64> = scores.iter().map(|s| libm::exp(s - lse)).collect();
-                    f(t, h, start..t + 1, &weights, lse);
-                }
-            }
-        }
-    }
-
-    fn forward(&self, qk: &[f64], qkv: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let d = self.p.head_dim;
-        let mut out = vec![0.0; self.tokens * self.p.heads * d];
-        let mut lses = vec![0.0; self.tokens * self.p.heads];
-        self.each(qk, |t, h, rows, weights, lse| {
-            lses[h * self.tokens + t] = lse;
-            for (j, w) in rows.zip(weights) {
-                add(&mut out[self.o(t, h)..][..d], *w, &qkv[self.v(j, h)..][..d]);
-            }
-        });
-        (out, lses)
-    }
-
-    /// Gradients of qk and of qkv (zero in its q and k columns).
-    fn backward(&self, qk: &[f64], qkv: &[f64], dout: &[f64]) -> (Vec<f64>, Vec<f64>) {
-        let d = self.p.head_dim;
-        let (mut dqk, mut dqkv) = (vec![0.0; qk.len()], vec![0.0; qkv.len()]);
-        self.each(qk, |t, h, rows, weights, _| {
-            let dout = &dout[self.o(t, h)..][..d];
-            let dweights: Vec<f64> = rows.clone().map(|j| dot(dout, &qkv[self.v(j, h)..][..d])).collect();
-            let mean = dot(&dweights, weights);
-            for ((j, w), dw) in rows.zip(weights).zip(&dweights) {
-                let ds = w * (dw - mean) * f64::from(self.p.scale);
-                add(&mut dqkv[self.v(j, h)..][..d], *w, dout);
-                add(&mut dqk[self.q(t, h)..][..d], ds, &qk[self.k(j, h)..][..d]);
-                add(&mut dqk[self.k(j, h)..][..d], ds, &qk[self.q(t, h)..][..d]);
-            }
-        });
-        (dqk, dqkv)
-    }
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
-
-fn add(to: &mut [f64], factor: f64, from: &[f64]) {
-    for (to, from) in to.iter_mut().zip(from) {
-        *to += factor * from;
-    }
+fn shape(case: &AttentionCase) -> AttentionShape {
+    let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
+    let p = Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale };
+    AttentionShape { p, segments: case.placed(), tokens: case.tokens() }
 }
 
 #[test]
 fn attention_follows_the_reference() {
     for case in ATTENTION {
-        let s = Shape::new(case);
+        let s = shape(case);
         let (d, heads, kv) = (case.head_dim, case.heads, case.kv_heads);
         let mut rig = Rig::new(7);
         let mut input = rig.random(s.tokens * (heads + kv) * d, 1.0).1;
@@ -120,9 +28,9 @@ fn attention_follows_the_reference() {
         let dqk = rig.space(qk.len);
         let dqkv = rig.given(&vec![0.0; qkv.len]);
         let got = rig.run(&[out, lse, dqk, dqkv], |dev| {
-            attention::forward(dev, &s.p, &s.segments, qk, qkv, out, lse);
+            attention::forward(dev, &s.p, &Segments::host(&s.segments), qk, qkv, out, lse);
             let o = attention::Backward { qk, qkv, out, lse, dout, delta, dqk, dqkv };
-            attention::backward(dev, &s.p, &s.segments, &o);
+            attention::backward(dev, &s.p, &Segments::host(&s.segments), &o);
         });
         let (x, v, dy) = (wide(&input), wide(&values), wide(&gradient));
         let (want_out, want_lse) = s.forward(&x, &v);
@@ -162,7 +70,8 @@ fn segments_do_not_see_each_other() {
         let tail = Segment { start: before as u32, len: len as u32 };
         let mut segments = vec![Segment { start: 0, len: before as u32 }, tail];
         segments.retain(|s| s.len > 0);
-        let got = rig.run(&[out], |dev| attention::forward(dev, &p, &segments, qk, qkv, out, lse));
+        let got =
+            rig.run(&[out], |dev| attention::forward(dev, &p, &Segments::host(&segments), qk, qkv, out, lse));
         got[0][before * heads * d..].to_vec()
     });
     assert!(super::rig::same_bits(&outputs[0], &outputs[1]));

@@ -1,9 +1,10 @@
 //! Attention over a cache, and what fills it, against the textbook's sums in f64.
 
 use super::rig::{Rig, close, wide};
+use qwentune::device::Indices;
 use qwentune::ops::attention::{Attention, Segment};
 use qwentune::ops::cases::{DECODE, DecodeCase};
-use qwentune::ops::decode_attention::{self, Cache};
+use qwentune::ops::decode_attention::{self, Cache, Seen};
 
 fn shape(case: &DecodeCase) -> Attention {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
@@ -51,7 +52,9 @@ fn queries_see_their_rows_of_the_cache() {
         let (v, v_values) = rig.random(queries * case.capacity * kv, 1.0);
         let out = rig.space(queries * p.heads * p.head_dim);
         let got = rig.run(&[out], |dev| {
-            decode_attention::forward(dev, &p, qk, &seen(case), Cache { k, v }, out);
+            let runs = seen(case);
+            let seen = Seen { list: &runs, words: Indices::host(&[]) };
+            decode_attention::forward(dev, &p, qk, &seen, Cache { k, v }, out);
         });
         let want = reference(case, &p, &wide(&q_values), &wide(&k_values), &wide(&v_values));
         close(&format!("{case:?}"), &got[0], &want, 1e-5 * f64::from(case.peak / 8.0).max(1.0));
@@ -67,8 +70,8 @@ fn rows_are_kept_where_they_belong_and_queries_alone_are_scaled() {
     let (k, v) = (rig.given(&[0.0; 20]), rig.given(&[0.0; 20]));
     let table = rig.given(&[1.0, 2.0, 3.0]);
     let got = rig.run(&[k, v, qk], |dev| {
-        decode_attention::append(dev, &p, qk, qkv, &[3, 1], Cache { k, v });
-        decode_attention::scale_queries(dev, &p, table, &[2, 0], qk);
+        decode_attention::append(dev, &p, qk, qkv, Indices::host(&[3, 1]), Cache { k, v });
+        decode_attention::scale_queries(dev, &p, table, Indices::host(&[2, 0]), qk);
     });
     for (row, place) in [(0, 3), (1, 1)] {
         assert_eq!(got[0][4 * place..][..4], qk_values[16 * row + 12..][..4]);

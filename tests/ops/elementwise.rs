@@ -1,31 +1,11 @@
 //! SwiGLU, the elementary functions under it, and moved rows.
 
 use super::rig::{Rig, check_gradient, close, normal, same_bits, wide};
-use qwentune::device::Matrix;
 use qwentune::device::cpu::math;
+use qwentune::device::{Indices, Matrix};
 use qwentune::ops::cases::{ROWS, SWIGLU};
 use qwentune::ops::{embedding, rows, swiglu};
-
-fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + libm::exp(-x))
-}
-
-fn forward(x: &[f64], width: usize) -> Vec<f64> {
-    x.chunks_exact(2 * width)
-        .flat_map(|row| (0..width).map(|i| row[i] * sigmoid(row[i]) * row[width + i]))
-        .collect()
-}
-
-fn backward(x: &[f64], width: usize, dy: &[f64]) -> Vec<f64> {
-    let mut dx = Vec::with_capacity(x.len());
-    for (row, dy) in x.chunks_exact(2 * width).zip(dy.chunks_exact(width)) {
-        let (gate, up) = row.split_at(width);
-        let slope = |g: f64| sigmoid(g) + g * sigmoid(g) * sigmoid(-g);
-        dx.extend((0..width).map(|i| dy[i] * up[i] * slope(gate[i])));
-        dx.extend((0..width).map(|i| dy[i] * gate[i] * sigmoid(gate[i])));
-    }
-    dx
-}
+use qwentune::selftest::reference::{self, sigmoid};
 
 #[test]
 fn swiglu_follows_the_reference() {
@@ -39,12 +19,12 @@ fn swiglu_follows_the_reference() {
             swiglu::backward(dev, x, case.width, dout);
         });
         let (x, dy) = (wide(&values), wide(&gradient));
-        let dx = backward(&x, case.width, &dy);
+        let dx = reference::swiglu_gradient(&x, case.width, &dy);
         let name = format!("{case:?}");
-        close(&name, &got[0], &forward(&x, case.width), 5e-7);
+        close(&name, &got[0], &reference::swiglu(&x, case.width), 5e-7);
         close(&format!("{name} gradient"), &got[1], &dx, 1e-6);
         if case.size < 10.0 {
-            check_gradient(&name, |x| forward(x, case.width), &x, &dy, &dx);
+            check_gradient(&name, |x| reference::swiglu(x, case.width), &x, &dy, &dx);
         }
     }
 }
@@ -101,11 +81,12 @@ fn rows_move_unchanged() {
         let some = rig.space(index.len() * case.width);
         let [back, copied, embedded] = [x.len, x.len, some.len].map(|n| rig.space(n));
         let table = Matrix::from_f32(&values, case.rows, case.width);
+        let places = Indices::host(&index);
         let got = rig.run(&[some, back, copied, embedded], |dev| {
-            rows::gather(dev, x, &index, case.width, some);
-            rows::scatter(dev, some, &index, case.width, back);
+            rows::gather(dev, x, places, case.width, some);
+            rows::scatter(dev, some, places, case.width, back);
             rows::copy(dev, x, copied);
-            embedding::forward(dev, &table, &index, embedded);
+            embedding::forward(dev, &table, places, embedded);
         });
         let row = |i: u32| &values[i as usize * case.width..][..case.width];
         let picked: Vec<f32> = index.iter().flat_map(|i| row(*i)).copied().collect();

@@ -1,21 +1,11 @@
 //! RMSNorm and the rotation of queries and keys.
 
 use super::rig::{Rig, check_gradient, close, same_bits, wide};
+use qwentune::device::Indices;
 use qwentune::ops::cases::{RMSNORM, ROPE, RopeCase};
 use qwentune::ops::rmsnorm::{self, RmsNorm};
 use qwentune::ops::rope::{self, HeadNorm, Rope};
-
-fn normalised(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
-    let rstd = 1.0 / (x.iter().map(|v| v * v).sum::<f64>() / x.len() as f64 + eps).sqrt();
-    x.iter().zip(w).map(|(x, w)| x * rstd * w).collect()
-}
-
-fn norm_gradient(x: &[f64], w: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
-    let n = x.len() as f64;
-    let rstd = 1.0 / (x.iter().map(|v| v * v).sum::<f64>() / n + eps).sqrt();
-    let dot: f64 = x.iter().zip(w).zip(dy).map(|((x, w), dy)| x * w * dy).sum();
-    x.iter().zip(w).zip(dy).map(|((x, w), dy)| rstd * (dy * w - x * dot * rstd * rstd / n)).collect()
-}
+use qwentune::selftest::reference::{norm_gradient, normalised, rotated};
 
 #[test]
 fn rmsnorm_follows_the_reference_and_recomputes_its_bits() {
@@ -46,17 +36,6 @@ fn rmsnorm_follows_the_reference_and_recomputes_its_bits() {
             check_gradient(&format!("{case:?}"), forward, &x, &dy, &dx);
         }
     }
-}
-
-/// Rotation of one head by a row of the table, or back with `turn` -1.
-fn rotated(x: &[f64], angles: &[f64], turn: f64) -> Vec<f64> {
-    let half = x.len() / 2;
-    let mut y = x.to_vec();
-    for i in 0..half {
-        let (c, s) = (angles[2 * i], angles[2 * i + 1] * turn);
-        (y[i], y[i + half]) = (x[i] * c - x[i + half] * s, x[i + half] * c + x[i] * s);
-    }
-    y
 }
 
 struct Reference<'a> {
@@ -120,8 +99,8 @@ fn rope_follows_the_reference() {
         let dqkv = rig.given(&vec![0.0; qkv.len]);
         let positions: Vec<u32> = (case.position..).take(tokens).collect();
         let got = rig.run(&[qk, dqkv], |dev| {
-            rope::forward(dev, &p, qkv, &positions, qk);
-            rope::backward(dev, &p, qkv, &positions, dqk, dqkv);
+            rope::forward(dev, &p, qkv, Indices::host(&positions), qk);
+            rope::backward(dev, &p, qkv, Indices::host(&positions), dqk, dqkv);
         });
         let weights = [wide(&q_weights), wide(&k_weights)];
         let table = wide(&angles);

@@ -1,7 +1,7 @@
 //! What the tests of single operations share: filled regions, runs on every variant of the device, comparison.
 
 use qwentune::device::cpu::Isa;
-use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage};
+use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage, Target};
 use qwentune::philox::{Stream, uniform};
 
 /// Regions with their first values.
@@ -13,7 +13,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(seed: u64) -> Self {
-        Rig { plan: Planner::new(), values: Vec::new(), seed }
+        Rig { plan: Planner::new(Target::Cpu), values: Vec::new(), seed }
     }
 
     pub fn given(&mut self, values: &[f32]) -> Region {
@@ -51,8 +51,7 @@ impl Rig {
             for threads in [1, 2, 4] {
                 let mut dev = self.device(threads, isa);
                 op(&mut dev);
-                let Device::Cpu(cpu) = dev;
-                let got: Vec<Vec<f32>> = outs.iter().map(|r| cpu.read(*r).to_vec()).collect();
+                let got: Vec<Vec<f32>> = outs.iter().map(|r| dev.read(*r).expect("the CPU")).collect();
                 match &first {
                     None => first = Some(got),
                     Some(first) => {

@@ -2,8 +2,8 @@
 
 use super::rig::Rig;
 use qwentune::device::cpu::{Isa, Rounding};
-use qwentune::device::{Device, Matrix};
-use qwentune::ops::attention::{self, Attention, Segment};
+use qwentune::device::{Device, Indices, Matrix};
+use qwentune::ops::attention::{self, Attention, Segment, Segments};
 use qwentune::ops::rmsnorm::{self, RmsNorm};
 use qwentune::ops::rope::{self, Rope};
 use qwentune::ops::{embedding, swiglu};
@@ -21,7 +21,7 @@ fn stored_activations_are_rounded_where_asked() {
     let [lse, delta] = [tokens * 2; 2].map(|n| rig.random(n, 1.0).0);
     let (gate_up, wide) = (rig.random(tokens * 2 * d, 1.0).0, rig.random(tokens * d, 1.0).0);
 
-    let Device::Cpu(mut cpu) = rig.device(2, Isa::best());
+    let Device::Cpu(mut cpu) = rig.device(2, Isa::best()) else { panic!("the rig has CPUs") };
     cpu.rounding = Rounding::Bf16;
     let mut dev = Device::Cpu(cpu);
     let ids: Vec<u32> = (0..tokens as u32).map(|t| t % 5).collect();
@@ -29,18 +29,19 @@ fn stored_activations_are_rounded_where_asked() {
     let norm = RmsNorm { dim: d, eps: 1e-6, weight };
     let rope = Rope { heads: 2, kv_heads: 1, head_dim: d, table: angles, norm: None };
     let attention = Attention { heads: 2, kv_heads: 1, head_dim: d, scale: 0.25 };
-    let segments = [Segment { start: 0, len: tokens as u32 }];
-    embedding::forward(&mut dev, &table, &ids, x);
+    let list = [Segment { start: 0, len: tokens as u32 }];
+    let segments = Segments::host(&list);
+    embedding::forward(&mut dev, &table, Indices::host(&ids), x);
     rmsnorm::forward(&mut dev, &norm, x, normed, rstd);
-    rope::forward(&mut dev, &rope, qkv, &positions, qk);
+    rope::forward(&mut dev, &rope, qkv, Indices::host(&positions), qk);
     attention::forward(&mut dev, &attention, &segments, qk, qkv, out, lse);
     let o = attention::Backward { qk, qkv, out, lse, dout, delta, dqk, dqkv };
     attention::backward(&mut dev, &attention, &segments, &o);
-    rope::backward(&mut dev, &rope, qkv, &positions, dqk, dqkv);
+    rope::backward(&mut dev, &rope, qkv, Indices::host(&positions), dqk, dqkv);
     swiglu::forward(&mut dev, gate_up, d, wide);
     swiglu::backward(&mut dev, gate_up, d, wide);
 
-    let Device::Cpu(cpu) = dev;
+    let Device::Cpu(cpu) = dev else { panic!("as above") };
     for region in [x, normed, qk, out, dqk, dqkv, wide, gate_up] {
         assert!(cpu.read(region).iter().all(|v| v.to_bits() & 0xffff == 0), "not bf16: {region:?}");
     }

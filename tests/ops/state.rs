@@ -61,7 +61,9 @@ fn sum_of_squares_is_exact_to_rounding() {
         let mut rig = Rig::new(47);
         let (x, values) = rig.random(len, 1.0);
         let sums = std::sync::Mutex::new(Vec::new());
-        rig.run(&[x], |dev| sums.lock().expect("no panic").push(reduce::sum_of_squares(dev, x)));
+        rig.run(&[x], |dev| {
+            sums.lock().expect("no panic").push(reduce::sum_of_squares(dev, x, x).expect("the CPU"))
+        });
         let sums = sums.into_inner().expect("no panic");
         let want: f64 = wide(&values).iter().map(|v| v * v).sum();
         assert!((sums[0] - want).abs() <= 1e-13 * want, "{} instead of {want}", sums[0]);
@@ -77,7 +79,7 @@ fn sum_of_squares_shows_any_number_that_is_not_finite() {
             let mut values = vec![1.0; 20_001];
             values[place] = bad;
             let x = rig.given(&values);
-            rig.run(&[], |dev| assert!(!reduce::sum_of_squares(dev, x).is_finite()));
+            rig.run(&[], |dev| assert!(!reduce::sum_of_squares(dev, x, x).expect("the CPU").is_finite()));
         }
     }
 }

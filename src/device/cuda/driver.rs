@@ -109,6 +109,12 @@ pub trait Driver: Send {
     /// What is known of the device.
     fn facts(&self) -> &Facts;
 
+    /// What decides the bits that this device's kernels compute, as it stands in checkpoints.
+    ///
+    /// # Errors
+    /// When the device cannot run the kernels.
+    fn identity(&self) -> Result<String>;
+
     /// Device memory that is free now, in bytes.
     fn memory_free(&self) -> Result<u64>;
 

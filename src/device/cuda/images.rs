@@ -156,3 +156,9 @@ pub fn needed_driver(toolkit: (u32, u32)) -> String {
     };
     format!("{branch} or newer")
 }
+
+/// The image of a kernel family; empty in a build without kernels.
+#[must_use]
+pub fn find(name: &str) -> &'static [u8] {
+    IMAGES.iter().find(|(image, _)| *image == name).map_or(&[], |(_, bytes)| bytes)
+}

@@ -142,6 +142,22 @@ pub fn list() -> Result<Vec<Facts>> {
     (0..count()?).map(|index| Ok(facts_of(index, cuda)?.1)).collect()
 }
 
+/// Whether there is a GPU number `index` that runs the kernels of this program; uses no memory on it.
+///
+/// # Errors
+/// As [`open`].
+pub fn probe(index: u32) -> Result<()> {
+    images::present()?;
+    let found = list()?;
+    let facts = found.get(index as usize).ok_or_else(|| no_such(index, found.len()))?;
+    images::target_on(facts).map(|_| ())
+}
+
+fn no_such(index: u32, found: usize) -> Error {
+    Error::device(format!("there is no GPU {index}: the driver shows {found}"))
+        .hint("`qwentune doctor` lists them; CUDA_VISIBLE_DEVICES hides some")
+}
+
 /// The GPU number `index`, sure to run the kernels of this program.
 ///
 /// # Errors
@@ -162,8 +178,7 @@ impl Nvidia {
         let cuda = start()?;
         let found = count()?;
         if index >= found {
-            return Err(Error::device(format!("there is no GPU {index}: the driver shows {found}"))
-                .hint("`qwentune doctor` lists them; CUDA_VISIBLE_DEVICES hides some"));
+            return Err(no_such(index, found as usize));
         }
         let (device, facts) = facts_of(index, cuda)?;
         // SAFETY: `device` came from the driver; the context is given back once, when `Nvidia` is dropped.
@@ -210,6 +225,10 @@ fn raw_event(event: Event) -> sys::CUevent {
 impl Driver for Nvidia {
     fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    fn identity(&self) -> Result<String> {
+        images::identity_on(&self.facts)
     }
 
     fn memory_free(&self) -> Result<u64> {

@@ -1,0 +1,410 @@
+//! The CUDA device: its planned memory, its queue of work, and the copies to and from the host.
+//!
+//! Kernels run on one stream, in order. Launches do not wait and cannot fail where they are asked for: the first failure
+//! is kept, later work is left out, and the next call that returns a result tells it.
+
+use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
+use super::{Parameters, images};
+use crate::device::{Matrix, Planner, Recording, Region, Storage, Target};
+use crate::element::Element;
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+
+/// Kernels that are compiled together: `kernels/op/IMAGE.cu`.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// Name of the source and of its image.
+    pub image: &'static str,
+    /// Names of its kernels.
+    pub kernels: &'static [&'static str],
+}
+
+/// What became of work that comes again.
+pub enum Recorded {
+    /// Not recorded: do it.
+    Direct,
+    /// Do it, and end the recording.
+    Begun(Recording),
+    /// It was done before and has been launched again.
+    Replayed,
+}
+
+/// What is known of work that came before.
+enum Known {
+    Once,
+    Graph(Graph),
+}
+
+/// Recordings kept. Shapes are few, as micro-batches are padded; more are run launch by launch.
+const MOST_RECORDINGS: usize = 128;
+
+/// Two page-locked buffers: while one is copied, the other is filled.
+struct Staging {
+    buffers: [HostBuffer; 2],
+    copied: [Event; 2],
+    next: usize,
+}
+
+const STAGING_BYTES: usize = 16 << 20;
+
+/// The state that is being copied to the host beside the work of the next step.
+struct Snapshot {
+    stream: Stream,
+    /// The state is complete.
+    ready: Event,
+    /// The copy is complete: the state may change.
+    copied: Event,
+    buffer: HostBuffer,
+    under_way: bool,
+}
+
+/// A GPU with the planned memory of a run.
+pub struct Cuda {
+    driver: Box<dyn Driver>,
+    arena: Address,
+    bytes: usize,
+    stream: Stream,
+    staging: Staging,
+    snapshot: Option<Snapshot>,
+    functions: BTreeMap<&'static str, Function>,
+    known: BTreeMap<Recording, Known>,
+    /// Whether work that comes again is recorded; the bits are the same.
+    pub graphs: bool,
+    failure: Option<Error>,
+}
+
+impl Cuda {
+    /// Allocates the planned memory, zeroed, and loads the kernels of `families`.
+    ///
+    /// # Errors
+    /// What the driver says: too little memory, an image it cannot run.
+    pub fn new(driver: Box<dyn Driver>, plan: &Planner, families: &[Family]) -> Result<Self> {
+        assert_eq!(plan.target(), Target::Cuda, "a plan for another device");
+        let arena = driver.allocate(plan.bytes())?;
+        let stream = driver.stream()?;
+        driver.fill(stream, arena, plan.bytes(), 0)?;
+        let mut functions = BTreeMap::new();
+        for family in families {
+            let module = driver.load(family.image, images::find(family.image))?;
+            for name in family.kernels {
+                functions.insert(*name, driver.function(module, name)?);
+            }
+        }
+        let staging = Staging {
+            buffers: [driver.host_buffer(STAGING_BYTES)?, driver.host_buffer(STAGING_BYTES)?],
+            copied: [driver.event()?, driver.event()?],
+            next: 0,
+        };
+        driver.synchronize(stream)?;
+        Ok(Cuda {
+            driver,
+            arena,
+            bytes: plan.bytes(),
+            stream,
+            staging,
+            snapshot: None,
+            functions,
+            known: BTreeMap::new(),
+            graphs: true,
+            failure: None,
+        })
+    }
+
+    /// The driver.
+    #[must_use]
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    fn place(&self, region: Region) -> (Address, usize) {
+        let size = match region.storage {
+            Storage::F32 | Storage::Integer => 4,
+            Storage::Activation | Storage::Copy => 2,
+        };
+        let (first, bytes) = (region.start * size, region.len * size);
+        assert!(first + bytes <= self.bytes, "region outside the arena");
+        (self.arena.offset(first), bytes)
+    }
+
+    /// The address of `region`, for a kernel's parameters.
+    ///
+    /// # Panics
+    /// When it lies outside the arena.
+    #[must_use]
+    pub fn address(&self, region: Region) -> u64 {
+        self.place(region).0.0
+    }
+
+    /// The address of an optional region; 0 for none.
+    #[must_use]
+    pub fn address_or_null(&self, region: Option<Region>) -> u64 {
+        region.map_or(0, |r| self.address(r))
+    }
+
+    /// Queues a kernel. A grid without blocks is nothing to do.
+    ///
+    /// # Panics
+    /// When the kernel is in none of the families the device was made with.
+    pub fn launch<P: Parameters>(&mut self, kernel: &str, launch: Launch, params: &P) {
+        if self.failure.is_some() || launch.grid.contains(&0) {
+            return;
+        }
+        let function =
+            *self.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is in no family of kernels"));
+        // SAFETY: only operations launch kernels. They take addresses from `address`, which are inside the arena, with
+        // regions as large as their kernels' documentation says, and the struct and shared memory of that kernel.
+        let done = unsafe { self.driver.launch(self.stream, function, launch, params.bytes()) };
+        self.keep(done.map_err(|mut e| {
+            e.what = format!("{kernel}: {}", e.what);
+            e
+        }));
+    }
+
+    /// Queues setting a region to zero.
+    pub fn zero(&mut self, region: Region) {
+        let (start, bytes) = self.place(region);
+        if self.failure.is_none() && bytes > 0 {
+            let done = self.driver.fill(self.stream, start, bytes, 0);
+            self.keep(done);
+        }
+    }
+
+    /// Queues a copy between regions of the same type and length.
+    pub fn copy(&mut self, from: Region, to: Region) {
+        let ((from, bytes), (to, same)) = (self.place(from), self.place(to));
+        assert_eq!(bytes, same, "copy between different lengths");
+        if self.failure.is_none() && bytes > 0 {
+            let done = self.driver.copy(self.stream, to, from, bytes);
+            self.keep(done);
+        }
+    }
+
+    fn keep(&mut self, done: Result<()>) {
+        if let Err(error) = done {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// The first failure, if there was one.
+    fn check(&self) -> Result<()> {
+        self.failure.clone().map_or(Ok(()), Err)
+    }
+
+    // ---- copies ----------------------------------------------------------------------------------------------------
+
+    /// Queues copying what `fill` puts into buffers, `bytes` in all; it is called with the first byte of each piece and
+    /// the buffer for it.
+    fn stage(&mut self, to: Address, bytes: usize, mut fill: impl FnMut(usize, &mut [u8])) -> Result<()> {
+        self.check()?;
+        let staging = &mut self.staging;
+        for first in (0..bytes).step_by(STAGING_BYTES) {
+            let len = STAGING_BYTES.min(bytes - first);
+            let (buffer, copied) = (staging.buffers[staging.next], staging.copied[staging.next]);
+            staging.next = 1 - staging.next;
+            self.driver.wait_for(copied)?;
+            // SAFETY: the buffer's last copy is over, and nobody else has it.
+            fill(first, &mut unsafe { buffer.bytes_mut() }[..len]);
+            // SAFETY: the buffer is left alone until `copied`, which the next user waits for.
+            unsafe { self.driver.start_write(self.stream, to.offset(first), buffer, 0, len)? };
+            self.driver.record(copied, self.stream)?;
+        }
+        Ok(())
+    }
+
+    /// Queues copying `values` to `region`, rounded where it holds bf16.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When the lengths differ.
+    pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
+        assert_eq!(region.len, values.len(), "values for a region of another length");
+        let (to, bytes) = self.place(region);
+        if bytes == 2 * values.len() {
+            return self.stage(to, bytes, |first, buffer| {
+                for (out, v) in buffer.chunks_exact_mut(2).zip(&values[first / 2..]) {
+                    out.copy_from_slice(&half::bf16::from_f32(*v).to_le_bytes());
+                }
+            });
+        }
+        self.stage(to, bytes, |first, buffer| {
+            for (out, v) in buffer.chunks_exact_mut(4).zip(&values[first / 4..]) {
+                out.copy_from_slice(&v.to_le_bytes());
+            }
+        })
+    }
+
+    /// Queues copying integers to `region`.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn write_integers(&mut self, region: Region, values: &[u32]) -> Result<()> {
+        assert_eq!(region.len, values.len(), "integers for a region of another length");
+        let (to, bytes) = self.place(region);
+        self.stage(to, bytes, |first, buffer| {
+            for (out, v) in buffer.chunks_exact_mut(4).zip(&values[first / 4..]) {
+                out.copy_from_slice(&v.to_le_bytes());
+            }
+        })
+    }
+
+    /// Queues copying a frozen matrix to its place, f16 and f32 rounded to bf16.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
+        let (to, bytes) = self.place(matrix.copy());
+        let source = matrix.bytes();
+        if matrix.element() == Element::Bf16 {
+            return self.stage(to, bytes, |first, buffer| {
+                buffer.copy_from_slice(&source[first..first + buffer.len()]);
+            });
+        }
+        self.stage(to, bytes, |first, buffer| {
+            for (i, out) in buffer.chunks_exact_mut(2).enumerate() {
+                let value = matrix.element().widen(&source[(first / 2 + i) * matrix.element().bytes()..]);
+                out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            }
+        })
+    }
+
+    /// The bytes of `region`, after all queued work.
+    ///
+    /// # Errors
+    /// When the device failed, also in work that was queued before.
+    pub fn read_bytes(&mut self, region: Region) -> Result<Vec<u8>> {
+        self.check()?;
+        let (from, bytes) = self.place(region);
+        let mut raw = vec![0; bytes];
+        let read = self.driver.read(self.stream, &mut raw, from);
+        self.keep(read);
+        self.check()?;
+        Ok(raw)
+    }
+
+    /// Appends the elements of `region` to `out`, after all queued work.
+    ///
+    /// # Errors
+    /// As [`Cuda::read_bytes`].
+    pub fn read_into(&mut self, region: Region, out: &mut Vec<f32>) -> Result<()> {
+        let raw = self.read_bytes(region)?;
+        if raw.len() == 2 * region.len {
+            out.extend(raw.chunks_exact(2).map(|b| half::bf16::from_le_bytes([b[0], b[1]]).to_f32()));
+        } else {
+            out.extend(raw.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+        }
+        Ok(())
+    }
+
+    // ---- snapshots -------------------------------------------------------------------------------------------------
+
+    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on.
+    ///
+    /// # Errors
+    /// When the device failed, or page-locked memory is short.
+    ///
+    /// # Panics
+    /// When a copy is under way.
+    pub fn begin_snapshot(&mut self, regions: &[Region]) -> Result<()> {
+        self.check()?;
+        let bytes = regions.iter().map(|r| self.place(*r).1).sum();
+        let snapshot = match self.snapshot.take() {
+            Some(snapshot) if snapshot.buffer.len >= bytes => snapshot,
+            _ => Snapshot {
+                stream: self.driver.stream()?,
+                ready: self.driver.event()?,
+                copied: self.driver.event()?,
+                buffer: self.driver.host_buffer(bytes)?,
+                under_way: false,
+            },
+        };
+        assert!(!snapshot.under_way, "one snapshot at a time");
+        self.driver.record(snapshot.ready, self.stream)?;
+        self.driver.wait(snapshot.stream, snapshot.ready)?;
+        let mut first = 0;
+        for region in regions {
+            let (from, bytes) = self.place(*region);
+            // SAFETY: the buffer is read by `end_snapshot` only, after `copied`.
+            unsafe { self.driver.start_read(snapshot.stream, snapshot.buffer, first, from, bytes)? };
+            first += bytes;
+        }
+        self.driver.record(snapshot.copied, snapshot.stream)?;
+        self.snapshot = Some(Snapshot { under_way: true, ..snapshot });
+        Ok(())
+    }
+
+    /// Lets work that is queued from now on wait for the snapshot under way: it may change what is being copied.
+    pub fn wait_for_snapshot(&mut self) {
+        if let Some(copied) = self.snapshot.as_ref().filter(|s| s.under_way).map(|s| s.copied) {
+            let done = self.driver.wait(self.stream, copied);
+            self.keep(done);
+        }
+    }
+
+    /// Waits for the snapshot and appends its regions to `outs`, in the order they were given.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When none is under way, or the lengths differ.
+    pub fn end_snapshot(&mut self, regions: &[Region], outs: [&mut Vec<f32>; 3]) -> Result<()> {
+        let snapshot = self.snapshot.as_mut().filter(|s| s.under_way).expect("a snapshot under way");
+        snapshot.under_way = false;
+        let waited = self.driver.wait_for(snapshot.copied);
+        let buffer = snapshot.buffer;
+        self.keep(waited);
+        self.check()?;
+        // SAFETY: the copies into it are over, and the driver lives.
+        let mut values = unsafe { buffer.bytes() };
+        assert_eq!(regions.len(), outs.len(), "a list for each region");
+        for (region, out) in regions.iter().zip(outs) {
+            let (bytes, rest) = values.split_at(4 * region.len);
+            out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
+            values = rest;
+        }
+        Ok(())
+    }
+
+    // ---- recordings ------------------------------------------------------------------------------------------------
+
+    /// Launches the work if it is known, or says what to do; see `Device::repeat`.
+    pub fn begin_recording(&mut self, recording: Recording) -> Recorded {
+        if !self.graphs || self.failure.is_some() {
+            return Recorded::Direct;
+        }
+        match self.known.get(&recording) {
+            Some(Known::Graph(graph)) => {
+                // SAFETY: the arena and its regions are those of the recording; what its kernels read of integers is
+                // laid out alike, which is what the recording's shape says.
+                let done = unsafe { self.driver.launch_graph(self.stream, *graph) };
+                self.keep(done);
+                Recorded::Replayed
+            }
+            None => {
+                if self.known.len() < MOST_RECORDINGS {
+                    self.known.insert(recording, Known::Once);
+                }
+                Recorded::Direct
+            }
+            Some(Known::Once) => match self.driver.begin_capture(self.stream) {
+                Ok(()) => Recorded::Begun(recording),
+                Err(error) => {
+                    self.keep(Err(error));
+                    Recorded::Direct
+                }
+            },
+        }
+    }
+
+    /// Ends a recording and launches it.
+    pub fn end_recording(&mut self, recording: Recording) {
+        let launched = self.driver.end_capture(self.stream).and_then(|graph| {
+            self.known.insert(recording, Known::Graph(graph));
+            // SAFETY: nothing has changed since the calls were recorded.
+            unsafe { self.driver.launch_graph(self.stream, graph) }
+        });
+        self.keep(launched);
+    }
+}

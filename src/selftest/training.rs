@@ -1,0 +1,148 @@
+//! Whole training runs of tiny models: beside the CPU device, and interrupted against uninterrupted.
+
+use super::tiny;
+use super::{Row, Settings as Options};
+use crate::checkpoint::state::LogLine;
+use crate::config::{Recompute, ResumeFrom, Settings};
+use crate::device::Device;
+use crate::device::cpu::Rounding;
+use crate::error::{Error, Kind, Result};
+use crate::report::event::Event;
+use crate::train::devices::Chosen;
+use crate::train::setup::Setup;
+use crate::train::trainer::Trainer;
+use crate::train::{Control, Request, run_on};
+use std::path::Path;
+
+/// Steps beside the CPU device.
+const STEPS: u64 = 20;
+
+/// What a short run gave: loss and gradient norm of each step, and the adapter at the end.
+struct Course {
+    losses: Vec<f64>,
+    norms: Vec<f64>,
+    adapter: Vec<f32>,
+}
+
+impl Course {
+    fn of(trainer: &mut Trainer) -> Result<Self> {
+        let (mut losses, mut norms) = (Vec::new(), Vec::new());
+        while !trainer.finished() {
+            let Some(step) = trainer.train_step(&|| false)? else { break };
+            if let LogLine::Step { loss, grad_norm, .. } = step.line {
+                losses.push(loss);
+                norms.push(grad_norm);
+            }
+        }
+        Ok(Course { losses, norms, adapter: trainer.parameters()? })
+    }
+}
+
+fn trainer(settings: &Settings, device: Chosen) -> Result<Trainer> {
+    let mut silent = |_: &Event| {};
+    Ok(Setup::open(settings, None, device, &mut silent)?.trainer(&mut silent)?.0)
+}
+
+/// ‖a − b‖ / ‖b‖.
+fn distance(a: &[f64], b: &[f64]) -> f64 {
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied()).max(1e-300)
+}
+
+fn wide(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|v| f64::from(*v)).collect()
+}
+
+/// Writes the model and rows of `family` and gives the settings of a run of `steps` steps on them.
+fn prepare(family: &tiny::Family, folder: &Path, steps: u64) -> Result<Settings> {
+    tiny::write_model(family, &folder.join("model"))?;
+    tiny::write_rows(&folder.join("rows.jsonl"), 8, 5)?;
+    Ok(tiny::settings(folder, steps))
+}
+
+/// A tiny model of each family, 20 steps: the device's losses, gradient norms and adapter beside those of the CPU device in
+/// its bf16-rounding mode.
+pub(super) fn beside_the_cpu(options: &Options, folder: &Path, rows: &mut Vec<Row>) -> Result<()> {
+    for family in tiny::FAMILIES {
+        let settings = prepare(family, &folder.join(family.name), options.steps.unwrap_or(STEPS))?;
+        let mut reference = trainer(&settings, Chosen::Cpu(None))?;
+        if let Device::Cpu(cpu) = reference.device_mut() {
+            cpu.rounding = Rounding::Bf16;
+        }
+        let want = Course::of(&mut reference)?;
+        let got = Course::of(&mut trainer(&settings, options.chosen()?)?)?;
+        let mut row = |what: &str, error: f64, limit: f64| {
+            rows.push(Row::compared("training", format!("{} {what}", family.name), error, limit));
+        };
+        row("loss", distance(&got.losses, &want.losses), 2e-3);
+        row("gradient norm", distance(&got.norms, &want.norms), 2e-2);
+        row("adapter", distance(&wide(&got.adapter), &wide(&want.adapter)), 5e-2);
+    }
+    Ok(())
+}
+
+/// The same bits without recorded work, and under every policy of recomputation.
+pub(super) fn policies(options: &Options, folder: &Path, rows: &mut Vec<Row>) -> Result<()> {
+    let family = &tiny::FAMILIES[2];
+    let settings = prepare(family, &folder.join("policies"), 4)?;
+    let run = |recompute, graphs: bool| -> Result<Vec<u32>> {
+        let mut trainer = trainer(&Settings { recompute, ..settings.clone() }, options.chosen()?)?;
+        trainer.device_mut().record(graphs);
+        let course = Course::of(&mut trainer)?;
+        let losses = course.losses.iter().flat_map(|l| [l.to_bits() as u32, (l.to_bits() >> 32) as u32]);
+        Ok(losses.chain(course.adapter.iter().map(|v| v.to_bits())).collect())
+    };
+    let plain = run(Recompute::None, true)?;
+    for (what, recompute, graphs) in [
+        ("recompute mlp", Recompute::Mlp, true),
+        ("recompute full", Recompute::Full, true),
+        ("without recorded work", Recompute::None, false),
+    ] {
+        rows.push(Row::identical("training", what.to_owned(), run(recompute, graphs)? == plain));
+    }
+    Ok(())
+}
+
+/// Runs to the end or to the step `stop`, with the checkpoints and the resume of a user's run.
+fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Result<()> {
+    let control = Control::default();
+    let asker = control.clone();
+    let mut observer = move |event: &Event| {
+        if let Event::Step { line, .. } = event
+            && Some(line.step) == stop
+        {
+            asker.request_stop();
+        }
+    };
+    let request =
+        Request { settings: settings.clone(), command_line: vec!["selftest".into()], must_resume: false };
+    match run_on(options.devices, request, &control, &mut observer) {
+        Err(error) if error.kind == Kind::Stopped && stop.is_some() => Ok(()),
+        done => done.map(|_| ()),
+    }
+}
+
+/// The final adapter and the last checkpoint.
+fn results(run: &Path, steps: u64) -> Result<Vec<Vec<u8>>> {
+    let files = ["adapter/adapter_model.safetensors".into(), format!("checkpoints/step-{steps:08}.qckpt")];
+    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), &e))).collect()
+}
+
+/// A run that is stopped twice, once of them thrown back to an older checkpoint as by a kill, ends in the same bytes.
+pub(super) fn resume(options: &Options, folder: &Path, rows: &mut Vec<Row>) -> Result<()> {
+    let steps = 6;
+    let mut settings = prepare(&tiny::FAMILIES[3], &folder.join("resume"), steps)?;
+    settings.device = options.choice;
+    run_until(options, &settings, None)?;
+    let whole = results(&settings.output_dir, steps)?;
+    settings.output_dir = folder.join("resume/interrupted");
+    run_until(options, &settings, Some(2))?;
+    settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
+    run_until(options, &settings, Some(4))?;
+    let newest = settings.output_dir.join("checkpoints/step-00000004.qckpt");
+    std::fs::remove_file(&newest).map_err(|e| Error::io("removing", &newest, &e))?;
+    run_until(options, &settings, None)?;
+    let same = results(&settings.output_dir, steps)? == whole;
+    rows.push(Row::identical("training", "resumed run, adapter and checkpoint".into(), same));
+    Ok(())
+}

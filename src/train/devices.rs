@@ -1,0 +1,204 @@
+//! Which device a run uses, and what of that stands in its checkpoints.
+
+use crate::checkpoint::state::Identity;
+use crate::config::{DeviceChoice, Dtype, Settings};
+use crate::device::{Cpu, Device, Planner, Target};
+use crate::error::{Error, Result};
+
+#[cfg(feature = "cuda")]
+use crate::device::cuda::{Cuda, Driver, nvidia};
+
+/// The arithmetic of the CPU device: changes whenever a result's bits do.
+pub const CPU_ENGINE: &str = "cpu-1";
+
+/// The arithmetic around the kernels of a GPU, which have a fingerprint of their own.
+#[cfg(feature = "cuda")]
+pub const CUDA_ENGINE: &str = "cuda-1";
+
+/// How GPUs are found: those of NVIDIA's driver, unless a caller brings another one.
+#[derive(Clone, Copy, Debug)]
+pub struct Devices {
+    /// Whether there is a GPU of that number which runs the kernels, without taking memory on it.
+    #[cfg(feature = "cuda")]
+    pub probe: fn(u32) -> Result<()>,
+    /// Opens a GPU.
+    #[cfg(feature = "cuda")]
+    pub open: fn(u32) -> Result<Box<dyn Driver>>,
+}
+
+#[cfg(feature = "cuda")]
+impl Default for Devices {
+    fn default() -> Self {
+        Devices { probe: nvidia::probe, open: |index| Ok(Box::new(nvidia::open(index)?)) }
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+#[allow(clippy::derivable_impls)]
+impl Default for Devices {
+    fn default() -> Self {
+        Devices {}
+    }
+}
+
+/// The device of a run, before memory is allocated on it.
+pub enum Chosen {
+    /// The CPU, with what was found to speak against a GPU when nothing else was asked for.
+    Cpu(Option<String>),
+    /// A GPU; without a driver only plans can be made for it.
+    #[cfg(feature = "cuda")]
+    Cuda(Option<Box<dyn Driver>>),
+}
+
+/// Memory of a GPU that is not planned: the kernels themselves, recorded work, what the driver takes.
+#[cfg(feature = "cuda")]
+const UNPLANNED: u64 = 512 << 20;
+
+impl Devices {
+    /// Whether the device that was asked for by name is there; takes nothing.
+    ///
+    /// # Errors
+    /// What is missing, and how to get it.
+    pub fn check(&self, s: &Settings) -> Result<()> {
+        let DeviceChoice::Cuda(index) = s.device else { return Ok(()) };
+        self.probe(index).map_err(|mut error| {
+            error.what = format!("--device cuda:{index}: {}", error.what);
+            error
+        })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn probe(&self, index: u32) -> Result<()> {
+        (self.probe)(index)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn probe(&self, _index: u32) -> Result<()> {
+        Err(Error::device("the CUDA device was left out of this build")
+            .hint("build with the feature `cuda`, or train on the CPU with --device cpu"))
+    }
+
+    /// The device for a run. `auto` is the first GPU that runs the kernels, else the CPU; a run that continues stays on
+    /// the kind of device it was on.
+    ///
+    /// # Errors
+    /// A device that was asked for is not there.
+    pub fn choose(&self, s: &Settings, resumed: Option<&Identity>) -> Result<Chosen> {
+        let before = resumed.and_then(|identity| identity.0.get("device.kind"));
+        let on_cpu = before.is_some_and(|kind| kind == "cpu");
+        match s.device {
+            DeviceChoice::Cpu => Ok(Chosen::Cpu(None)),
+            DeviceChoice::Cuda(index) => self.open(index),
+            DeviceChoice::Auto if on_cpu || s.dtype == Dtype::F32 => Ok(Chosen::Cpu(None)),
+            DeviceChoice::Auto => match self.probe(0) {
+                Ok(()) => self.open(0),
+                Err(why) if before.is_some() || s.dtype == Dtype::Bf16 => Err(why),
+                Err(why) => Ok(Chosen::Cpu(Some(why.what))),
+            },
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn open(&self, index: u32) -> Result<Chosen> {
+        Ok(Chosen::Cuda(Some((self.open)(index)?)))
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn open(&self, index: u32) -> Result<Chosen> {
+        self.probe(index).map(|()| Chosen::Cpu(None))
+    }
+
+    /// As [`Devices::choose`], for a plan: a GPU that was asked for need not be there.
+    ///
+    /// # Errors
+    /// A build without GPUs.
+    pub fn choose_for_plan(&self, s: &Settings) -> Result<Chosen> {
+        #[cfg(feature = "cuda")]
+        if matches!(s.device, DeviceChoice::Cuda(_)) && self.check(s).is_err() {
+            return Ok(Chosen::Cuda(None));
+        }
+        self.choose(s, None)
+    }
+}
+
+impl Chosen {
+    /// What memory is planned for.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        match self {
+            Chosen::Cpu(_) => Target::Cpu,
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(_) => Target::Cuda,
+        }
+    }
+
+    /// What decides a run's bits.
+    ///
+    /// # Errors
+    /// A GPU that cannot run the kernels.
+    pub fn add_to_identity(&self, identity: &mut Identity) -> Result<()> {
+        let mut add = |key: &str, value: String| {
+            identity.0.insert(key.into(), value);
+        };
+        match self {
+            Chosen::Cpu(_) => {
+                add("engine.arithmetic", CPU_ENGINE.into());
+                add("device.kind", "cpu".into());
+            }
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(driver) => {
+                add("engine.arithmetic", CUDA_ENGINE.into());
+                let Some(driver) = driver else { return Ok(()) };
+                let (major, minor) = driver.facts().capability;
+                add("device.kind", format!("cuda {major}.{minor}"));
+                add("engine.kernels", driver.identity()?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Bytes that a run may plan with; unlimited where nobody tells.
+    ///
+    /// # Errors
+    /// When the driver fails.
+    pub fn available(&self) -> Result<u64> {
+        match self {
+            Chosen::Cpu(_) => Ok(crate::sys::available_memory()),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(None) => Ok(u64::MAX),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Ok(driver.memory_free()?.saturating_sub(UNPLANNED)),
+        }
+    }
+
+    /// One line on the device.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self {
+            Chosen::Cpu(None) => "CPU".into(),
+            Chosen::Cpu(Some(why)) => format!("CPU ({why})"),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(None) => "a GPU, none of which is here: sizes only".into(),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => {
+                let facts = driver.facts();
+                let (major, minor) = facts.capability;
+                format!("{}, compute capability {major}.{minor}, bf16", facts.name)
+            }
+        }
+    }
+
+    /// Allocates the planned memory.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub fn device(self, plan: &Planner, threads: Option<usize>) -> Result<Device> {
+        match self {
+            Chosen::Cpu(_) => Ok(Device::Cpu(Cpu::new(plan, threads)?)),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Cuda::new(driver, plan, crate::ops::KERNELS)?)),
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! The product's own `selftest` on the emulated device: every operation through the real launch code, under every
+//! schedule of lanes and asynchronous copies; and whole training runs.
+
+use super::driver::Emulated;
+use crate::common::scratch;
+use qwentune::config::DeviceChoice;
+use qwentune::device::cuda::Driver;
+use qwentune::error::Result;
+use qwentune::selftest::{self, Row, Settings};
+use qwentune::train::Devices;
+
+fn open<const MODE: usize>(_: u32) -> Result<Box<dyn Driver>> {
+    Ok(Box::new(Emulated::new(MODE)))
+}
+
+/// GPUs that are emulated, with lanes in one of the orders of `library::MODES`.
+pub fn devices<const MODE: usize>() -> Devices {
+    Devices { probe: |_| Ok(()), open: open::<MODE> }
+}
+
+fn settings(devices: Devices) -> Settings {
+    Settings { devices, choice: DeviceChoice::Cuda(0), repeats: 1, steps: None }
+}
+
+fn assert_passed(rows: &[Row]) {
+    let failed: Vec<String> = rows.iter().filter(|r| !r.passed()).map(|r| format!("{r:?}")).collect();
+    assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), rows.len(), failed.join("\n"));
+}
+
+#[test]
+fn operations_are_right_and_their_bits_do_not_depend_on_the_schedule() {
+    let first = selftest::operations(&settings(devices::<0>())).unwrap();
+    assert!(first.len() > 80, "only {} rows", first.len());
+    assert_passed(&first);
+    for devices in [devices::<1>(), devices::<2>(), devices::<3>()] {
+        let rows = selftest::operations(&settings(devices)).unwrap();
+        for (a, b) in first.iter().zip(&rows) {
+            assert_eq!((&a.case, &a.bits), (&b.case, &b.bits), "{}", a.operation);
+        }
+    }
+}
+
+#[test]
+fn training_follows_the_cpu_device_and_resumes_to_the_same_bytes() {
+    let rows = selftest::training(&settings(devices::<3>()), &scratch("selftest-emulated")).unwrap();
+    assert_passed(&rows);
+}
+
+#[test]
+fn the_cpu_device_passes_too() {
+    let settings = Settings { choice: DeviceChoice::Cpu, repeats: 2, ..settings(devices::<0>()) };
+    assert_passed(&selftest::operations(&settings).unwrap());
+}
