@@ -13,7 +13,6 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 pub const PLANNED: &[(&str, &str)] = &[
     ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
     ("import", "turn a Hugging Face checkpoint into a run that resumes"),
-    ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
 ];
 
@@ -96,6 +95,7 @@ pub fn program() -> Command {
         .subcommand(merge())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
+        .subcommand(selftest())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -230,7 +230,8 @@ fn evaluate() -> Command {
         .arg(
             flag("task", "NAME", "What was extracted (default: what the rows say)")
                 .value_parser(names)
-                .ignore_case(true),
+                .ignore_case(true)
+                .requires("predictions"),
         )
         .arg(
             flag(
@@ -239,13 +240,28 @@ fn evaluate() -> Command {
                 "normal: a gold item is found at most once; set: repetitions do not count",
             )
             .value_parser(["normal", "set"])
-            .default_value("normal"),
+            .default_value("normal")
+            .requires("predictions"),
         )
         .arg(
             flag("sort-by", "KEY", "source: each source by itself too")
                 .value_parser(["source", ""])
                 .requires("predictions"),
         )
+}
+
+fn selftest() -> Command {
+    let flag = |name: &'static str, value: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).default_value(default).help(help)
+    };
+    command(
+        "selftest",
+        "Checks every operation, training and resume on this machine's device; exit 1 when one fails",
+    )
+    .arg(flag("device", "DEVICE", "auto", "auto, cpu, cuda or cuda:N"))
+    .arg(flag("repeats", "N", "100", "How often each operation is asked for the same bits"))
+    .arg(flag("json", "FILE", "selftest.json", "Where all figures go"))
+    .arg(flag("only", "PART", "all", "all, operations or training"))
 }
 
 fn checkpoint(json: impl Fn() -> Arg) -> Command {

@@ -11,6 +11,7 @@ mod inference;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
+mod selftest;
 mod signals;
 #[cfg(feature = "text")]
 mod tokenize;
@@ -79,6 +80,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("merge", m)) => merge::merge(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }
 }

@@ -171,13 +171,20 @@ fn report(
         assert_eq!(got.len(), wanted.values.len(), "{operation} {}: length", wanted.name);
         rows.push(Row {
             operation,
-            case: format!("{} of {case:?}", wanted.name),
+            case: format!("{} of {}", wanted.name, plain(case)),
             error: Some(distance(got, &wanted.values)),
             limit: Some(wanted.limit),
             identical: Some(*identical),
             bits: digest(got),
         });
     }
+}
+
+/// A case's fields without its type's name.
+fn plain(case: &impl std::fmt::Debug) -> String {
+    let text = format!("{case:?}");
+    let fields = text.split_once(" { ").and_then(|(_, rest)| rest.strip_suffix(" }"));
+    fields.unwrap_or(&text).to_owned()
 }
 
 /// ‖got − want‖ / ‖want‖; the first alone where nothing but zeros is wanted; infinite for NaN.

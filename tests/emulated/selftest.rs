@@ -23,6 +23,9 @@ fn settings(devices: Devices) -> Settings {
 }
 
 fn assert_passed(rows: &[Row]) {
+    for row in rows {
+        println!("{row:?}");
+    }
     let failed: Vec<String> = rows.iter().filter(|r| !r.passed()).map(|r| format!("{r:?}")).collect();
     assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), rows.len(), failed.join("\n"));
 }
@@ -40,10 +43,27 @@ fn operations_are_right_and_their_bits_do_not_depend_on_the_schedule() {
     }
 }
 
+fn training(part: usize) {
+    let (name, check) = selftest::TRAINING[part];
+    assert_passed(
+        &check(&settings(devices::<3>()), &scratch(&format!("selftest-emulated-{part}"))).expect(name),
+    );
+}
+
 #[test]
-fn training_follows_the_cpu_device_and_resumes_to_the_same_bytes() {
-    let rows = selftest::training(&settings(devices::<3>()), &scratch("selftest-emulated")).unwrap();
-    assert_passed(&rows);
+fn training_follows_the_cpu_device() {
+    training(0);
+}
+
+#[test]
+fn recomputed_and_recorded_work_gives_the_same_bits() {
+    training(1);
+}
+
+#[test]
+fn an_interrupted_run_ends_in_the_same_bytes() {
+    training(2);
+    assert_eq!(selftest::TRAINING.len(), 3, "a test for each part");
 }
 
 #[test]
