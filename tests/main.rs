@@ -8,8 +8,10 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod evaluate;
 mod exchange;
 mod exchange_faults;
+mod extraction;
 mod faults;
 mod formats;
 mod generate;
@@ -22,6 +24,7 @@ mod merge;
 mod model;
 mod model_files;
 mod ops;
+mod origin;
 mod report;
 mod resume;
 mod scratch;

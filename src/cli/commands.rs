@@ -1,16 +1,16 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{Class, FIELDS, Field, Kind, find};
+use crate::config::fields::{self, Class, FIELDS, Field, Group, Kind, find};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
+use crate::data::extraction::Task;
 use crate::error::{Error, Result};
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// Commands that are planned, and what each will do; they are refused by name.
-pub const PLANNED: &[(&str, &str)] =
-    &[("evaluate", "compute loss, or precision, recall and F1, on a file"), ("bench", "measure throughput")];
+pub const PLANNED: &[(&str, &str)] = &[("bench", "measure throughput")];
 
 /// Settings that make no sense for `resume`, and why.
 pub const NOT_ON_RESUME: &[(&str, &str)] = &[
@@ -40,6 +40,29 @@ enum Shown {
     All,
     Changeable,
     Import,
+    /// Those that decide the loss of a file; the command takes no others.
+    Evaluation,
+}
+
+impl Shown {
+    fn hides(self, field: &Field) -> bool {
+        let refused = |not: &[(&str, &str)]| not.iter().any(|(key, _)| *key == field.key);
+        match self {
+            Shown::All | Shown::Evaluation => false,
+            Shown::Changeable => field.class == Class::Math || refused(NOT_ON_RESUME),
+            Shown::Import => refused(NOT_ON_IMPORT),
+        }
+    }
+
+    fn takes(self, field: &Field) -> bool {
+        let evaluates = match field.group {
+            Group::Data => !["train_files", "val_set_size"].contains(&field.key),
+            Group::Batches => ["per_device_eval_batch_size", "tokens_per_micro_batch"].contains(&field.key),
+            Group::Device => field.key != "recompute",
+            _ => ["init_adapter", "quiet"].contains(&field.key),
+        };
+        self != Shown::Evaluation || evaluates
+    }
 }
 
 /// The whole command line.
@@ -90,6 +113,7 @@ pub fn program() -> Command {
             .arg(config),
         )
         .subcommand(export())
+        .subcommand(evaluate().arg(json()))
         .subcommand(merge())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
@@ -175,6 +199,7 @@ fn generate() -> Command {
             "The same rows with `output`; FILE.partial until all are answered",
         ))
         .arg(number("cutoff_len", "").hide(true))
+        .arg(valued("output_dir", "DIR", "").hide(true))
         .arg(
             Arg::new("prompt")
                 .value_name("PROMPT")
@@ -203,6 +228,47 @@ fn tokenize() -> Command {
                 .value_name("TEXT")
                 .num_args(0..)
                 .help("The text; without it standard input is read"),
+        )
+}
+
+fn evaluate() -> Command {
+    let flag = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help).help_heading("Extraction")
+    };
+    let names = Task::ALL.map(|(name, _)| name);
+    let about = "Computes loss and perplexity of a file, or precision, recall and F1 of predictions";
+    let forms = "Loss: --model DIR [--adapter DIR] --valid-file FILE. Extraction: --predictions FILE... [--task NAME]";
+    settings(command("evaluate", about).after_help(forms), Shown::Evaluation)
+        .arg(
+            flag(
+                "predictions",
+                "FILE",
+                "Rows with `label` and `output`, as generate writes them [also --path1]",
+            )
+            .alias("path1")
+            .num_args(1..)
+            .action(ArgAction::Append),
+        )
+        .arg(
+            flag("task", "NAME", "What was extracted (default: what the rows say)")
+                .value_parser(names)
+                .ignore_case(true)
+                .requires("predictions"),
+        )
+        .arg(
+            flag(
+                "match-mode",
+                "MODE",
+                "normal: a gold item is found at most once; set: repetitions do not count",
+            )
+            .value_parser(["normal", "set"])
+            .default_value("normal")
+            .requires("predictions"),
+        )
+        .arg(
+            flag("sort-by", "KEY", "source: each source by itself too")
+                .value_parser(["source", ""])
+                .requires("predictions"),
         )
 }
 
@@ -267,16 +333,20 @@ pub fn refuse(given: &Layer, command: &str, which: &[(&str, &str)]) -> Result<()
 
 /// Adds the flags of all settings, under their headings.
 fn settings(mut command: Command, shown: Shown) -> Command {
-    for field in FIELDS {
-        let taken = |not: &[(&str, &str)]| not.iter().all(|(key, _)| *key != field.key);
-        let visible = match shown {
-            Shown::All => true,
-            Shown::Changeable => field.class != Class::Math && taken(NOT_ON_RESUME),
-            Shown::Import => taken(NOT_ON_IMPORT),
-        };
-        command = command.arg(flag(field, shown).hide(!visible));
+    for field in FIELDS.iter().filter(|field| shown.takes(field)) {
+        let arg = flag(field, shown).hide(shown.hides(field));
+        let compared = shown == Shown::Evaluation && field.key == "init_adapter";
+        command = command.arg(if compared { adapter_to_compare(arg) } else { arg });
     }
     command
+}
+
+/// `--init-adapter` under the name it has where nothing is begun with it.
+fn adapter_to_compare(arg: Arg) -> Arg {
+    arg.long("adapter")
+        .alias("init-adapter")
+        .help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")
+        .help_heading(Group::Data.title())
 }
 
 fn flag(field: &'static Field, shown: Shown) -> Arg {
@@ -288,6 +358,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
     match field.default_text().as_str() {
         // What a resumed run is not told stays as it was.
         _ if shown == Shown::Changeable => {}
+        "required" if shown == Shown::Evaluation => {}
         "required" => help += " (required)",
         text => help += &format!(" (default: {text})"),
     }
@@ -381,6 +452,9 @@ fn unknown(arg: &str) -> Error {
     let Some(name) = arg.strip_prefix("--") else {
         return Error::usage(format!("'{arg}' is one word too many")).hint("flags begin with --");
     };
+    if fields::find(name).is_some() {
+        return Error::usage(format!("this command does not take --{name}, a setting of `train`"));
+    }
     let error = Error::usage(format!("unknown flag --{name}"));
     match nearest(name) {
         Some(known) => error.hint(format!("the nearest known one is --{}", known.replace('_', "-"))),

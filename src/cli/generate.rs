@@ -25,8 +25,11 @@ enum Task {
 /// `qwentune generate`.
 pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     let settings = config::resolve(&commands::given(matches, warnings)?)?;
-    if option(matches, "cutoff_len").is_some() {
-        warnings.push("--cutoff-len has no effect: prompts are not cut".into());
+    for (name, why) in [("cutoff_len", "prompts are not cut"), ("output_dir", "answers go to --output-file")]
+    {
+        if option(matches, name).is_some() {
+            warnings.push(format!("--{} has no effect: {why}", name.replace('_', "-")));
+        }
     }
     show(warnings);
     let mut options = options(matches, &settings)?;

@@ -4,9 +4,11 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+mod evaluate;
 mod exchange;
 #[cfg(feature = "text")]
 mod generate;
+mod inference;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
@@ -79,6 +81,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
         Some(("import", m)) => exchange::import(m, warnings, command_line),
         Some(("export", m)) => exchange::export(m),
+        Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("merge", m)) => merge::merge(m),
         Some(("doctor", _)) => doctor::doctor(),
         Some(("selftest", m)) => selftest::selftest(m),

@@ -1,6 +1,6 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
-use super::settings::{DeviceChoice, Dtype, Settings, Strategy, Targets};
+use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -121,9 +121,6 @@ fn check_numbers(s: &Settings) -> Result<()> {
 
 fn check_combinations(s: &Settings) -> Result<()> {
     let evaluates = s.valid_file.is_some() || s.val_set_size > 0.0;
-    need(s.valid_file.is_none() || s.val_set_size == 0.0, || {
-        "valid_file and val_set_size exclude each other: evaluate on a file, or on rows held out".into()
-    })?;
     need(evaluates || s.eval_strategy == Strategy::No, || {
         "eval_strategy needs rows to evaluate on: --valid-file FILE, or --val-set-size N".into()
     })?;
@@ -141,11 +138,10 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    need(s.resume_from_checkpoint.is_none() || s.init_adapter.is_none(), || {
+    // `auto` beside an adapter's folder means the complete state in it.
+    let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
+    need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
         "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
-    })?;
-    need(s.resume_from_checkpoint.is_none() || !s.overwrite_output_dir, || {
-        "resume_from_checkpoint continues a run, overwrite_output_dir starts over: give one of them".into()
     })?;
     check_device(s)
 }

@@ -207,9 +207,9 @@ use Kind::{
 pub static FIELDS: &[Field] = &[
     field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Io, Group::Data, "required",
         "Folder of the base model, as Hugging Face lays it out"),
-    field("train_file", "train_files", &["data", "train_data", "data_path"], Paths, Io, Group::Data, "required",
+    field("train_file", "train_files", &["data", "train_data", "data_path", "train_path"], Paths, Io, Group::Data, "required",
         "Training rows: one JSON Lines or JSON file, or several"),
-    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path"], Path, Io, Group::Data, "",
+    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Io, Group::Data, "",
         "Rows to evaluate on"),
     field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
@@ -318,7 +318,7 @@ pub static FIELDS: &[Field] = &[
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
         "Continue with the complete state: auto, a step, or a path, also of a Hugging Face checkpoint-N"),
-    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path", "lora_weights"], Path, Io, Group::Start, "",
         "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded"),
     field("fold_adapters", "fold_adapters", &[], Folders, Io, Group::Start, "none",
         "PEFT adapters that are folded into the base before training, separated by commas"),

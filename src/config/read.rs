@@ -72,7 +72,8 @@ impl Layer {
             let place = || format!("{}:{}", path.display(), line_of(&text, key));
             let at = |e: Error| Error::usage(format!("{}: {}", place(), e.what));
             let Some(field) = fields::find(key) else {
-                let foreign = foreign::find(key).ok_or_else(|| unknown_key(&place(), key, value))?;
+                let foreign =
+                    foreign::find_for_training(key).ok_or_else(|| unknown_key(&place(), key, value))?;
                 let given = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 warnings.push(foreign.accept(key, &given).map_err(at)?);
                 continue;

@@ -52,7 +52,8 @@ pub struct Rows {
     pub eval: Vec<Row>,
 }
 
-/// Tokenised rows with random access; works on data larger than memory.
+/// Tokenised rows with random access; works on data larger than memory. A copy shares the tokens.
+#[derive(Clone)]
 pub struct Dataset {
     stores: Vec<Arc<Store>>,
     places: Vec<Place>,

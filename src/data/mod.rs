@@ -3,8 +3,10 @@
 pub mod batch;
 mod cache;
 pub mod dataset;
+pub mod extraction;
 mod json;
 pub mod plan;
+pub mod predictions;
 mod prepare;
 #[cfg(feature = "text")]
 pub mod preview;

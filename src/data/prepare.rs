@@ -387,6 +387,7 @@ pub(super) fn content_of(
     rows::read(&parse(raw)?, format, vocab_size)
 }
 
+/// The row as JSON, or what is wrong with it.
 pub(super) fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let within = fault.valid_up_to();

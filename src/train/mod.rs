@@ -1,10 +1,12 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
 pub mod devices;
+pub mod evaluate;
 pub mod exchange;
 pub mod folder;
 mod initial;
 pub mod metrics;
+pub mod origin;
 mod run;
 pub mod schedule;
 pub mod setup;

@@ -5,7 +5,7 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, exchange, start};
+use super::{Control, PlanReport, Request, Summary, exchange, origin, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::{ResumeFrom, Settings};
@@ -45,7 +45,7 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
 /// As [`run`].
 pub fn run_on(
     devices: Devices,
-    mut request: Request,
+    request: Request,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
@@ -54,6 +54,7 @@ pub fn run_on(
     }
     setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
     devices.check(&request.settings)?;
+    let mut request = origin::settle(request, observer)?;
     if exchange::trainer_checkpoint(&request.settings).is_some() {
         exchange::import(devices, &request, observer)?;
         request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
@@ -135,9 +136,10 @@ fn introduce(
                 "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
                 adapter.display()
             ));
-            if let Some(state) = complete_state_beside(adapter) {
+            if let Some(state) = origin::complete_state(adapter) {
                 note(format!(
-                    "that folder also holds a complete state; to continue it instead: --resume-from-checkpoint {state}"
+                    "a complete state is there too; to continue it instead of starting at step 0, replace --init-adapter (--checkpoint-dir) by --resume-from-checkpoint {}",
+                    state.display()
                 ));
             }
         }
@@ -161,15 +163,6 @@ fn introduce(
         note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
-}
-
-/// What holds a complete state in or around an adapter folder: a Hugging Face checkpoint, or a run of ours.
-fn complete_state_beside(adapter: &std::path::Path) -> Option<String> {
-    let run = adapter.parent()?;
-    if adapter.join("trainer_state.json").exists() {
-        return Some(adapter.display().to_string());
-    }
-    (run.join("run.json").exists() && run.join("checkpoints").is_dir()).then(|| run.display().to_string())
 }
 
 /// A run under way.

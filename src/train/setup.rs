@@ -113,6 +113,29 @@ impl Setup {
         Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
     }
 
+    /// What evaluating one file reads: the model, with the adapter that `init_adapter` names or with one that
+    /// changes nothing. The rows are those of `train_files`, read with the settings of data and batches.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
+        refuse_unsupported(settings, None)?;
+        let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
+        let spec = spec::read(&settings.model)?;
+        let mut weights = Weights::open(&settings.model, &spec)?;
+        let mut identity = Identity::default();
+        let (adapter, layout, initial) =
+            initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity)?;
+        let rows = dataset::prepare(&settings, spec.vocab, observer)?.train;
+        let plan = || Plan::new(rows.lengths(), eval_rules(&settings));
+        let (train, eval) = (plan()?, plan()?);
+        let tokens = eval.max_tokens();
+        let train = Source { plan: train, rows: rows.clone() };
+        let eval = Some(Source { plan: eval, rows });
+        check_positions(&spec, &train)?;
+        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+    }
+
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network)> {
         let (available, target) = (self.device.available()?, self.device.target());
