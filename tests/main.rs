@@ -8,6 +8,8 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod exchange;
+mod exchange_faults;
 mod faults;
 mod formats;
 mod golden;

@@ -137,6 +137,8 @@ struct Block {
     int index[3];
     std::vector<Lane> lanes;
     std::vector<Meeting> warps;
+    std::vector<int> live_in_warp;
+    std::vector<int> order;
     Meeting barrier;
     Meeting named[16];
     char* shared;
@@ -218,20 +220,16 @@ void release(Meeting& meeting) {
 
 // Joins a meeting; true for the last of `expected`.
 bool arrive(Meeting& meeting, size_t expected, Site site, uint64_t key) {
+    const auto same_file = [&] { return meeting.site.file == site.file || strcmp(meeting.site.file, site.file) == 0; };
     if (meeting.arrived.empty()) {
         meeting.site = site;
         meeting.key = key;
-    } else if (meeting.key != key || meeting.site.line != site.line || strcmp(meeting.site.file, site.file) != 0) {
+    } else if (meeting.key != key || meeting.site.line != site.line || !same_file()) {
         fail("comes to " + place(site) + " while thread " + std::to_string(meeting.arrived[0]) + " waits at " +
              place(meeting.site) + (meeting.key != key ? " with other operands" : ""));
     }
     meeting.arrived.push_back(current->running);
     return meeting.arrived.size() == expected;
-}
-
-size_t live_in_warp(int warp) {
-    const auto first = current->lanes.begin() + 32 * warp;
-    return static_cast<size_t>(std::count_if(first, first + 32, [](const Lane& l) { return l.state != State::Done; }));
 }
 
 void perform(const Copy& copy) {
@@ -249,6 +247,7 @@ void lane_main() {
     lane.groups.clear();
     lane.open.clear();
     --current->live;
+    --current->live_in_warp[current->running / 32];
     // A barrier waits only for those that have not ended.
     Meeting& barrier = current->barrier;
     if (!barrier.arrived.empty() && barrier.arrived.size() == static_cast<size_t>(current->live)) release(barrier);
@@ -280,10 +279,14 @@ uint64_t next_random(uint64_t& state) {
     return z ^ (z >> 31);
 }
 
-std::vector<int> order_of_lanes(Block& block) {
-    std::vector<int> order(block.lanes.size());
-    std::iota(order.begin(), order.end(), 0);
-    if (block.launch->options.order == 1) std::reverse(order.begin(), order.end());
+// The order of the next round: of the first or the second kind always the same, of the third a new one each time.
+const std::vector<int>& order_of_lanes(Block& block) {
+    std::vector<int>& order = block.order;
+    if (order.empty()) {
+        order.resize(block.lanes.size());
+        std::iota(order.begin(), order.end(), 0);
+        if (block.launch->options.order == 1) std::reverse(order.begin(), order.end());
+    }
     if (block.launch->options.order == 2) {
         for (size_t i = order.size(); i > 1; --i) std::swap(order[i - 1], order[next_random(block.random) % i]);
     }
@@ -316,6 +319,7 @@ void run_block(Block& block) {
     while (stacks.size() < static_cast<size_t>(launch.threads)) stacks.emplace_back();
     block.lanes.resize(launch.threads);
     block.warps.resize(launch.threads / 32);
+    block.live_in_warp.assign(launch.threads / 32, 32);
     block.live = launch.threads;
     for (int i = 0; i < launch.threads; ++i) prepare(block.lanes[i], stacks[i]);
     while (block.live > 0) {
@@ -409,7 +413,7 @@ void named_barrier(int id, int threads, Site site) {
 void meet_warp_erased(Site site, uint64_t key, void* slot, void (*work)(void*, void**), void* self) {
     const int warp = current->running / 32;
     Meeting& meeting = current->warps[warp];
-    if (live_in_warp(warp) != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
+    if (current->live_in_warp[warp] != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
     meeting.slots[current->running % 32] = slot;
     if (!arrive(meeting, 32, site, key)) return wait("its warp", site);
     work(self, meeting.slots);
@@ -471,15 +475,22 @@ void multiply(void** slots) {
             for (int r = 0; r < 2; ++r) b[2 * t + i + 8 * r][g] = widen(f.b[r], i);
         }
     }
-    for (int l = 0; l < 32; ++l) {
-        const Fragments& f = *static_cast<Fragments*>(slots[l]);
-        for (int r = 0; r < 4; ++r) {
-            const int row = l / 4 + 8 * (r / 2), column = 2 * (l % 4) + r % 2;
-            float sum = f.d[r];
-            for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
-            f.d[r] = sum;
+    // Each sum in the order of k; eight of them side by side.
+    float d[16][8];
+    const auto each = [&](auto f) {
+        for (int l = 0; l < 32; ++l) {
+            for (int r = 0; r < 4; ++r) {
+                f(static_cast<Fragments*>(slots[l])->d[r], d[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2]);
+            }
+        }
+    };
+    each([](float& lane, float& place) { place = lane; });
+    for (int row = 0; row < 16; ++row) {
+        for (int k = 0; k < 16; ++k) {
+            for (int column = 0; column < 8; ++column) d[row][column] += a[row][k] * b[k][column];
         }
     }
+    each([](float& lane, float& place) { lane = place; });
 }
 
 }  // namespace emulator

@@ -156,13 +156,15 @@ DEVICE void accumulate(Accumulators<COLUMNS>& acc, Ring<COLUMNS>& ring, const Te
         }
         cp_async_commit();  // also an empty group, so that the count of groups stays that of the steps
     };
+    // A warp whose part lies beyond the matrix only helps copying: of an adapter's few columns that is three in four.
+    const bool active = row + warp() / 4 * 64 < rows && column + warp() % 4 * (COLUMNS / 4) < columns;
     for (int step = 0; step < STAGES - 1; ++step) load(step);
     for (int step = 0; now.term < count; ++step) {
         cp_async_wait<STAGES - 2>();
         // Everybody's copies of this slice are there, and nobody reads the stage that is loaded next any more.
         block_sync();
         if (now.term == pause && now.depth == 0) paused();
-        multiply_slice<COLUMNS, TRANSPOSED_B>(acc, ring.stage[step % STAGES]);
+        if (active) multiply_slice<COLUMNS, TRANSPOSED_B>(acc, ring.stage[step % STAGES]);
         load(step + STAGES - 1);
         advance(now, terms);
     }

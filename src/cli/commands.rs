@@ -1,6 +1,6 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{Class, FIELDS, Field, Kind};
+use crate::config::fields::{Class, FIELDS, Field, Kind, find};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
 use crate::error::{Error, Result};
@@ -10,12 +10,9 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// Commands that are planned, and what each will do; they are refused by name.
 pub const PLANNED: &[(&str, &str)] = &[
-    ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
-    ("import", "turn a Hugging Face checkpoint into a run that resumes"),
     ("merge", "fold an adapter into the base model"),
     ("generate", "write text with a model and an adapter"),
     ("evaluate", "compute loss, or precision, recall and F1, on a file"),
-    ("selftest", "check every kernel against the CPU reference on this machine"),
     ("bench", "measure throughput"),
 ];
 
@@ -30,11 +27,23 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
     ("fresh_optimizer", "this run has its optimizer's state"),
 ];
 
+/// Settings that make no sense for `import`, and why.
+pub const NOT_ON_IMPORT: &[(&str, &str)] = &[
+    ("output_dir", "the run's folder is the second argument: qwentune import CHECKPOINT OUT"),
+    ("resume_from_checkpoint", "the checkpoint is the first argument: qwentune import CHECKPOINT OUT"),
+    (
+        "init_adapter",
+        "an import takes the complete state; train --init-adapter begins a run with weights only",
+    ),
+    ("overwrite_output_dir", "an import needs a folder without a run"),
+];
+
 /// Which settings a command shows in its help.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
     All,
     Changeable,
+    Import,
 }
 
 /// The whole command line.
@@ -71,11 +80,22 @@ pub fn program() -> Command {
                 command("plan", "Shows memory, steps and tokens of a run, and starts nothing"),
                 Shown::All,
             )
-            .arg(config)
+            .arg(config.clone())
             .arg(json()),
         )
         .subcommand(checkpoint(json))
+        .subcommand(
+            settings(
+                command("import", "Makes a run from a checkpoint of Hugging Face's Trainer")
+                    .arg(word("from", "CHECKPOINT", "A checkpoint-N folder with a LoRA adapter"))
+                    .arg(word("out", "OUTPUT_DIR", "The folder of the new run")),
+                Shown::Import,
+            )
+            .arg(config),
+        )
+        .subcommand(export())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
+        .subcommand(selftest())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -105,6 +125,20 @@ fn tokenize() -> Command {
         )
 }
 
+fn selftest() -> Command {
+    let flag = |name: &'static str, value: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).default_value(default).help(help)
+    };
+    command(
+        "selftest",
+        "Checks every operation, training and resume on this machine's device; exit 1 when one fails",
+    )
+    .arg(flag("device", "DEVICE", "auto", "auto, cpu, cuda or cuda:N"))
+    .arg(flag("repeats", "N", "100", "How often each operation is asked for the same bits"))
+    .arg(flag("json", "FILE", "selftest.json", "Where all figures go"))
+    .arg(flag("only", "PART", "all", "all, operations or training"))
+}
+
 fn checkpoint(json: impl Fn() -> Arg) -> Command {
     let path = |help: &'static str| Arg::new("path").value_name("PATH").required(true).help(help);
     command("checkpoint", "Looks into checkpoints")
@@ -123,11 +157,43 @@ fn checkpoint(json: impl Fn() -> Arg) -> Command {
         .subcommand(command("list", "The checkpoints of a run").arg(path("A run folder")).arg(json()))
 }
 
+fn word(name: &'static str, shown: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).value_name(shown).required(true).help(help)
+}
+
+fn export() -> Command {
+    let form = Arg::new("format").long("format").value_name("FORMAT").default_value("peft");
+    command("export", "Writes a checkpoint for PEFT or Hugging Face's Trainer")
+        .arg(word("from", "PATH", "A .qckpt file, or a run folder for its newest one"))
+        .arg(word("out", "OUT", "A new folder"))
+        .arg(form.help("peft: the adapter; hf-trainer: a complete checkpoint that Trainer resumes"))
+}
+
+/// Refuses settings that make no sense for a command.
+///
+/// # Errors
+/// Usage, naming the flag and why.
+pub fn refuse(given: &Layer, command: &str, which: &[(&str, &str)]) -> Result<()> {
+    let named =
+        |(key, why): &(&str, &str)| find(key).filter(|f| given.has(f.key)).map(|f| (f, (*why).to_owned()));
+    match which.iter().find_map(named) {
+        Some((field, why)) => {
+            Err(Error::usage(format!("{command} does not take --{}", field.flag())).hint(why))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Adds the flags of all settings, under their headings.
 fn settings(mut command: Command, shown: Shown) -> Command {
     for field in FIELDS {
-        let changeable = field.class != Class::Math && NOT_ON_RESUME.iter().all(|(key, _)| *key != field.key);
-        command = command.arg(flag(field, shown).hide(shown == Shown::Changeable && !changeable));
+        let taken = |not: &[(&str, &str)]| not.iter().all(|(key, _)| *key != field.key);
+        let visible = match shown {
+            Shown::All => true,
+            Shown::Changeable => field.class != Class::Math && taken(NOT_ON_RESUME),
+            Shown::Import => taken(NOT_ON_IMPORT),
+        };
+        command = command.arg(flag(field, shown).hide(!visible));
     }
     command
 }

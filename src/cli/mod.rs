@@ -4,8 +4,10 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+mod exchange;
 #[cfg(feature = "text")]
 mod preview;
+mod selftest;
 mod signals;
 #[cfg(feature = "text")]
 mod tokenize;
@@ -69,7 +71,10 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
             Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
+        Some(("import", m)) => exchange::import(m, warnings, command_line),
+        Some(("export", m)) => exchange::export(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }
 }

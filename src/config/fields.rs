@@ -317,7 +317,7 @@ pub static FIELDS: &[Field] = &[
         "Threads; the numbers are the same for any number of them"),
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
-        "Continue with the complete state: auto, a step, or a path"),
+        "Continue with the complete state: auto, a step, or a path, also of a Hugging Face checkpoint-N"),
     field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
         "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded"),
     field("fold_adapters", "fold_adapters", &[], Folders, Io, Group::Start, "none",
@@ -327,6 +327,6 @@ pub static FIELDS: &[Field] = &[
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
         "Resume although engine or device differ; recorded in the run for ever"),
     field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
-        "For imported checkpoints without moments; refused until importing is there"),
+        "For a Hugging Face checkpoint without moments: they begin at zero; recorded in the run for ever"),
     field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),
 ];

@@ -25,6 +25,12 @@ impl Layer {
         self.given.contains_key(key)
     }
 
+    /// The value that was given here, in `Settings`' form.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.given.get(key)
+    }
+
     /// Takes a setting out.
     pub fn forget(&mut self, key: &str) {
         self.given.remove(key);

@@ -1,6 +1,7 @@
 //! One setting's value: from the command line's text or a file's JSON to the form `Settings` reads, and back
 //! to text.
 
+use super::DeviceChoice;
 use super::fields::{Field, Kind};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
@@ -185,12 +186,7 @@ fn counts(text: &str) -> Option<Value> {
 }
 
 fn device(text: &str) -> Option<Value> {
-    match text.to_ascii_lowercase().as_str() {
-        "auto" => Some(json!("auto")),
-        "cpu" => Some(json!("cpu")),
-        "cuda" => Some(json!({ "cuda": 0 })),
-        other => other.strip_prefix("cuda:")?.parse::<u32>().ok().map(|n| json!({ "cuda": n })),
-    }
+    DeviceChoice::parse(text).and_then(|choice| serde_json::to_value(choice).ok())
 }
 
 /// `auto` (also `True`), nothing (`False`), a step, or a path.

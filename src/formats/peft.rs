@@ -12,7 +12,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "adapter_config.json";
+/// The file that says what an adapter is.
+pub const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
@@ -201,7 +202,8 @@ impl TensorReader {
 }
 
 /// Module and matrix (`A` or `B`) of an adapter tensor's name.
-fn split_name(name: &str) -> Option<(&str, char)> {
+#[must_use]
+pub fn split_name(name: &str) -> Option<(&str, char)> {
     let rest = name.strip_prefix("base_model.model.")?;
     let (module, matrix) = match rest.strip_suffix(".lora_A.weight") {
         Some(module) => (module, 'A'),

@@ -184,7 +184,7 @@ pub fn check_targets<'a>(
             format!("target modules that this model does not have: {}", unmatched.join(", "))
         };
         let mut there: Vec<&str> = Vec::new();
-        for name in modules.map(|linear| short(&linear.module)) {
+        for name in modules.map(|linear| short_name(&linear.module)) {
             if !there.contains(&name) {
                 there.push(name);
             }
@@ -196,12 +196,18 @@ pub fn check_targets<'a>(
     Ok(())
 }
 
-/// The shortest name of a linear layer that is clear within its block: the last part of the module's, or two where
-/// that is ambiguous (v1's `c_proj`).
+/// The shortest name that means a module in each block: the last part, or two where that is ambiguous (v1's
+/// `c_proj`).
 #[must_use]
-pub fn short(module: &str) -> &str {
-    let parts = |count: usize| {
-        module.rmatch_indices('.').nth(count - 1).map_or(module, |(dot, _)| &module[dot + 1..])
-    };
-    if parts(1) == "c_proj" { parts(2) } else { parts(1) }
+pub fn short_name(module: &str) -> &str {
+    let parts = if module.ends_with(".c_proj") { 2 } else { 1 };
+    let length = module.rsplit('.').take(parts).map(|part| part.len() + 1).sum::<usize>() - 1;
+    &module[module.len() - length..]
+}
+
+/// The distinct target names of these modules, sorted, as PEFT lists them.
+#[must_use]
+pub fn target_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let found: std::collections::BTreeSet<&str> = modules.map(short_name).collect();
+    found.into_iter().map(str::to_owned).collect()
 }

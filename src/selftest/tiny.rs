@@ -108,7 +108,7 @@ fn tensor(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
     random(seed, len, (3.0 / inner as f32).sqrt()).collect()
 }
 
-/// Writes `count` rows of 5 to 90 tokens, of which those behind the first third are scored.
+/// Writes `count` rows of 5 to 60 tokens, of which those behind the first third are scored.
 ///
 /// # Errors
 /// I/O errors.
@@ -116,7 +116,7 @@ pub fn write_rows(path: &Path, count: usize, seed: u64) -> Result<()> {
     let mut text = String::new();
     let draw = |i: u64, n: usize| (uniform(seed, Stream::LoraInit, i) * n as f64) as usize;
     for row in 0..count as u64 {
-        let len = 5 + draw(row << 32, 86);
+        let len = 5 + draw(row << 32, 56);
         let ids: Vec<usize> = (1..=len as u64).map(|i| draw(row << 32 | i, VOCAB)).collect();
         let labels: Vec<i64> =
             ids.iter().enumerate().map(|(i, id)| if i < len / 3 { -100 } else { *id as i64 }).collect();

@@ -1,6 +1,7 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
 pub mod devices;
+pub mod exchange;
 pub mod folder;
 mod initial;
 pub mod metrics;
@@ -103,7 +104,7 @@ pub struct Summary {
     pub loss: Option<(f64, f64)>,
     /// The final adapter's folder.
     pub adapter: PathBuf,
-    /// Continued inexactly at some time.
+    /// Imported, or continued inexactly at some time.
     pub tainted: bool,
 }
 

@@ -5,10 +5,10 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, start};
+use super::{Control, PlanReport, Request, Summary, exchange, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
-use crate::config::Settings;
+use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::formats::{peft, weight_map::WeightMap};
 use crate::report::event::{Event, Observer};
@@ -30,7 +30,8 @@ pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanRepo
 
 /// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings.
 /// Everything it writes is in the settings' output folder, which is locked meanwhile, and in the token cache. It goes
-/// on until the last step, or until `control` asks for a stop; the state is then saved first.
+/// on until the last step, or until `control` asks for a stop; the state is then saved first. A
+/// checkpoint of Hugging Face's Trainer is imported before.
 ///
 /// # Errors
 /// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
@@ -48,11 +49,13 @@ pub fn run_on(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    if request.settings.output_dir.as_os_str().is_empty() {
-        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    refuse(&devices, &request)?;
+    if exchange::trainer_checkpoint(&request.settings).is_some() {
+        exchange::import(devices, &request, observer)?;
+        request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
+        request.settings.fresh_optimizer = false;
+        request.must_resume = true;
     }
-    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
-    devices.check(&request.settings)?;
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
@@ -63,9 +66,10 @@ pub fn run_on(
     let setup = Setup::open(&request.settings, rows, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
-    let mut tainted = false;
+    let (mut inexact, mut tainted) = (false, false);
     if let Some(state) = &found.state {
-        tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
+        inexact = start::compare(&state.identity, &setup.identity, &settings)?;
+        tainted = inexact || state.tainted;
     }
     let (mut trainer, weights, identity) = setup.trainer(observer)?;
     if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
@@ -80,7 +84,7 @@ pub fn run_on(
     introduce(&request, &trainer, &found.origin, extended, tainted, observer);
     // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
     let same_run = before.is_none_or(|b| b == identity);
-    let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
+    let exact = !inexact && !extended && (trainer.step() > 0 || same_run);
     if !exact && trainer.step() > 0 {
         for text in store.set_aside_newer(trainer.step())? {
             observer.on_event(&Event::Warning(text));
@@ -95,6 +99,7 @@ pub fn run_on(
         trainer,
         identity,
         tainted,
+        inexact,
         log,
         metrics,
         control,
@@ -105,6 +110,15 @@ pub fn run_on(
         request,
     };
     run.train()
+}
+
+/// What can be refused before anything is opened or written.
+fn refuse(devices: &Devices, request: &Request) -> Result<()> {
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
+    devices.check(&request.settings)
 }
 
 /// The first lines: which of the three kinds of start it is, and where output goes.
@@ -149,7 +163,7 @@ fn introduce(
         ));
     }
     if tainted {
-        note("inexact: engine or device differ from an earlier part of this run; recorded in every checkpoint from now on".into());
+        note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
 }
@@ -170,7 +184,10 @@ struct Run<'a> {
     store: Store,
     trainer: Trainer,
     identity: Identity,
+    /// The run was imported, or continued inexactly at some time.
     tainted: bool,
+    /// It is now: this process need not repeat what an earlier one computed.
+    inexact: bool,
     log: Vec<LogLine>,
     metrics: Metrics,
     control: &'a Control,
@@ -360,7 +377,7 @@ impl Run<'_> {
     /// Compares the forward pass that was left beside the checkpoint, when no logged step does it better.
     fn check_next_loss(&mut self) -> Result<()> {
         let step = self.trainer.step();
-        if self.tainted || self.metrics.is_ahead() {
+        if self.inexact || self.metrics.is_ahead() {
             return Ok(());
         }
         let Some(&[before]) = self.store.read_next_loss(step)?.as_deref() else { return Ok(()) };

@@ -44,11 +44,9 @@ pub struct Setup {
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
     config::check_values(s)?;
-    if s.fresh_optimizer {
-        return Err(Error::usage(
-            "--fresh-optimizer is for imported checkpoints, which this version cannot read",
-        )
-        .hint("--init-adapter starts at step 0 from an adapter's weights"));
+    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
+        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
+            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
     }
     if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
         return Err(Error::usage("rows were handed over, and the settings name data files as well")
@@ -99,6 +97,9 @@ impl Setup {
         identity.0.extend(config::math_identity(&settings));
         device.add_to_identity(&mut identity)?;
         model_identity(&settings, &weights, &mut identity, observer)?;
+        if let Some(state) = resumed {
+            identity.carry(&state.identity);
+        }
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
             rows: prepared.train,

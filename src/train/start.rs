@@ -1,12 +1,13 @@
 //! Where a run begins: new, from an adapter's weights, or from a checkpoint; and what is refused.
 
-use super::Request;
 use super::folder::RunFolder;
+use super::{Request, exchange};
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Difference, Identity, State};
 use crate::checkpoint::store::Store;
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
+use crate::formats::{hf_trainer, peft};
 use crate::report::event::{Event, Observer};
 use std::path::{Path, PathBuf};
 
@@ -87,8 +88,24 @@ fn newest(store: &mut Store, s: &Settings, observer: &mut dyn Observer) -> Resul
     }
     Ok(match found.newest {
         Some((path, state)) => Start { origin: path.display().to_string(), state: Some(state) },
-        None => Start { state: None, origin: format!("no checkpoint in {}", s.output_dir.display()) },
+        None => match exchange::newest_in(&s.output_dir) {
+            Some(theirs) => return Err(only_theirs(s, &theirs)),
+            None => Start { state: None, origin: format!("no checkpoint in {}", s.output_dir.display()) },
+        },
     })
+}
+
+/// Whoever asked to continue does not mean step 0, and which checkpoint is meant is not guessed.
+fn only_theirs(s: &Settings, theirs: &Path) -> Error {
+    Error::output(format!(
+        "{} has no checkpoint of this program, but Hugging Face's {}",
+        s.output_dir.display(),
+        theirs.file_name().unwrap_or_default().display()
+    ))
+    .hint(format!(
+        "continue that one: --resume-from-checkpoint {}   or begin anew: another --output-dir",
+        theirs.display()
+    ))
 }
 
 /// A checkpoint file or a run folder other than the output folder.
@@ -96,10 +113,11 @@ fn elsewhere(path: &Path, observer: &mut dyn Observer) -> Result<Start> {
     if path.is_file() {
         return named(path);
     }
-    if path.join("trainer_state.json").exists() || path.join("adapter_config.json").exists() {
-        return Err(Error::usage(format!(
-            "{} is a Hugging Face checkpoint; this version cannot continue one",
-            path.display()
+    if path.join(peft::CONFIG).exists() {
+        return Err(Error::input(format!(
+            "{} is an adapter without a state to continue ({} is missing)",
+            path.display(),
+            hf_trainer::STATE
         ))
         .hint(format!("--init-adapter {} starts at step 0 from its weights", path.display())));
     }

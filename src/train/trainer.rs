@@ -46,6 +46,8 @@ pub struct Trainer {
     eval: Option<Source>,
     cursor: Cursor,
     step: u64,
+    /// By how many steps AdamW's count of updates is behind.
+    behind: u64,
     snapshot: Option<Snapshot>,
 }
 
@@ -139,6 +141,7 @@ impl Trainer {
             eval,
             cursor,
             step: 0,
+            behind: 0,
             snapshot: None,
         };
         trainer.network.upload(&mut trainer.device, progress)?;
@@ -285,7 +288,7 @@ impl Trainer {
             beta2: s.adam_beta2,
             epsilon: s.adam_epsilon,
             weight_decay: s.weight_decay,
-            step: self.step + 1,
+            step: self.step + 1 - self.behind,
             grad_scale: clip as f32,
         };
         let ratio = s.loraplus_lr_ratio;
@@ -438,6 +441,10 @@ impl Trainer {
                 state.step, state.cursor.samples
             )));
         }
+        self.behind = state
+            .identity
+            .updates_behind(state.step)
+            .map_err(|what| Error::input(format!("checkpoint of step {}: {what}", state.step)))?;
         let places = self.network.state;
         self.device.write(places.params, &state.weights)?;
         self.device.write(places.m, &state.m)?;

@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 
 const FLAGS: &[&str] = &[
     "-std=c++17",
-    "-O2",
+    "-O3",
     "-fPIC",
     // A multiply and an add stay two roundings, as nvcc's --fmad=false has it.
     "-ffp-contract=off",
