@@ -44,7 +44,7 @@ fn resume_theirs(folder: &Path, mut flags: Layer, command_line: Vec<String>) -> 
     exchange::complete(&mut flags)?;
     let settings = config::resolve(&flags)?;
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, rows: None, command_line, must_resume: false })
+    execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune plan`.

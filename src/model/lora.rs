@@ -255,10 +255,7 @@ impl Layout {
     /// parent (`attn.c_proj`), because it names two layers. Where these would name further layers too, the whole
     /// names.
     fn target_names(&self, adapter: &AdapterSpec, all: &[(usize, LinearName)]) -> Vec<String> {
-        let mut found: Vec<String> =
-            self.slots.iter().map(|slot| names::short(&slot.module).into()).collect();
-        found.sort();
-        found.dedup();
+        let found = names::target_names(self.slots.iter().map(|slot| slot.module.as_str()));
         let short = AdapterSpec { targets: Targets::Names(found.clone()), ..adapter.clone() };
         let alike = |(layer, linear): &(usize, LinearName)| {
             short.adapts(*layer, &linear.module) == adapter.adapts(*layer, &linear.module)

@@ -207,6 +207,7 @@ pub fn short(module: &str) -> &str {
 }
 
 /// The distinct target names of these modules, sorted, as PEFT lists them.
+#[must_use]
 pub fn target_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<String> {
     let found: std::collections::BTreeSet<&str> = modules.map(short).collect();
     found.into_iter().map(str::to_owned).collect()

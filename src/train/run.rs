@@ -49,11 +49,7 @@ pub fn run_on(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    if request.settings.output_dir.as_os_str().is_empty() {
-        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
-    }
-    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
-    devices.check(&request.settings)?;
+    refuse(&devices, &request)?;
     let mut request = origin::settle(request, observer)?;
     if exchange::trainer_checkpoint(&request.settings).is_some() {
         exchange::import(devices, &request, observer)?;
@@ -115,6 +111,15 @@ pub fn run_on(
         request,
     };
     run.train()
+}
+
+/// What can be refused before anything is opened or written.
+fn refuse(devices: &Devices, request: &Request) -> Result<()> {
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
+    devices.check(&request.settings)
 }
 
 /// The first lines: which of the three kinds of start it is, and where output goes.

@@ -51,6 +51,11 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
         e
     })?;
     let adapter = adapter_of(&state, &settings, base_of(&source)?);
+    if state.identity.0.keys().any(|key| key.starts_with("adapter.folded.")) {
+        let text =
+            "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
+        observer.on_event(&Event::Warning(text.into()));
+    }
     if form == Form::HfTrainer {
         let (optimizer, scheduler) = optimizer_of(&state, &settings)?;
         let progress = progress_of(&state, &settings)?;
@@ -131,8 +136,9 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         lora_alpha: s.lora_alpha,
         lora_dropout: s.lora_dropout,
         target_modules: match &s.lora_target_modules {
-            Targets::AllLinear => names::target_names(modules),
-            Targets::Names(names) => names.clone(),
+            // Names of single blocks mean what they mean in PEFT; short ones would mean more.
+            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => names.clone(),
+            _ => names::target_names(modules),
         },
         use_rslora: s.use_rslora,
         rank_pattern: s.lora_rank_pattern.clone(),
@@ -141,6 +147,11 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         base_model_name_or_path,
     };
     Adapter { config, tensors }
+}
+
+/// Whether a target's name has a block's number in it.
+fn is_of_one_block(target: &str) -> bool {
+    target.split('.').any(|part| part.parse::<usize>().is_ok())
 }
 
 /// `optimizer.pt` and `scheduler.pt`. Groups are Trainer's own two (with and without weight decay; every LoRA matrix
