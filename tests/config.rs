@@ -246,7 +246,7 @@ fn values_out_of_range_are_refused_by_name() {
         ("lr_scheduler_type", &["reduce_lr_on_plateau"]),
         ("lr_scheduler_kwargs", &["[1]", "{"]),
         ("device", &["gpu", "cuda:x"]),
-        ("dtype", &["f16", "bf16"]),
+        ("dtype", &["f16"]),
         ("lora_target_modules", &["[]"]),
         ("eval_strategy", &["steps"]),
         ("load_best_model_at_end", &["true"]),

@@ -5,11 +5,13 @@
 mod text;
 
 use crate::common::scratch;
+use qwentune::config::DeviceChoice;
 use qwentune::device::{Cpu, Device, Planner, Target};
 use qwentune::generate::sampling::{Sampling, draw};
 use qwentune::generate::{Event, Generator, Model, Options};
 use qwentune::model::Decoder;
 use qwentune::model::decode::Limits;
+use qwentune::train::Devices;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -49,7 +51,16 @@ fn open(case: &Value, name: &str) -> Model {
 
 fn options(max_new_tokens: usize) -> Options {
     let sampling = Sampling::GREEDY;
-    Options { max_new_tokens, sampling, seed: 42, batch: 8, ends: Vec::new(), threads: Some(2) }
+    Options {
+        max_new_tokens,
+        sampling,
+        seed: 42,
+        batch: 8,
+        ends: Vec::new(),
+        threads: Some(2),
+        device: DeviceChoice::Cpu,
+        devices: Devices::default(),
+    }
 }
 
 /// The answers of `prompts`, and whether each ended by itself.
@@ -186,15 +197,6 @@ fn a_text_is_no_longer_than_the_model_reads() {
     let error = generator.run(&[&[1, 100_000]], 0, &mut |_| Ok(()), &|| false).unwrap_err();
     assert_eq!(error.what, "prompt 1: the model has no token 100000");
     assert!(!generator.run(&[&prompt], 0, &mut |_| Ok(()), &|| true).unwrap());
-}
-
-#[test]
-fn a_device_that_cannot_is_refused_by_name() {
-    use qwentune::config::DeviceChoice;
-    let error = qwentune::generate::check_device(&DeviceChoice::Cuda(1)).unwrap_err();
-    assert_eq!(error.exit_code(), 69);
-    assert!(error.what.starts_with("--device cuda:1"), "{error}");
-    assert!(qwentune::generate::check_device(&DeviceChoice::Auto).is_ok());
 }
 
 // ---- sampling ---------------------------------------------------------------------------------------------

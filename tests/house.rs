@@ -136,7 +136,7 @@ const STACK: &[(&str, &[&str])] = &[
     ("cli", &["selftest", "train", "generate", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("selftest", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("train", &["model", "ops", "device", "data", "checkpoint", "formats"]),
-    ("generate", &["model", "device", "data", "formats"]),
+    ("generate", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("model", &["ops", "device", "formats"]),
     ("ops", &["device"]),
     ("device", &[]),

@@ -7,9 +7,9 @@ use crate::config::check::model_folder;
 use crate::config::{self, Settings};
 use crate::data::prompts::Prompter;
 use crate::error::{Error, Kind, Result};
-use crate::generate::{self, Event, Generator, Model, Options, Sampling, job, text};
+use crate::generate::{Event, Generator, Model, Options, Sampling, job, text};
 use crate::report::console::{Console, complain, duration, say, type_out};
-use crate::train::Control;
+use crate::train::{Control, Devices};
 use clap::ArgMatches;
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -33,7 +33,7 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     }
     show(warnings);
     let mut options = options(matches, &settings)?;
-    generate::check_device(&settings.device)?;
+    Devices::default().check(&settings)?;
     let thinking = option(matches, "enable_thinking") != Some("false");
     model_folder(&settings.model)?;
     let task = task(matches)?;
@@ -95,6 +95,8 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
         batch: settings.per_device_eval_batch_size,
         ends: Vec::new(),
         threads: settings.threads,
+        device: settings.device,
+        devices: Devices::default(),
     })
 }
 

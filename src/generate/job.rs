@@ -110,7 +110,8 @@ fn header(
         add(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
     });
     add(prompter.identity().as_bytes());
-    let Options { max_new_tokens, sampling, seed, ends, batch: _, threads: _ } = options;
+    let Options { max_new_tokens, sampling, seed, ends, .. } = options;
+    add(format!("{:?}", options.engine()?).as_bytes());
     add(format!("{max_new_tokens} {sampling:?} {seed} {ends:?}").as_bytes());
     rows.iter().for_each(|row| add(row.text.as_bytes()));
     Ok(format!("{{\"generate\": \"{}\"}}", hasher.finalize().to_hex()))

@@ -9,13 +9,15 @@ pub mod text;
 
 pub use sampling::Sampling;
 
-use crate::config::DeviceChoice;
-use crate::device::{Cpu, Device, Planner, Target};
+use crate::checkpoint::state::Identity;
+use crate::config::{DeviceChoice, Settings};
+use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights, spec};
-use std::collections::VecDeque;
+use crate::train::devices::{Chosen, Devices};
+use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
 /// Tokens of prompts that are read in one pass when they are short; a longer prompt is read alone.
@@ -67,7 +69,7 @@ fn configured_ends(path: &Path) -> Result<Vec<u32>> {
 }
 
 /// How texts are generated.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Most tokens of an answer.
     pub max_new_tokens: usize,
@@ -81,6 +83,23 @@ pub struct Options {
     pub ends: Vec<u32>,
     /// Threads; `None`: all cores.
     pub threads: Option<usize>,
+    /// Where it is computed.
+    pub device: DeviceChoice,
+    /// How GPUs are found.
+    pub devices: Devices,
+}
+
+impl Options {
+    fn chosen(&self) -> Result<Chosen> {
+        self.devices.choose(&Settings { device: self.device, ..Settings::default() }, None)
+    }
+
+    /// The device's arithmetic: on another one an answer may differ.
+    fn engine(&self) -> Result<BTreeMap<String, String>> {
+        let mut identity = Identity::default();
+        self.chosen()?.add_to_identity(&mut identity)?;
+        Ok(identity.0)
+    }
 }
 
 /// What happens while texts are generated.
@@ -121,20 +140,6 @@ struct Active {
     room: usize,
 }
 
-/// Refuses devices that generate no text.
-///
-/// # Errors
-/// [`crate::error::Kind::Device`], by name.
-pub fn check_device(device: &DeviceChoice) -> Result<()> {
-    match device {
-        DeviceChoice::Auto | DeviceChoice::Cpu => Ok(()),
-        DeviceChoice::Cuda(index) => {
-            Err(Error::device(format!("--device cuda:{index}: generating on it is not in this version yet"))
-                .hint("generate on the CPU with --device cpu"))
-        }
-    }
-}
-
 impl Generator {
     /// Allocates memory for prompts of up to `longest` tokens, `rows` of them in all.
     ///
@@ -153,20 +158,21 @@ impl Generator {
         if slots.checked_mul(capacity).is_none_or(|all| all > u32::MAX as usize) {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
-        let mut planner = Planner::new(Target::Cpu);
+        let chosen = options.chosen()?;
+        let mut planner = Planner::new(chosen.target());
         let limits = Limits { slots, capacity, rows };
         let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
-        let (need, available) = (planner.bytes() as u64, crate::sys::available_memory());
+        let (need, available) = (planner.bytes() as u64, chosen.available()?);
         if need > available {
             let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
             return Err(Error::device(format!(
-                "generating needs {:.1} GiB beside the mapped weights, {:.1} GiB are available",
+                "generating needs {:.1} GiB, {:.1} GiB are available on the device",
                 gib(need),
                 gib(available)
             ))
             .hint("make it fit with a smaller --batch-size or --max-new-tokens"));
         }
-        let mut device = Device::Cpu(Cpu::new(&planner, options.threads)?);
+        let mut device = chosen.device(&planner, options.threads)?;
         decoder.upload(&mut device, &model.adapter)?;
         Ok(Generator { device, decoder, options, vocab: model.spec.vocab, longest: most })
     }

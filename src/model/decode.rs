@@ -5,11 +5,11 @@
 //! A sequence's logits have the same bits whoever else is in the batch.
 
 use super::adapter::Adapter;
-use super::network::{Adapters, Block, Constants, State, check_shapes};
+use super::buffers::{Adapters, Block, Constants, State, Uploads, check_shapes, plan_ends};
 use super::spec::Spec;
 use super::weights::Weights;
 use crate::device::{Device, Indices, Matrix, Planner, Purpose, Region, Storage, Target};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::attention::{self, Attention, Segment, Segments};
 use crate::ops::decode_attention::{self, Cache, Seen};
 use crate::ops::linear::{self, Group};
@@ -56,6 +56,7 @@ struct Sequence {
 
 /// A model with its adapter on a device's planned memory.
 pub struct Decoder {
+    target: Target,
     spec: Spec,
     embedding: Matrix,
     head: Matrix,
@@ -66,8 +67,9 @@ pub struct Decoder {
     work: Work,
     logn: Option<Region>,
     params: Region,
+    packed: Region,
     inputs: Region,
-    constants: Vec<(Region, Vec<f32>)>,
+    uploads: Uploads,
     limits: Limits,
     sequences: Vec<Sequence>,
 }
@@ -127,10 +129,6 @@ impl Decoder {
         limits: Limits,
     ) -> Result<Self> {
         check_shapes(planner.target(), spec)?;
-        if planner.target() != Target::Cpu {
-            return Err(Error::device("generating on a GPU is not in this version yet")
-                .hint("generate on the CPU with --device cpu"));
-        }
         let params = planner.region(Purpose::TrainableState, Storage::F32, adapter.layout.len);
         let mut adapters = Adapters::of_state(planner, &adapter.layout, State::reading(params));
         let mut constants = Constants { planner, values: Vec::new() };
@@ -145,11 +143,15 @@ impl Decoder {
         let mut kept = || planner.region(Purpose::SavedActivations, Storage::Activation, width);
         let caches = blocks.iter().map(|_| Cache { k: kept(), v: kept() }).collect();
         let work = plan_work(planner, spec, &blocks[0], limits);
-        let inputs = planner.region(Purpose::Inputs, Storage::Integer, 4 * limits.rows + 3 * limits.slots);
+        let [embedding, head] = plan_ends(planner, weights);
+        let mut integers = |len| planner.region(Purpose::Inputs, Storage::Integer, len);
+        let table = (integers(adapters.table.len()), adapters.table);
+        let inputs = integers(4 * limits.rows + 3 * limits.slots + attention::most_work(limits.rows));
         Ok(Decoder {
+            target: planner.target(),
             spec: spec.clone(),
-            embedding: weights.embedding.clone(),
-            head: weights.head.clone(),
+            embedding,
+            head,
             final_norm,
             blocks,
             attention: Attention {
@@ -162,22 +164,23 @@ impl Decoder {
             work,
             logn,
             params,
+            packed: adapters.packed,
             inputs,
-            constants,
+            uploads: Uploads { constants, table },
             limits,
             sequences: vec![Sequence::default(); limits.slots],
         })
     }
 
-    /// Writes constants and adapter values to the device; call once after allocation.
+    /// Writes constants, adapter values and, where the device keeps copies, the frozen matrices; call once after allocation.
     ///
     /// # Errors
     /// When the device failed.
     pub fn upload(&mut self, dev: &mut Device, adapter: &Adapter) -> Result<()> {
-        for (region, values) in self.constants.drain(..) {
-            dev.write(region, &values)?;
-        }
-        dev.write(self.params, &adapter.values)
+        self.uploads.run(dev, &self.blocks, [&self.embedding, &self.head], &mut |_, _| {})?;
+        dev.write(self.params, &adapter.values)?;
+        linear::pack(dev, &self.uploads.packing(self.params, self.packed));
+        Ok(())
     }
 
     /// Sizes it was planned with.
@@ -254,10 +257,11 @@ impl Decoder {
         let fits = ids.len() <= self.limits.rows && last.len() <= self.limits.slots;
         assert!(fits, "more rows than planned");
         let words: Vec<u32> = runs.iter().flat_map(|run| [run.start, run.len]).collect();
-        let lists: [&[u32]; 6] = [ids, positions, angles, places, last, &words];
-        let [ids, positions, angles, places, last, words] = dev.place(self.inputs, lists)?;
+        let work = if prompts && self.target != Target::Cpu { attention::work(runs) } else { <_>::default() };
+        let lists: [&[u32]; 9] = [ids, positions, angles, places, last, &words, &work[0], &work[1], &work[2]];
+        let [ids, positions, angles, places, last, words, work @ ..] = dev.place(self.inputs, lists)?;
         let reads = if prompts {
-            Reads::Prompts(Segments::host(runs))
+            Reads::Prompts(Segments { list: runs, work })
         } else {
             Reads::Caches(Seen { list: runs, words })
         };
@@ -266,7 +270,13 @@ impl Decoder {
             return Ok(None);
         }
         let logits = self.head(dev, &pass);
-        dev.read(logits).map(Some)
+        let mut values = dev.read(logits)?;
+        let (vocab, row) = (self.spec.vocab, loss::row_len(self.target, self.spec.vocab));
+        for i in 1..values.len() / row {
+            values.copy_within(i * row..i * row + vocab, i * vocab);
+        }
+        values.truncate(last.len() * vocab);
+        Ok(Some(values))
     }
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>, cancelled: &dyn Fn() -> bool) -> Option<()> {
@@ -290,7 +300,7 @@ impl Decoder {
             (work.head_x.slice(0, count * hidden), work.head_normed.slice(0, count * hidden));
         rows::gather(dev, x, pass.last, hidden, head_x);
         rmsnorm::forward(dev, &self.final_norm, head_x, normed, work.rstd.slice(0, count));
-        let out = work.logits.slice(0, count * self.spec.vocab);
+        let out = work.logits.slice(0, count * loss::row_len(self.target, self.spec.vocab));
         logits::forward(dev, &self.head, normed, out);
         out
     }

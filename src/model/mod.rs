@@ -1,6 +1,7 @@
 //! The Qwen families: shapes, names, weights, adapters, forward and backward.
 
 pub mod adapter;
+mod buffers;
 pub mod decode;
 pub mod fold;
 pub mod lora;
@@ -12,6 +13,7 @@ pub mod spec;
 pub mod weights;
 
 pub use adapter::Adapter;
+pub use buffers::State;
 pub use decode::Decoder;
 pub use lora::{AdapterSpec, Layout};
 pub use network::Network;

@@ -159,6 +159,15 @@ pub struct DecodeCase {
     pub peak: f32,
 }
 
+impl DecodeCase {
+    /// Where each query's rows lie: it has `capacity` of its own.
+    #[must_use]
+    pub fn runs(&self) -> Vec<Segment> {
+        let run = |(slot, len): (usize, &u32)| Segment { start: (slot * self.capacity) as u32, len: *len };
+        self.seen.iter().enumerate().map(run).collect()
+    }
+}
+
 /// Decoding attention.
 pub const DECODE: &[DecodeCase] = &[
     DecodeCase { heads: 1, kv_heads: 1, head_dim: 6, capacity: 1, seen: &[1], peak: 1.0 },

@@ -3,6 +3,9 @@
 //! A cache holds the rows of many sequences, one after the other; which rows a query reads is given. A query's
 //! sums run over its own rows in their order, so a result depends on no other sequence and on no thread.
 
+#[cfg(feature = "cuda")]
+pub mod cuda;
+
 use super::attention::{Attention, Segment};
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::exp;
@@ -29,39 +32,30 @@ pub struct Seen<'a> {
 
 /// Puts the keys of `qk` [T, (heads+kv_heads)·D] and the values of `qkv` [T, (heads+2·kv_heads)·D] into the
 /// cache: token row t becomes row `to[t]`.
-///
-/// # Panics
-/// On a GPU, which has no kernel for it yet; it is refused when a decoder is planned. So are the others here.
 pub fn append(dev: &mut Device, p: &Attention, qk: Region, qkv: Region, to: Indices<'_>, cache: Cache) {
     match dev {
         Device::Cpu(cpu) => cpu_append(cpu, p, qk, qkv, to.values, cache),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => panic!("no kernel for keys and values that are kept"),
+        Device::Cuda(cuda) => cuda::append(cuda, p, qk, qkv, to, cache),
     }
 }
 
-/// `out` [N, heads·D] from the queries of `qk` [N, (heads+kv_heads)·D]: query i sees run i of the cache.
-///
-/// # Panics
-/// On a GPU, as [`append`].
+/// `out` [N, heads·D] from the queries of `qk` [N, (heads+kv_heads)·D]: query i sees run i of the cache, one row or more.
 pub fn forward(dev: &mut Device, p: &Attention, qk: Region, seen: &Seen<'_>, cache: Cache, out: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_forward(cpu, p, qk, seen.list, cache, out),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => panic!("no kernel for attention over a cache"),
+        Device::Cuda(cuda) => cuda::forward(cuda, p, qk, seen, cache, out),
     }
 }
 
 /// Multiplies the queries of `qk` [T, (heads+kv_heads)·D] at `positions` `[T]` by `table[position]`: Qwen v1's
 /// log n attention.
-///
-/// # Panics
-/// On a GPU, as [`append`].
 pub fn scale_queries(dev: &mut Device, p: &Attention, table: Region, positions: Indices<'_>, qk: Region) {
     match dev {
         Device::Cpu(cpu) => cpu_scale_queries(cpu, p, table, positions.values, qk),
         #[cfg(feature = "cuda")]
-        Device::Cuda(_) => panic!("no kernel for queries that are scaled"),
+        Device::Cuda(cuda) => cuda::scale_queries(cuda, p, table, positions, qk),
     }
 }
 

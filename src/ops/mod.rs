@@ -23,6 +23,7 @@ pub const KERNELS: &[crate::device::cuda::Family] = &[
     linear::cuda::ADAPTERS,
     attention::cuda::FORWARD,
     attention::cuda::BACKWARD,
+    decode_attention::cuda::FAMILY,
     rmsnorm::cuda::FAMILY,
     rope::cuda::FAMILY,
     swiglu::cuda::FAMILY,

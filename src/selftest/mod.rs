@@ -101,4 +101,5 @@ pub const TRAINING: &[(&str, TrainingCheck)] = &[
     ("tiny models beside the CPU device", training::beside_the_cpu),
     ("recomputation and recorded work", training::policies),
     ("an interrupted run", training::resume),
+    ("generation", training::generation),
 ];

@@ -10,8 +10,9 @@ use crate::error::Result;
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::{self, Attention, Segments};
 use crate::ops::cases::{
-    self, AttentionCase, LinearCase, LossCase, RmsNormCase, RopeCase, RowsCase, SwigluCase,
+    self, AttentionCase, DecodeCase, LinearCase, LossCase, RmsNormCase, RopeCase, RowsCase, SwigluCase,
 };
+use crate::ops::decode_attention::{self, Cache, Seen};
 use crate::ops::linear::{self, Backward, Dropout, Forward, Group, Linear, Lora, Packing};
 use crate::ops::loss::{self, Loss};
 use crate::ops::rmsnorm::{self, RmsNorm};
@@ -44,6 +45,9 @@ pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
     }
     for case in cases::ATTENTION.iter().filter(|c| heads(c.head_dim)) {
         attention(settings, case, &mut rows)?;
+    }
+    for case in cases::DECODE.iter().filter(|c| heads(c.head_dim)) {
+        decode(settings, case, &mut rows)?;
     }
     for case in cases::SWIGLU.iter().filter(|c| pieces(c.width)) {
         swiglu(settings, case, &mut rows)?;
@@ -322,6 +326,51 @@ fn attention(settings: &Settings, case: &AttentionCase, rows: &mut Vec<Row>) -> 
         wanted("dv", want_dqkv, TWICE_ROUNDED),
     ];
     report(rows, "attention", case, &got, wants);
+    Ok(())
+}
+
+fn decode(settings: &Settings, case: &DecodeCase, rows: &mut Vec<Row>) -> Result<()> {
+    use Storage::{Activation, F32};
+    let DecodeCase { heads, kv_heads, head_dim: d, capacity, .. } = *case;
+    let p = Attention { heads, kv_heads, head_dim: d, scale: (1.0 / (d as f64).sqrt()) as f32 };
+    let (count, kv, width) = (case.seen.len(), kv_heads * d, (heads + kv_heads) * d);
+    let mut b = Bench::new(settings, 23)?;
+    let (qk, queries) = b.random(Activation, count * width, case.peak);
+    let (qkv, projected) = b.random(Activation, count * (width + kv), 1.0);
+    let [(k, mut keys), (v, mut values)] = [(); 2].map(|()| b.random(Activation, count * capacity * kv, 1.0));
+    let (table, factors) = b.random(F32, count, 1.0);
+    let out = b.space(Activation, count * heads * d);
+    let runs = case.runs();
+    // Each query's own key and value become the last row it sees.
+    let places: Vec<u32> = runs.iter().map(|run| run.start + run.len - 1).collect();
+    let words: Vec<u32> = runs.iter().flat_map(|run| [run.start, run.len]).collect();
+    let positions: Vec<u32> = (0..count as u32).rev().collect();
+    let integers = b.integers;
+    let cache = Cache { k, v };
+    let got = b.run(&[k, v, out, qk], &|dev| {
+        let [places, words, positions] = dev.place(integers, [&places, &words, &positions])?;
+        decode_attention::append(dev, &p, qk, qkv, places, cache);
+        decode_attention::forward(dev, &p, qk, &Seen { list: &runs, words }, cache, out);
+        decode_attention::scale_queries(dev, &p, table, positions, qk);
+        Ok(())
+    })?;
+    for (row, place) in places.iter().enumerate() {
+        let to = *place as usize * kv;
+        keys[to..to + kv].copy_from_slice(&queries[(row + 1) * width - kv..][..kv]);
+        values[to..to + kv].copy_from_slice(&projected[(row + 1) * (width + kv) - kv..][..kv]);
+    }
+    let attended = reference::decode_attention(&p, &runs, &queries, &keys, &values);
+    let mut scaled = queries;
+    for (row, factor) in scaled.chunks_exact_mut(width).zip(factors.iter().rev()) {
+        row[..heads * d].iter_mut().for_each(|q| *q *= factor);
+    }
+    let wants = vec![
+        wanted("k", keys, 0.0),
+        wanted("v", values, 0.0),
+        wanted("out", attended, ROUNDED),
+        wanted("scaled queries", scaled, ROUNDED),
+    ];
+    report(rows, "decode", case, &got, wants);
     Ok(())
 }
 

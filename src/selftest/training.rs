@@ -1,12 +1,14 @@
-//! Whole training runs of tiny models: beside the CPU device, and interrupted against uninterrupted.
+//! Tiny models as a whole: training and generation beside the CPU device, and interrupted against uninterrupted runs.
 
 use super::tiny;
 use super::{Row, Settings as Options};
 use crate::checkpoint::state::LogLine;
 use crate::config::{Recompute, ResumeFrom, Settings};
-use crate::device::Device;
 use crate::device::cpu::Rounding;
+use crate::device::{Device, Planner};
 use crate::error::{Error, Kind, Result};
+use crate::model::decode::Limits;
+use crate::model::{Adapter, Decoder, Weights, spec};
 use crate::report::event::Event;
 use crate::train::devices::Chosen;
 use crate::train::setup::Setup;
@@ -147,5 +149,50 @@ pub(super) fn resume(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     run_until(options, &settings, None)?;
     let same = results(&settings.output_dir, steps)? == whole;
     rows.push(Row::identical("training", "resumed run, adapter and checkpoint".into(), same));
+    Ok(rows)
+}
+
+/// The logits of two prompts read together and of three more tokens of each.
+fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]]) -> Result<Vec<f32>> {
+    let spec = spec::read(model)?;
+    let weights = Weights::open(model, &spec)?;
+    let limits = Limits { slots: 2, capacity: 100, rows: 200 };
+    let mut planner = Planner::new(device.target());
+    let adapter = Adapter::none();
+    let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
+    let mut dev = device.device(&planner, None)?;
+    if let Device::Cpu(cpu) = &mut dev {
+        cpu.rounding = rounding;
+    }
+    decoder.upload(&mut dev, &adapter)?;
+    let read: Vec<(usize, &[u32])> = prompts.iter().copied().enumerate().collect();
+    let mut logits = decoder.prefill(&mut dev, &read, &|| false)?.unwrap_or_default();
+    for token in [3, 50, 99] {
+        let next: Vec<(usize, u32)> = (0..prompts.len()).map(|slot| (slot, token + slot as u32)).collect();
+        logits.extend(decoder.step(&mut dev, &next, &|| false)?.unwrap_or_default());
+    }
+    Ok(logits)
+}
+
+/// Generation of each family's tiny model: the logits beside those of the CPU device, and the same bits for a text alone and
+/// beside another.
+pub(super) fn generation(options: &Options, folder: &Path) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let first: Vec<u32> = (0..70).map(|i| i * 31 % tiny::VOCAB as u32).collect();
+    for family in tiny::FAMILIES {
+        let model = folder.join(family.name);
+        tiny::write_model(family, &model)?;
+        let prompts: [&[u32]; 2] = [&first, &first[..5]];
+        let want = generated(&model, Chosen::Cpu(None), Rounding::Bf16, &prompts)?;
+        let got = generated(&model, options.chosen()?, Rounding::None, &prompts)?;
+        let error = distance(&wide(&got), &wide(&want));
+        rows.push(Row::compared("generation", format!("{} logits", family.name), error, 2e-2));
+        let alone = generated(&model, options.chosen()?, Rounding::None, &prompts[..1])?;
+        let mine = |all: &[f32]| {
+            all.chunks(tiny::VOCAB).step_by(2).flatten().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        let same = mine(&got) == alone.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        rows.push(Row::identical("generation", format!("{} alone and beside another", family.name), same));
+    }
     Ok(rows)
 }

@@ -64,7 +64,12 @@ fn recomputed_and_recorded_work_gives_the_same_bits() {
 #[test]
 fn an_interrupted_run_ends_in_the_same_bytes() {
     training(2);
-    assert_eq!(selftest::TRAINING.len(), 3, "a test for each part");
+}
+
+#[test]
+fn generation_follows_the_cpu_device() {
+    training(3);
+    assert_eq!(selftest::TRAINING.len(), 4, "a test for each part");
 }
 
 fn run_on(devices: Devices, settings: Config) -> Result<Summary> {

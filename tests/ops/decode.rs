@@ -2,43 +2,14 @@
 
 use super::rig::{Rig, close, wide};
 use qwentune::device::Indices;
-use qwentune::ops::attention::{Attention, Segment};
+use qwentune::ops::attention::Attention;
 use qwentune::ops::cases::{DECODE, DecodeCase};
 use qwentune::ops::decode_attention::{self, Cache, Seen};
+use qwentune::selftest::reference::decode_attention;
 
 fn shape(case: &DecodeCase) -> Attention {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
     Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale }
-}
-
-/// Where a query's rows lie: each has `capacity` of its own.
-fn seen(case: &DecodeCase) -> Vec<Segment> {
-    let run = |(slot, len): (usize, &u32)| Segment { start: (slot * case.capacity) as u32, len: *len };
-    case.seen.iter().enumerate().map(run).collect()
-}
-
-fn reference(case: &DecodeCase, p: &Attention, qk: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
-    let (d, kv) = (p.head_dim, p.kv_heads * p.head_dim);
-    let mut out = Vec::new();
-    for (row, run) in seen(case).iter().enumerate() {
-        for head in 0..p.heads {
-            let q = &qk[row * (p.heads + p.kv_heads) * d + head * d..][..d];
-            let place = |j: u32| (run.start + j) as usize * kv + head * p.kv_heads / p.heads * d;
-            let score = |j: u32| {
-                let products = q.iter().zip(&k[place(j)..]).map(|(q, k)| q * k);
-                products.sum::<f64>() * f64::from(p.scale)
-            };
-            let scores: Vec<f64> = (0..run.len).map(score).collect();
-            let max = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
-            let weights: Vec<f64> = scores.iter().map(|s| libm::exp(s - max)).collect();
-            let sum: f64 = weights.iter().sum();
-            for column in 0..d {
-                let values = (0..run.len).map(|j| weights[j as usize] * v[place(j) + column]);
-                out.push(values.sum::<f64>() / sum);
-            }
-        }
-    }
-    out
 }
 
 #[test]
@@ -52,11 +23,11 @@ fn queries_see_their_rows_of_the_cache() {
         let (v, v_values) = rig.random(queries * case.capacity * kv, 1.0);
         let out = rig.space(queries * p.heads * p.head_dim);
         let got = rig.run(&[out], |dev| {
-            let runs = seen(case);
+            let runs = case.runs();
             let seen = Seen { list: &runs, words: Indices::host(&[]) };
             decode_attention::forward(dev, &p, qk, &seen, Cache { k, v }, out);
         });
-        let want = reference(case, &p, &wide(&q_values), &wide(&k_values), &wide(&v_values));
+        let want = decode_attention(&p, &case.runs(), &wide(&q_values), &wide(&k_values), &wide(&v_values));
         close(&format!("{case:?}"), &got[0], &want, 1e-5 * f64::from(case.peak / 8.0).max(1.0));
     }
 }
