@@ -9,7 +9,6 @@ pub mod text;
 
 pub use sampling::Sampling;
 
-use crate::checkpoint::state::Identity;
 use crate::config::{DeviceChoice, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
@@ -17,7 +16,7 @@ use crate::formats::json;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights, spec};
 use crate::train::devices::{Chosen, Devices};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::Path;
 
 /// Tokens of prompts that are read in one pass when they are short; a longer prompt is read alone.
@@ -92,13 +91,6 @@ pub struct Options {
 impl Options {
     fn chosen(&self) -> Result<Chosen> {
         self.devices.choose(&Settings { device: self.device, ..Settings::default() }, None)
-    }
-
-    /// The device's arithmetic: on another one an answer may differ.
-    fn engine(&self) -> Result<BTreeMap<String, String>> {
-        let mut identity = Identity::default();
-        self.chosen()?.add_to_identity(&mut identity)?;
-        Ok(identity.0)
     }
 }
 

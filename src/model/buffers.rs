@@ -375,7 +375,7 @@ pub(super) fn check_shapes(target: Target, spec: &Spec) -> Result<()> {
         return refused(format!("heads of {} elements; the GPU's kernels are for 64 and 128", spec.head_dim));
     }
     for (name, size) in [("hidden_size", spec.hidden), ("intermediate_size", spec.intermediate)] {
-        if size % 8 != 0 {
+        if !size.is_multiple_of(8) {
             return refused(format!("{name} {size}; the GPU's kernels need a multiple of 8"));
         }
     }

@@ -35,7 +35,7 @@ const TWICE_ROUNDED: f64 = 1e-2;
 pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let target = settings.chosen()?.target();
-    let pieces = |width: usize| target == Target::Cpu || width % 8 == 0;
+    let pieces = |width: usize| target == Target::Cpu || width.is_multiple_of(8);
     let heads = |d: usize| target == Target::Cpu || d == 64 || d == 128;
     for case in cases::RMSNORM.iter().filter(|c| pieces(c.dim)) {
         rmsnorm(settings, case, &mut rows)?;

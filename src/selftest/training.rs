@@ -4,8 +4,8 @@ use super::tiny;
 use super::{Row, Settings as Options};
 use crate::checkpoint::state::LogLine;
 use crate::config::{Recompute, ResumeFrom, Settings};
+use crate::device::Planner;
 use crate::device::cpu::Rounding;
-use crate::device::{Device, Planner};
 use crate::error::{Error, Kind, Result};
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Weights, spec};
@@ -69,7 +69,7 @@ pub(super) fn beside_the_cpu(options: &Options, folder: &Path) -> Result<Vec<Row
     for family in tiny::FAMILIES {
         let settings = prepare(family, &folder.join(family.name), options.steps.unwrap_or(STEPS))?;
         let mut reference = trainer(&settings, Chosen::Cpu(None))?;
-        if let Device::Cpu(cpu) = reference.device_mut() {
+        if let Some(cpu) = reference.device_mut().cpu_mut() {
             cpu.rounding = Rounding::Bf16;
         }
         let want = Course::of(&mut reference)?;
@@ -161,7 +161,7 @@ fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
     let mut dev = device.device(&planner, None)?;
-    if let Device::Cpu(cpu) = &mut dev {
+    if let Some(cpu) = dev.cpu_mut() {
         cpu.rounding = rounding;
     }
     decoder.upload(&mut dev, &adapter)?;
