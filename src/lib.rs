@@ -12,10 +12,9 @@
 //! One stack; an arrow is the only permitted direction of `use` (a test checks it):
 //!
 //! ```text
-//! cli ─▶ selftest ─▶ train ─▶ model ─▶ ops ─▶ device
-//!  │       ├────▶ data ─────────▶ formats
-//!  │       └────▶ checkpoint ───▶ formats
-//!  ├───▶ generate ─▶ model, data, formats
+//! cli ─▶ selftest, generate ─▶ train ─▶ model ─▶ ops ─▶ device
+//!  │                           ├────▶ data ─────────▶ formats
+//!  │                           └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
 //!     everything may use error, config (plain values), philox, report's events and sys
 //! ```
