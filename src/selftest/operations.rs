@@ -728,7 +728,7 @@ fn optimizer(settings: &Settings, len: usize, rows: &mut Vec<Row>) -> Result<()>
     })?;
     let (mut w, mut m, mut v) = (values, vec![0.0; len], vec![0.0; len]);
     for step in 1..=3 {
-        textbook_step(&AdamW { step, ..ADAMW }, [&mut w, &mut m, &mut v], &gradient);
+        reference::adamw_step(&AdamW { step, ..ADAMW }, [&mut w, &mut m, &mut v], &gradient);
     }
     let wants = vec![wanted("params", w, EXACT), wanted("m", m, EXACT), wanted("v", v, EXACT)];
     report(rows, "adamw", &len, &got, wants);
@@ -740,15 +740,4 @@ fn optimizer(settings: &Settings, len: usize, rows: &mut Vec<Row>) -> Result<()>
         1e-12,
     ));
     Ok(())
-}
-
-fn textbook_step(p: &AdamW, [params, m, v]: [&mut Vec<f64>; 3], grads: &[f64]) {
-    let power = |base: f64| (0..p.step).fold(1.0, |product, _| product * base);
-    for (i, g) in grads.iter().enumerate() {
-        let g = g * f64::from(p.grad_scale);
-        m[i] = p.beta1 * m[i] + (1.0 - p.beta1) * g;
-        v[i] = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
-        let (mean, square) = (m[i] / (1.0 - power(p.beta1)), v[i] / (1.0 - power(p.beta2)));
-        params[i] -= p.lr * p.weight_decay * params[i] + p.lr * mean / (square.sqrt() + p.epsilon);
-    }
 }

@@ -1,5 +1,6 @@
 //! The operations as a textbook writes them, in f64: what every device is compared with.
 
+use crate::ops::adamw::AdamW;
 use crate::ops::attention::{Attention, Segment};
 
 /// `a · b`.
@@ -119,6 +120,18 @@ pub fn cross_entropy(logits: &[f64], vocab: usize, targets: &[u32]) -> (Vec<f64>
         gradient[first + *target as usize] -= 1.0;
     }
     (losses, gradient)
+}
+
+/// One step of AdamW on parameters and both moments.
+pub fn adamw_step(p: &AdamW, [params, m, v]: [&mut Vec<f64>; 3], grads: &[f64]) {
+    let power = |base: f64| (0..p.step).fold(1.0, |product, _| product * base);
+    for (i, g) in grads.iter().enumerate() {
+        let g = g * f64::from(p.grad_scale);
+        m[i] = p.beta1 * m[i] + (1.0 - p.beta1) * g;
+        v[i] = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
+        let (mean, square) = (m[i] / (1.0 - power(p.beta1)), v[i] / (1.0 - power(p.beta2)));
+        params[i] -= p.lr * p.weight_decay * params[i] + p.lr * mean / (square.sqrt() + p.epsilon);
+    }
 }
 
 /// Attention of one query for each run of rows of a cache; layouts as in `ops::decode_attention`.
