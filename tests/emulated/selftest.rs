@@ -3,12 +3,13 @@
 
 use super::driver::Emulated;
 use crate::common::{assert_same, results, scratch};
-use qwentune::config::{DeviceChoice, ResumeFrom, Settings as Config};
+use qwentune::config::{DeviceChoice, Settings as Config};
 use qwentune::device::cuda::Driver;
 use qwentune::error::{Kind, Result};
 use qwentune::report::event::Event;
 use qwentune::selftest::{self, Row, Settings, tiny};
 use qwentune::train::{self, Control, Devices, Request, Summary};
+use std::path::Path;
 
 fn open<const MODE: usize>(_: u32) -> Result<Box<dyn Driver>> {
     Ok(Box::new(Emulated::new(MODE)))
@@ -100,18 +101,25 @@ fn a_run_that_saves_every_step_ends_as_one_that_saves_once() {
         })
         .collect();
     assert_same(&runs[0].0, &runs[1].0, "saving every step");
-    // Each checkpoint is the state of its own step: the one before the last continues to the last.
-    let run = &runs[0].1;
-    std::fs::remove_file(run.join("checkpoints/step-00000005.qckpt")).unwrap();
-    let settings = Config {
+    // Each checkpoint is the state of its own step: the bytes that a run has which stops there and waits for its save.
+    let stopped = Config {
         device: DeviceChoice::Cuda(0),
-        save_steps: 1.0,
-        output_dir: run.clone(),
-        resume_from_checkpoint: Some(ResumeFrom::Auto),
+        save_steps: 100.0,
+        output_dir: folder.join("stopped"),
         ..tiny::settings(&folder, 5)
     };
-    run_on(devices::<2>(), settings).unwrap();
-    assert_same(&runs[1].0, &results(run).unwrap(), "the checkpoint before the last");
+    let control = Control::default();
+    let asker = control.clone();
+    let mut observer = move |event: &Event| {
+        if matches!(event, Event::Step { line, .. } if line.step == 4) {
+            asker.request_stop();
+        }
+    };
+    let request = Request { settings: stopped, command_line: vec!["test".into()], ..Request::default() };
+    let error = train::run_on(devices::<2>(), request, &control, &mut observer).unwrap_err();
+    assert_eq!(error.kind, Kind::Stopped, "{error}");
+    let step = |run: &Path| std::fs::read(run.join("checkpoints/step-00000004.qckpt")).unwrap();
+    assert!(step(&runs[0].1) == step(&folder.join("stopped")), "the checkpoint of step 4");
 }
 
 #[test]
