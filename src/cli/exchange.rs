@@ -27,7 +27,7 @@ pub fn import(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     let program = command_line.first().map_or("qwentune", String::as_str).to_owned();
     let quiet = settings.quiet;
     let mut console = Console::new(quiet, settings.logging_steps);
-    let request = Request { settings, command_line, must_resume: false };
+    let request = Request { settings, command_line, ..Request::default() };
     let imported = exchange::import(Devices::default(), &request, &mut console)?;
     drop(console);
     if !quiet {

@@ -13,7 +13,7 @@ pub fn train(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Vec
     let settings = resolved(matches, warnings)?;
     show(warnings);
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, command_line, must_resume: false })
+    execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune resume`.
@@ -33,7 +33,7 @@ pub fn resume(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     }
     find_inputs(&mut settings, &flags, &run)?;
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, command_line, must_resume: true })
+    execute(Request { settings, command_line, must_resume: true, ..Request::default() })
 }
 
 /// `qwentune resume` of a checkpoint of Hugging Face's Trainer: `train --resume-from-checkpoint`.
@@ -44,7 +44,7 @@ fn resume_theirs(folder: &Path, mut flags: Layer, command_line: Vec<String>) -> 
     exchange::complete(&mut flags)?;
     let settings = config::resolve(&flags)?;
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, command_line, must_resume: false })
+    execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune plan`.
@@ -101,7 +101,10 @@ pub fn given(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Layer> 
 fn continued(frozen: &Settings, flags: &Layer) -> Result<Settings> {
     let mut layer = Layer::from_settings(frozen);
     layer.cover(flags);
-    let settings = config::resolve(&layer)?;
+    // How the run began is no way to start that is asked for now.
+    layer.forget("init_adapter");
+    let mut settings = config::resolve(&layer)?;
+    settings.init_adapter.clone_from(&frozen.init_adapter);
     let refused: Vec<String> = config::changed(frozen, &settings)
         .into_iter()
         .filter(|(field, _, _)| !config::may_change_on_resume(field.key))
@@ -120,7 +123,10 @@ fn continued(frozen: &Settings, flags: &Layer) -> Result<Settings> {
 fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<()> {
     let there = PathBuf::from(&run.working_directory);
     let frozen = &run.settings;
-    let mut inputs = std::iter::once(&frozen.model).chain(&frozen.train_files).chain(&frozen.valid_file);
+    let mut inputs = std::iter::once(&frozen.model)
+        .chain(&frozen.train_files)
+        .chain(&frozen.valid_file)
+        .chain(&frozen.fold_adapters);
     if !inputs.any(|path| path.is_relative() && !path.exists() && there.join(path).exists()) {
         return Ok(());
     }
@@ -129,18 +135,16 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
         Ok(())
     };
     absolute(&mut settings.output_dir)?;
-    let Settings { model, train_files, valid_file, cache_dir, init_adapter, .. } = settings;
-    let single = [
-        ("model", Some(model)),
-        ("valid_file", valid_file.as_mut()),
-        ("cache_dir", cache_dir.as_mut()),
-        ("init_adapter", init_adapter.as_mut()),
-    ];
+    let Settings { model, train_files, valid_file, cache_dir, fold_adapters, .. } = settings;
+    let single =
+        [("model", Some(model)), ("valid_file", valid_file.as_mut()), ("cache_dir", cache_dir.as_mut())];
     for (_, path) in single.into_iter().filter(|(key, _)| flags.has(key)) {
         path.map_or(Ok(()), absolute)?;
     }
-    if flags.has("train_files") {
-        train_files.iter_mut().try_for_each(absolute)?;
+    for (key, paths) in [("train_files", train_files), ("fold_adapters", fold_adapters)] {
+        if flags.has(key) {
+            paths.iter_mut().try_for_each(absolute)?;
+        }
     }
     std::env::set_current_dir(&there).map_err(|e| Error::reading(&there, &e))
 }

@@ -121,6 +121,28 @@ pub fn cross_entropy(logits: &[f64], vocab: usize, targets: &[u32]) -> (Vec<f64>
     (losses, gradient)
 }
 
+/// Attention of one query for each run of rows of a cache; layouts as in `ops::decode_attention`.
+#[must_use]
+pub fn decode_attention(p: &Attention, runs: &[Segment], qk: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+    let (d, kv) = (p.head_dim, p.kv_heads * p.head_dim);
+    let mut out = vec![0.0; runs.len() * p.heads * d];
+    for (row, run) in runs.iter().enumerate() {
+        for head in 0..p.heads {
+            let q = &qk[row * (p.heads + p.kv_heads) * d + head * d..][..d];
+            let place = |j: u32| (run.start + j) as usize * kv + head * p.kv_heads / p.heads * d;
+            let scores: Vec<f64> =
+                (0..run.len).map(|j| dot(q, &k[place(j)..][..d]) * f64::from(p.scale)).collect();
+            let max = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
+            let sum: f64 = scores.iter().map(|s| libm::exp(s - max)).sum();
+            for (j, s) in (0..run.len).zip(&scores) {
+                let weight = libm::exp(s - max) / sum;
+                add(&mut out[(row * p.heads + head) * d..][..d], weight, &v[place(j)..][..d]);
+            }
+        }
+    }
+    out
+}
+
 /// Attention of packed segments.
 pub struct AttentionShape {
     /// Heads, head size and scale.

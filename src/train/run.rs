@@ -5,7 +5,7 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, exchange, start};
+use super::{Control, PlanReport, Request, Summary, exchange, origin, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::{ResumeFrom, Settings};
@@ -25,14 +25,16 @@ const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 /// As [`run`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
     let device = Devices::default().choose_for_plan(settings)?;
-    Setup::open(settings, None, device, observer)?.report()
+    Setup::open(settings, None, None, device, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes. A checkpoint of Hugging Face's Trainer is imported
-/// first.
+/// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings; a
+/// checkpoint of Hugging Face's Trainer is imported first. Everything it writes is in the settings' output folder, which
+/// is locked meanwhile, and in the token cache. It goes on until the last step, or until `control` asks for a stop; the
+/// state is then saved first.
 ///
 /// # Errors
-/// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
+/// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
     run_on(Devices::default(), request, control, observer)
 }
@@ -43,12 +45,12 @@ pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> 
 /// As [`run`].
 pub fn run_on(
     devices: Devices,
-    mut request: Request,
+    request: Request,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    setup::refuse_unsupported(&request.settings)?;
-    devices.check(&request.settings)?;
+    refuse(&devices, &request)?;
+    let mut request = origin::settle(request, observer)?;
     if exchange::trainer_checkpoint(&request.settings).is_some() {
         exchange::import(devices, &request, observer)?;
         request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
@@ -60,7 +62,9 @@ pub fn run_on(
     start::claim(&request, &folder, observer)?;
     let found = start::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
-    let setup = Setup::open(&request.settings, found.state.as_ref(), device, observer)?;
+    // They are kept encoded from here on; that there were any is remembered.
+    let rows = request.rows.as_mut().map(std::mem::take);
+    let setup = Setup::open(&request.settings, rows, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
     let (mut inexact, mut tainted) = (false, false);
@@ -104,9 +108,18 @@ pub fn run_on(
         weights: weights.map,
         summary: Summary::default(),
         last_saved: None,
-        program: request.program().to_owned(),
+        request,
     };
     run.train()
+}
+
+/// What can be refused before anything is opened or written.
+fn refuse(devices: &Devices, request: &Request) -> Result<()> {
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
+    devices.check(&request.settings)
 }
 
 /// The first lines: which of the three kinds of start it is, and where output goes.
@@ -128,14 +141,23 @@ fn introduce(
                 "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
                 adapter.display()
             ));
-            if let Some(state) = complete_state_beside(adapter) {
+            if let Some(state) = origin::complete_state(adapter) {
                 note(format!(
-                    "that folder also holds a complete state; to continue it instead: --resume-from-checkpoint {state}"
+                    "a complete state is there too; to continue it instead of starting at step 0, replace --init-adapter (--checkpoint-dir) by --resume-from-checkpoint {}",
+                    state.display()
                 ));
             }
         }
         (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
         (None, 0) => note(format!("new run: {total} steps ({origin})")),
+    }
+    if !s.fold_adapters.is_empty() {
+        let folded: Vec<String> = s.fold_adapters.iter().map(|f| f.display().to_string()).collect();
+        let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
+        note(format!(
+            "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
+            run.display()
+        ));
     }
     if extended && step > 0 {
         note(format!(
@@ -146,15 +168,6 @@ fn introduce(
         note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
-}
-
-/// What holds a complete state in or around an adapter folder: a Hugging Face checkpoint, or a run of ours.
-fn complete_state_beside(adapter: &std::path::Path) -> Option<String> {
-    let run = adapter.parent()?;
-    if adapter.join("trainer_state.json").exists() {
-        return Some(adapter.display().to_string());
-    }
-    (run.join("run.json").exists() && run.join("checkpoints").is_dir()).then(|| run.display().to_string())
 }
 
 /// A run under way.
@@ -176,7 +189,7 @@ struct Run<'a> {
     summary: Summary,
     /// The newest step whose checkpoint is durable.
     last_saved: Option<u64>,
-    program: String,
+    request: Request,
 }
 
 impl Run<'_> {
@@ -333,12 +346,11 @@ impl Run<'_> {
         self.save(Wait::Block)?;
         self.report_saves();
         self.leave_next_loss();
-        let shown = self.folder.path.display();
         Err(Error::new(
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
         )
-        .hint(format!("to continue: {} resume {shown}", self.program)))
+        .hint(format!("to continue: {}", self.request.continuation(None))))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -433,12 +445,10 @@ impl Run<'_> {
     }
 
     fn already_finished(&mut self) -> Result<Summary> {
-        let shown = self.folder.path.display();
         let step = self.trainer.step();
         let note = format!(
-            "training complete at step {step}; adapter written again; to train on: {} resume {shown} --max-steps {}",
-            self.program,
-            step + step.max(1)
+            "training complete at step {step}; adapter written again; to train on: {}",
+            self.request.continuation(Some(step + step.max(1)))
         );
         self.observer.on_event(&Event::Note(note));
         self.publish()

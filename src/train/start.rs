@@ -1,7 +1,7 @@
 //! Where a run begins: new, from an adapter's weights, or from a checkpoint; and what is refused.
 
+use super::Request;
 use super::folder::RunFolder;
-use super::{Request, exchange};
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Difference, Identity, State};
 use crate::checkpoint::store::Store;
@@ -26,23 +26,24 @@ pub struct Start {
 /// [`crate::error::Kind::Output`] naming both continuations.
 pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
     let s = &request.settings;
-    let (program, shown) = (request.program(), folder.path.display());
+    let (continuation, shown) = (request.continuation(None), folder.path.display());
     if !folder.holds_run() || request.must_resume {
         return Ok(());
     }
     match &s.resume_from_checkpoint {
-        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) && !s.overwrite_output_dir => {
             return Err(Error::output(format!("{shown} already holds a run, {} is another", path.display()))
                 .hint(format!(
-                    "continue the one that is here: {program} resume {shown}   or choose a new --output-dir"
+                    "continue the one that is here: {continuation}   or choose a new --output-dir"
                 )));
         }
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {}
         Some(_) => return Ok(()),
         None => {}
     }
     if !s.overwrite_output_dir {
         return Err(Error::output(format!("{shown} already holds a run"))
-            .hint(format!("continue it: {program} resume {shown}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
+            .hint(format!("continue it: {continuation}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
     }
     if let Some(target) = folder.move_aside()? {
         let note = format!("the earlier run's files were moved to {}", target.display());
@@ -69,7 +70,7 @@ pub fn find(request: &Request, store: &mut Store, observer: &mut dyn Observer) -
 }
 
 /// Whether `path` is the folder or lies below it.
-fn is_inside(path: &Path, folder: &Path) -> bool {
+pub(super) fn is_inside(path: &Path, folder: &Path) -> bool {
     match (path.canonicalize(), folder.canonicalize()) {
         (Ok(path), Ok(folder)) => path.starts_with(folder),
         _ => path.starts_with(folder),
@@ -88,24 +89,11 @@ fn newest(store: &mut Store, s: &Settings, observer: &mut dyn Observer) -> Resul
     }
     Ok(match found.newest {
         Some((path, state)) => Start { origin: path.display().to_string(), state: Some(state) },
-        None => match exchange::newest_in(&s.output_dir) {
-            Some(theirs) => return Err(only_theirs(s, &theirs)),
-            None => Start { state: None, origin: format!("no checkpoint in {}", s.output_dir.display()) },
+        None => Start {
+            state: None,
+            origin: format!("nothing to resume: no checkpoint in {}", s.output_dir.display()),
         },
     })
-}
-
-/// Whoever asked to continue does not mean step 0, and which checkpoint is meant is not guessed.
-fn only_theirs(s: &Settings, theirs: &Path) -> Error {
-    Error::output(format!(
-        "{} has no checkpoint of this program, but Hugging Face's {}",
-        s.output_dir.display(),
-        theirs.file_name().unwrap_or_default().display()
-    ))
-    .hint(format!(
-        "continue that one: --resume-from-checkpoint {}   or begin anew: another --output-dir",
-        theirs.display()
-    ))
 }
 
 /// A checkpoint file or a run folder other than the output folder.

@@ -188,6 +188,21 @@ impl Trainer {
         self.device.read(self.network.state.params)
     }
 
+    /// Puts flat adapter values in place of the current ones; zeros are the base model alone.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn set_parameters(&mut self, values: &[f32]) -> Result<()> {
+        let params = self.network.state.params;
+        self.device.write(params, values)
+    }
+
+    /// The evaluation rows.
+    #[must_use]
+    pub fn evaluation_rows(&self) -> Option<&Dataset> {
+        self.eval.as_ref().map(|source| &source.rows)
+    }
+
     /// The device, for its own settings.
     pub fn device_mut(&mut self) -> &mut Device {
         &mut self.device
@@ -305,7 +320,7 @@ impl Trainer {
         let faster = AdamW { lr: lr * ratio, ..numbers };
         for slot in &self.layout.slots {
             run(&numbers, slot.a, slot.b - slot.a);
-            run(&faster, slot.b, slot.shape[0] * self.layout.rank);
+            run(&faster, slot.b, slot.lens()[1]);
         }
     }
 

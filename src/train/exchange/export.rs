@@ -5,7 +5,7 @@ use super::import::trainer_epoch;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
-use crate::config::{self, Layer, RunFile, Settings, value};
+use crate::config::{self, Layer, RunFile, Settings, Targets, value};
 use crate::error::{Error, Result};
 use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
@@ -51,6 +51,11 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
         e
     })?;
     let adapter = adapter_of(&state, &settings, base_of(&source)?);
+    if state.identity.0.keys().any(|key| key.starts_with("adapter.folded.")) {
+        let text =
+            "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
+        observer.on_event(&Event::Warning(text.into()));
+    }
     if form == Form::HfTrainer {
         let (optimizer, scheduler) = optimizer_of(&state, &settings)?;
         let progress = progress_of(&state, &settings)?;
@@ -130,11 +135,23 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         r: s.lora_r,
         lora_alpha: s.lora_alpha,
         lora_dropout: s.lora_dropout,
-        target_modules: names::target_names(modules),
+        target_modules: match &s.lora_target_modules {
+            // Names of single blocks mean what they mean in PEFT; short ones would mean more.
+            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => names.clone(),
+            _ => names::target_names(modules),
+        },
         use_rslora: s.use_rslora,
+        rank_pattern: s.lora_rank_pattern.clone(),
+        alpha_pattern: s.lora_alpha_pattern.clone(),
+        layers_to_transform: s.layers_to_transform.clone(),
         base_model_name_or_path,
     };
     Adapter { config, tensors }
+}
+
+/// Whether a target's name has a block's number in it.
+fn is_of_one_block(target: &str) -> bool {
+    target.split('.').any(|part| part.parse::<usize>().is_ok())
 }
 
 /// `optimizer.pt` and `scheduler.pt`. Groups are Trainer's own two (with and without weight decay; every LoRA matrix

@@ -92,6 +92,9 @@ impl Foreign {
         put("lora_alpha", json!(config.lora_alpha));
         put("lora_dropout", json!(config.lora_dropout));
         put("use_rslora", json!(config.use_rslora));
+        put("lora_rank_pattern", json!(config.rank_pattern));
+        put("lora_alpha_pattern", json!(config.alpha_pattern));
+        put("layers_to_transform", json!(config.layers_to_transform));
         // Of all linear layers the default speaks, so that the same command line goes on with the run later.
         if !EVERY_LINEAR.iter().any(|names| config.target_modules == **names) {
             put("lora_target_modules", json!({ "names": config.target_modules }));
@@ -139,11 +142,19 @@ impl Foreign {
                 ("adam_epsilon", rates.group.epsilon, s.adam_epsilon),
             ]);
         }
-        let wrong: Vec<String> = pairs
+        let mut wrong: Vec<String> = pairs
             .into_iter()
             .filter(|(_, theirs, given)| !close(*theirs, *given, 1e-9))
             .map(|(name, theirs, given)| format!("{name} is {theirs} in it, {given} was asked for"))
             .collect();
+        let per_layer = [
+            ("lora_rank_pattern", config.rank_pattern == s.lora_rank_pattern),
+            ("lora_alpha_pattern", config.alpha_pattern == s.lora_alpha_pattern),
+            ("layers_to_transform", config.layers_to_transform == s.layers_to_transform),
+        ];
+        wrong.extend(
+            per_layer.iter().filter(|(_, same)| !same).map(|(name, _)| format!("{name} is another in it")),
+        );
         if wrong.is_empty() {
             return Ok(());
         }

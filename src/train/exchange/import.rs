@@ -38,7 +38,7 @@ pub struct Imported {
 /// together; [`crate::error::Kind::Output`] where the folder holds a run already.
 pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) -> Result<Imported> {
     let s = &request.settings;
-    setup::refuse_unsupported(s)?;
+    setup::refuse_unsupported(s, None)?;
     devices.check(s)?;
     let Some(from) = trainer_checkpoint(s) else {
         return Err(not_a_checkpoint(s));
@@ -47,7 +47,7 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     refuse_occupied(request, &folder)?;
     let foreign = Foreign::read(from, s.fresh_optimizer)?;
     foreign.check_settings(s)?;
-    let mut setup = Setup::open(s, None, devices.choose(s, None)?, observer)?;
+    let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
     let mut store = Store::open(&folder.path, s.save_total_limit)?;
     refuse_occupied(request, &folder)?;

@@ -8,6 +8,7 @@ pub use export::{Exported, Form, export};
 pub use foreign::Foreign;
 pub use import::{Imported, import};
 
+use super::origin;
 use crate::config::{Layer, ResumeFrom, Settings, fields};
 use crate::error::Result;
 use crate::formats::hf_trainer;
@@ -38,16 +39,27 @@ pub fn newest_in(folder: &Path) -> Option<PathBuf> {
     steps.filter(|step| is_trainer_checkpoint(&path(*step))).max().map(path)
 }
 
+/// The checkpoint of Trainer that settings continue from, `auto` as `super::origin` understands it.
+fn meant(given: &Layer) -> Option<PathBuf> {
+    let text = |key: &str| given.get(key).and_then(|v| v.as_str()).map(PathBuf::from);
+    let resume = given.get("resume_from_checkpoint").cloned().unwrap_or_default();
+    let path = match serde_json::from_value(resume).ok().flatten()? {
+        ResumeFrom::Path(path) => Some(path),
+        ResumeFrom::Auto => {
+            let out = text("output_dir").filter(|out| !out.join("run.json").exists())?;
+            text("init_adapter").map_or_else(|| newest_in(&out), |folder| origin::complete_state(&folder))
+        }
+        ResumeFrom::Step(_) => None,
+    };
+    path.filter(|path| is_trainer_checkpoint(path))
+}
+
 /// Puts what a checkpoint of Trainer says of its run below the settings that were given, when they continue one.
 ///
 /// # Errors
 /// As [`Foreign::read`].
 pub fn complete(given: &mut Layer) -> Result<()> {
-    let resume = given.get("resume_from_checkpoint").cloned().unwrap_or_default();
-    let Ok(Some(ResumeFrom::Path(path))) = serde_json::from_value(resume) else { return Ok(()) };
-    if !is_trainer_checkpoint(&path) {
-        return Ok(());
-    }
+    let Some(path) = meant(given) else { return Ok(()) };
     let mut layer = Foreign::read(&path, given.is_true("fresh_optimizer"))?.implied(given);
     layer.cover(given);
     *given = layer;
