@@ -299,6 +299,24 @@ fn folded_adapters_are_part_of_the_base() {
     assert_same(&reference, &results(&run.output_dir).unwrap(), "folded, interrupted");
 }
 
+/// Who continues a run in a new folder need not tell what it was folded from.
+#[test]
+fn a_folded_run_continues_in_a_new_folder() {
+    let base = folding("folded-elsewhere");
+    train(&base).unwrap();
+    let run = beside(&base, "interrupted");
+    train_until(&run, after(2)).unwrap_err();
+    let elsewhere = Settings {
+        resume_from_checkpoint: Some(ResumeFrom::Path(run.output_dir.clone())),
+        fold_adapters: Vec::new(),
+        init_adapter: None,
+        ..beside(&base, "elsewhere")
+    };
+    train(&elsewhere).unwrap();
+    let results = |settings: &Settings| results(&settings.output_dir).unwrap();
+    assert_eq!(results(&base)["adapter"], results(&elsewhere)["adapter"]);
+}
+
 /// What the run began with is no second way to start, and is not needed any more.
 #[test]
 fn resume_goes_to_any_step_without_the_adapter_the_run_began_with() {

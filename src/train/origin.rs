@@ -23,7 +23,9 @@ pub fn settle(mut request: Request, observer: &mut dyn Observer) -> Result<Reque
     if let Some(ResumeFrom::Path(path)) = &s.resume_from_checkpoint
         && s.init_adapter.is_none()
     {
-        s.init_adapter = run_of(path).and_then(|run| run.settings.init_adapter);
+        if let Some(run) = run_of(path) {
+            take_over(s, run.settings);
+        }
     } else if s.resume_from_checkpoint.is_none()
         && let Some(folder) = s.init_adapter.clone()
     {
@@ -42,19 +44,16 @@ pub fn settle(mut request: Request, observer: &mut dyn Observer) -> Result<Reque
 pub fn resolve_auto(s: &mut Settings, note: &mut dyn FnMut(String)) -> Result<()> {
     let out = s.output_dir.clone();
     if out.join("run.json").exists() {
-        // What the run had begun with is part of its identity.
-        s.init_adapter = match (s.init_adapter.take(), RunFile::read(&out)?.settings.init_adapter) {
-            (Some(given), Some(_)) => Some(weights_in(&given)?),
-            (Some(given), None) => {
-                note(format!(
-                    "the run in {} is continued; --init-adapter (--checkpoint-dir) {} has no part in it",
-                    out.display(),
-                    given.display()
-                ));
-                None
-            }
-            (None, recorded) => recorded,
-        };
+        let recorded = RunFile::read(&out)?.settings;
+        match (s.init_adapter.take(), &recorded.init_adapter) {
+            (Some(given), Some(_)) => s.init_adapter = Some(weights_in(&given)?),
+            (Some(given), None) => note(format!(
+                "the run in {} is continued; --init-adapter (--checkpoint-dir) {} has no part in it",
+                out.display(),
+                given.display()
+            )),
+            (None, _) => take_over(s, recorded),
+        }
         return Ok(());
     }
     if let Some(folder) = s.init_adapter.take() {
@@ -78,6 +77,14 @@ pub fn resolve_auto(s: &mut Settings, note: &mut dyn FnMut(String)) -> Result<()
         s.resume_from_checkpoint = Some(ResumeFrom::Path(state));
     }
     Ok(())
+}
+
+/// Adapters a run had begun with and on top of: they are part of its identity, and need not be given again.
+fn take_over(s: &mut Settings, recorded: Settings) {
+    s.init_adapter = recorded.init_adapter;
+    if s.fold_adapters.is_empty() {
+        s.fold_adapters = recorded.fold_adapters;
+    }
 }
 
 /// Where the complete state is of which `folder` holds the weights: a run of ours around it, or a Hugging Face
