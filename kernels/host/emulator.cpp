@@ -6,8 +6,11 @@
 
 #include <algorithm>
 #include <atomic>
+#include <memory>
 #include <mutex>
 #include <numeric>
+
+#include "sanitize.h"
 
 // ---- fibers --------------------------------------------------------------------------------------------------------
 
@@ -85,11 +88,14 @@ constexpr size_t PAGE = 4096;
 // A stack whose lowest page faults.
 struct Stack {
     char* memory;
+    Context context;
     Stack() {
         void* p = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (p == MAP_FAILED) abort();
         memory = static_cast<char*>(p);
         mprotect(memory, PAGE, PROT_NONE);
+        context.bottom = memory + PAGE;
+        context.bytes = STACK - PAGE;
     }
 };
 
@@ -102,6 +108,7 @@ enum class State { Ready, Waiting, Done };
 
 struct Lane {
     void* stack_pointer = nullptr;
+    Context* context = nullptr;
     State state = State::Ready;
     const char* waits_for = "";
     Site site = {"", 0};
@@ -109,12 +116,24 @@ struct Lane {
     std::vector<Copy> open;
 };
 
+// What a lane brings to a meeting of its warp.
+struct Slot {
+    void* registers;
+    const void* from;
+    const void* other;
+};
+
 // Lanes that have come to one meeting point.
 struct Meeting {
     std::vector<int> arrived;
     Site site = {"", 0};
     uint64_t key = 0;
-    void* slots[32] = {};
+    // Of the meetings so far. Two that follow each other have different tags: who comes to the next one before
+    // others have left this one shows them nothing.
+    uint64_t count = 0;
+    std::unique_ptr<char[]> tags{new char[16]};
+    Slot slots[32] = {};
+    char* tag() { return &tags[8 * (count % 2)]; }
 };
 
 struct Options {
@@ -145,6 +164,7 @@ struct Block {
     int running = -1;
     int live;
     void* scheduler = nullptr;
+    Context scheduler_context;
     std::string error;
     uint64_t random;
 };
@@ -196,7 +216,18 @@ std::string who(int lane) {
 
 Lane& self() { return current->lanes[current->running]; }
 
-void leave() { qt_switch(&self().stack_pointer, current->scheduler); }
+void leave() {
+    Lane& lane = self();
+    lane.context->before_switch(current->scheduler_context, lane.state == State::Done);
+    qt_switch(&lane.stack_pointer, current->scheduler);
+    lane.context->after_switch(current->scheduler_context);
+}
+
+void enter(Lane& lane) {
+    current->scheduler_context.before_switch(*lane.context, false);
+    qt_switch(&current->scheduler, lane.stack_pointer);
+    current->scheduler_context.after_switch(*lane.context);
+}
 
 // Ends the launch: the scheduler never comes back to a lane once there is an error.
 [[noreturn]] void fail(const std::string& what) {
@@ -214,6 +245,7 @@ void wait(const char* what, Site site) {
 }
 
 void release(Meeting& meeting) {
+    ++meeting.count;
     for (const int lane : meeting.arrived) current->lanes[lane].state = State::Ready;
     meeting.arrived.clear();
 }
@@ -233,6 +265,8 @@ bool arrive(Meeting& meeting, size_t expected, Site site, uint64_t key) {
 }
 
 void perform(const Copy& copy) {
+    if (copy.from) reads(copy.from, 16);
+    writes(copy.to, 16);
     if (copy.from) {
         memcpy(copy.to, copy.from, 16);
     } else {
@@ -240,9 +274,16 @@ void perform(const Copy& copy) {
     }
 }
 
+// The launches take turns with two tags: what one shows the next sees, but not a launch's own blocks.
+thread_local char launch_tags[2][8];
+thread_local uint64_t launches = 0;
+
 void lane_main() {
+    self().context->after_switch(current->scheduler_context);
+    sees(launch_tags[launches % 2]);
     current->launch->kernel->entry(current->launch->params);
     Lane& lane = self();
+    shows(launch_tags[(launches + 1) % 2]);
     lane.state = State::Done;
     lane.groups.clear();
     lane.open.clear();
@@ -257,6 +298,8 @@ void lane_main() {
 
 void prepare(Lane& lane, Stack& stack) {
     lane = Lane();
+    lane.context = &stack.context;
+    stack.context.fresh();
     // The first switch pops the saved registers (zeros) and returns into lane_main with a stack aligned as after a call.
     void** top = reinterpret_cast<void**>(stack.memory + STACK - 64);
 #if defined(__x86_64__)
@@ -313,22 +356,29 @@ std::string deadlock(const Block& block) {
 constexpr size_t CANARY = 4096;
 constexpr int CANARY_BYTE = 0xA5;
 
+// Lanes that ThreadSanitizer knows.
+constexpr size_t POOL = 1024;
+thread_local size_t blocks = 0;
+
 void run_block(Block& block) {
     current = &block;
     const Launch& launch = *block.launch;
-    while (stacks.size() < static_cast<size_t>(launch.threads)) stacks.emplace_back();
+    while (stacks.size() < std::max<size_t>(launch.threads, THREADS ? POOL : 0)) stacks.emplace_back();
     block.lanes.resize(launch.threads);
     block.warps.resize(launch.threads / 32);
     block.live_in_warp.assign(launch.threads / 32, 32);
     block.live = launch.threads;
-    for (int i = 0; i < launch.threads; ++i) prepare(block.lanes[i], stacks[i]);
+    block.scheduler_context.own();
+    // Threads of neighbouring blocks are different ones also where their numbers are the same.
+    const size_t shift = THREADS ? blocks++ * 97 : 0;
+    for (int i = 0; i < launch.threads; ++i) prepare(block.lanes[i], stacks[(i + shift) % stacks.size()]);
     while (block.live > 0) {
         bool moved = false;
         for (const int i : order_of_lanes(block)) {
             if (block.lanes[i].state != State::Ready) continue;
             moved = true;
             block.running = i;
-            qt_switch(&block.scheduler, block.lanes[i].stack_pointer);
+            enter(block.lanes[i]);
             if (!block.error.empty()) return;
         }
         if (!moved) {
@@ -337,24 +387,30 @@ void run_block(Block& block) {
         }
     }
     const char* canary = block.shared + launch.shared_bytes;
+    allow(canary, CANARY);
     if (std::any_of(canary, canary + CANARY, [](char c) { return c != static_cast<char>(CANARY_BYTE); })) {
         block.error = "shared memory was written beyond the " + std::to_string(launch.shared_bytes) + " bytes of the launch";
     }
 }
 
 std::string run(const Launch& launch) {
-    std::vector<char> memory(launch.shared_bytes + CANARY + 1024);
-    char* shared = memory.data() + (1024 - reinterpret_cast<uintptr_t>(memory.data()) % 1024);
+    std::unique_ptr<char[]> memory;
+    ++launches;
     for (int z = 0; z < launch.grid[2]; ++z) {
         for (int y = 0; y < launch.grid[1]; ++y) {
             for (int x = 0; x < launch.grid[0]; ++x) {
+                // For ThreadSanitizer every block has its own, as the next block's accesses are no race with this one's.
+                if (!memory || THREADS) memory.reset(new char[launch.shared_bytes + CANARY + 1024]);
+                char* shared = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024);
                 Block block;
                 block.launch = &launch;
                 block.index[0] = x, block.index[1] = y, block.index[2] = z;
                 block.shared = shared;
-                block.random = launch.options.seed * 1000003u + static_cast<uint64_t>((z * 65537 + y) * 65537 + x);
+                block.random = launch.options.seed * 1000003u + (static_cast<uint64_t>(z) * 65537 + y) * 65537 + x;
+                allow(shared, launch.shared_bytes + CANARY);
                 memset(shared, 0xFF, launch.shared_bytes);
                 memset(shared + launch.shared_bytes, CANARY_BYTE, CANARY);
+                forbid(shared + launch.shared_bytes, CANARY);
                 run_block(block);
                 current = nullptr;
                 if (!block.error.empty()) return block.error;
@@ -390,12 +446,38 @@ void* shared(size_t bytes) {
     return current->shared;
 }
 
-void block_barrier(Site site) {
-    Meeting& meeting = current->barrier;
-    // bar.sync 0 counts threads whatever line they come from; reports name the first.
+namespace {
+
+// Waits for `expected` threads; all of them then see what each did before.
+void barrier(Meeting& meeting, size_t expected, const char* what, Site site) {
+    char* tag = meeting.tag();
+    shows(tag);
     meeting.arrived.push_back(current->running);
-    if (meeting.arrived.size() == static_cast<size_t>(current->live)) return release(meeting);
-    wait("the block's barrier", site);
+    if (meeting.arrived.size() == expected) {
+        release(meeting);
+    } else {
+        wait(what, site);
+    }
+    sees(tag);
+}
+
+// The last of a warp's lanes does the work of all. The instruction itself orders no memory.
+template <typename Work>
+void meet_warp(Site site, uint64_t key, Slot slot, Work work) {
+    const int warp = current->running / 32;
+    Meeting& meeting = current->warps[warp];
+    if (current->live_in_warp[warp] != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
+    meeting.slots[current->running % 32] = slot;
+    if (!arrive(meeting, 32, site, key)) return wait("its warp", site);
+    work(meeting.slots);
+    release(meeting);
+}
+
+}  // namespace
+
+// bar.sync 0 counts threads whatever line they come from; reports name the first.
+void block_barrier(Site site) {
+    barrier(current->barrier, static_cast<size_t>(current->live), "the block's barrier", site);
 }
 
 void named_barrier(int id, int threads, Site site) {
@@ -405,19 +487,51 @@ void named_barrier(int id, int threads, Site site) {
         fail("named barrier " + std::to_string(id) + " at " + place(site) + " with another number of threads");
     }
     meeting.key = static_cast<uint64_t>(threads);
-    meeting.arrived.push_back(current->running);
-    if (meeting.arrived.size() == static_cast<size_t>(threads)) return release(meeting);
-    wait("a named barrier", site);
+    barrier(meeting, static_cast<size_t>(threads), "a named barrier", site);
 }
 
-void meet_warp_erased(Site site, uint64_t key, void* slot, void (*work)(void*, void**), void* self) {
-    const int warp = current->running / 32;
-    Meeting& meeting = current->warps[warp];
-    if (current->live_in_warp[warp] != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
-    meeting.slots[current->running % 32] = slot;
-    if (!arrive(meeting, 32, site, key)) return wait("its warp", site);
-    work(self, meeting.slots);
-    release(meeting);
+void warp_barrier(Site site) {
+    char* tag = current->warps[current->running / 32].tag();
+    shows(tag);
+    meet_warp(site, 1, {}, [](Slot*) {});
+    sees(tag);
+}
+
+void exchange(void* value, size_t bytes, int from, uint64_t key, Site site) {
+    if (bytes != 4 && bytes != 8) fail("a shuffle of " + std::to_string(bytes) + " bytes at " + place(site));
+    const auto work = [bytes](Slot* slots) {
+        uint64_t all[32];
+        for (int l = 0; l < 32; ++l) memcpy(&all[l], slots[l].registers, bytes);
+        for (int l = 0; l < 32; ++l) memcpy(slots[l].registers, &all[*static_cast<const int*>(slots[l].from) & 31], bytes);
+    };
+    meet_warp(site, key + bytes * 10000, {value, &from, nullptr}, work);
+}
+
+// Each lane reads the row it gives the address of when it comes. The instruction is one of the whole warp: it waits
+// for all lanes, and none of them goes on before all rows were read.
+void load_matrices(uint32_t* r, const void* row, int count, bool transposed, Site site) {
+    uint16_t values[8];
+    if (thread() % 32 < 8 * count) {
+        check_shared(row, 16, 16, site);
+        reads(row, 16);
+        memcpy(values, row, 16);
+    }
+    char* tag = current->warps[current->running / 32].tag();
+    shows(tag);
+    meet_warp(site, 4000 + 2 * count + transposed, {r, values, nullptr}, [count, transposed](Slot* slots) {
+        const auto element = [slots](int l, int c) { return static_cast<const uint16_t*>(slots[l].from)[c]; };
+        for (int m = 0; m < count; ++m) {
+            for (int l = 0; l < 32; ++l) {
+                uint32_t pair = 0;
+                for (int i = 0; i < 2; ++i) {
+                    const int r = transposed ? 2 * (l % 4) + i : l / 4, c = transposed ? l / 4 : 2 * (l % 4) + i;
+                    pair |= static_cast<uint32_t>(element(8 * m + r, c)) << (16 * i);
+                }
+                static_cast<uint32_t*>(slots[l].registers)[m] = pair;
+            }
+        }
+    });
+    sees(tag);
 }
 
 void check_shared(const void* p, size_t bytes, size_t alignment, Site site) {
@@ -463,16 +577,16 @@ float widen(uint32_t pair, int upper) {
     memcpy(&value, &bits, 4);
     return value;
 }
-}  // namespace
 
-void multiply(void** slots) {
+void multiply_fragments(Slot* slots) {
     float a[16][16], b[16][8];
     for (int l = 0; l < 32; ++l) {
-        const Fragments& f = *static_cast<Fragments*>(slots[l]);
+        const auto* a_of_lane = static_cast<const uint32_t*>(slots[l].from);
+        const auto* b_of_lane = static_cast<const uint32_t*>(slots[l].other);
         const int g = l / 4, t = l % 4;
         for (int i = 0; i < 2; ++i) {
-            for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][2 * t + i + 8 * (r / 2)] = widen(f.a[r], i);
-            for (int r = 0; r < 2; ++r) b[2 * t + i + 8 * r][g] = widen(f.b[r], i);
+            for (int r = 0; r < 4; ++r) a[g + 8 * (r % 2)][2 * t + i + 8 * (r / 2)] = widen(a_of_lane[r], i);
+            for (int r = 0; r < 2; ++r) b[2 * t + i + 8 * r][g] = widen(b_of_lane[r], i);
         }
     }
     // Each sum in the order of k; eight of them side by side.
@@ -480,7 +594,7 @@ void multiply(void** slots) {
     const auto each = [&](auto f) {
         for (int l = 0; l < 32; ++l) {
             for (int r = 0; r < 4; ++r) {
-                f(static_cast<Fragments*>(slots[l])->d[r], d[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2]);
+                f(static_cast<float*>(slots[l].registers)[r], d[l / 4 + 8 * (r / 2)][2 * (l % 4) + r % 2]);
             }
         }
     };
@@ -491,6 +605,11 @@ void multiply(void** slots) {
         }
     }
     each([](float& lane, float& place) { lane = place; });
+}
+}  // namespace
+
+void multiply(float* d, const uint32_t* a, const uint32_t* b, Site site) {
+    meet_warp(site, 5000, {d, a, b}, multiply_fragments);
 }
 
 }  // namespace emulator

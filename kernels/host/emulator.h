@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../prim/types.cuh"
@@ -52,22 +51,18 @@ int grid(int axis);
 // The block's shared memory; refuses a launch that gave less than `bytes`.
 void* shared(size_t bytes);
 
-// All threads that have not ended.
+// All threads that have not ended; what each did before is seen by all after.
 void block_barrier(Site site);
 void named_barrier(int id, int threads, Site site);
+void warp_barrier(Site site);
 
-// The last of a warp's lanes calls `work` with the slots of all 32. Lanes must come with the same site and key.
-void meet_warp_erased(Site site, uint64_t key, void* slot, void (*work)(void* self, void** slots), void* self);
-
-template <typename Work>
-void meet_warp(Site site, uint64_t key, void* slot, Work&& work) {
-    using W = std::remove_reference_t<Work>;
-    if constexpr (std::is_function_v<W>) {
-        meet_warp_erased(site, key, slot, [](void* w, void** s) { reinterpret_cast<W*>(w)(s); }, reinterpret_cast<void*>(&work));
-    } else {
-        meet_warp_erased(site, key, slot, [](void* w, void** s) { (*static_cast<W*>(w))(s); }, const_cast<std::remove_const_t<W>*>(&work));
-    }
-}
+// What all 32 lanes of a warp do together. They must come with the same site, and to `exchange` with the same key.
+// `bytes` (4 or 8) of each lane's value are replaced by those of the lane `from`, modulo 32.
+void exchange(void* value, size_t bytes, int from, uint64_t key, Site site);
+// `count` matrices of 8x8 16-bit elements, whose rows are 16 bytes each.
+void load_matrices(uint32_t* r, const void* row, int count, bool transposed, Site site);
+// mma.m16n8k16.
+void multiply(float* d, const uint32_t* a, const uint32_t* b, Site site);
 
 // `p` must be aligned and `bytes` from it inside the block's shared memory, or for check_access inside that or a
 // registered range of global memory.
@@ -78,13 +73,5 @@ void check_access(const void* p, size_t bytes, size_t alignment, Site site);
 void copy_async(void* to, const void* from);
 void copy_commit();
 void copy_wait(int groups);
-
-// Operands of a lane in mma.m16n8k16.
-struct Fragments {
-    float* d;
-    const uint32_t* a;
-    const uint32_t* b;
-};
-void multiply(void** slots);
 
 }  // namespace emulator

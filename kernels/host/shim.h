@@ -45,53 +45,26 @@ DEVICE int warp() { return thread_index() >> 5; }
 // ---- meeting points ------------------------------------------------------------------------------------------------
 
 DEVICE void block_sync(HERE) { emulator::block_barrier(site); }
-DEVICE void warp_sync(HERE) {
-    emulator::meet_warp(site, 0, nullptr, [](void**) {});
-}
+DEVICE void warp_sync(HERE) { emulator::warp_barrier(site); }
 DEVICE void named_sync(int id, int threads, HERE) { emulator::named_barrier(id, threads, site); }
-
-namespace emulator {
-
-// One value of each lane, replaced by that of the lane `from(l)`; `key` is what all lanes must agree on.
-template <typename T, typename From>
-T exchange(T value, uint64_t key, Site site, From from) {
-    T slot = value;
-    meet_warp(site, key, &slot, [&](void** slots) {
-        T all[32];
-        for (int l = 0; l < 32; ++l) all[l] = *static_cast<T*>(slots[l]);
-        for (int l = 0; l < 32; ++l) *static_cast<T*>(slots[l]) = all[from(l)];
-    });
-    return slot;
-}
-
-}  // namespace emulator
 
 template <typename T>
 T shuffle_xor(T value, int mask, HERE) {
-    return emulator::exchange(value, 1000 + mask, site, [mask](int l) { return (l ^ mask) & 31; });
+    emulator::exchange(&value, sizeof(T), lane() ^ mask, 1000 + mask, site);
+    return value;
 }
 
 // The sources may differ from lane to lane.
 template <typename T>
 T shuffle(T value, int source, HERE) {
-    struct Slot {
-        T value;
-        int source;
-    } slot = {value, source};
-    emulator::meet_warp(site, 2000, &slot, [](void** slots) {
-        T all[32];
-        for (int l = 0; l < 32; ++l) all[l] = static_cast<Slot*>(slots[l])->value;
-        for (int l = 0; l < 32; ++l) {
-            Slot& s = *static_cast<Slot*>(slots[l]);
-            s.value = all[s.source & 31];
-        }
-    });
-    return slot.value;
+    emulator::exchange(&value, sizeof(T), source, 2000, site);
+    return value;
 }
 
 template <typename T>
 T shuffle_down(T value, int n, HERE) {
-    return emulator::exchange(value, 3000 + n, site, [n](int l) { return l + n < 32 ? l + n : l; });
+    emulator::exchange(&value, sizeof(T), lane() + n < 32 ? lane() + n : lane(), 3000 + n, site);
+    return value;
 }
 
 // ---- memory --------------------------------------------------------------------------------------------------------
@@ -133,45 +106,17 @@ void cp_async_wait() {
 
 // ---- tensor cores (PTX ISA: warp-level matrix instructions) --------------------------------------------------------
 
-namespace emulator {
-
-// `count` matrices of 8x8 16-bit elements, whose rows are 16 bytes each.
-template <int count>
-void load_matrices(uint32_t* r, const void* row, bool transposed, Site site) {
-    struct Slot {
-        const uint16_t* row;
-        uint32_t* r;
-    } slot = {static_cast<const uint16_t*>(row), r};
-    if (thread() % 32 < 8 * count) check_shared(row, 16, 16, site);
-    meet_warp(site, 4000 + 2 * count + transposed, &slot, [transposed](void** slots) {
-        const auto of = [slots](int l) -> Slot& { return *static_cast<Slot*>(slots[l]); };
-        for (int m = 0; m < count; ++m) {
-            for (int l = 0; l < 32; ++l) {
-                uint32_t pair = 0;
-                for (int i = 0; i < 2; ++i) {
-                    const int r = transposed ? 2 * (l % 4) + i : l / 4, c = transposed ? l / 4 : 2 * (l % 4) + i;
-                    pair |= static_cast<uint32_t>(of(8 * m + r).row[c]) << (16 * i);
-                }
-                of(l).r[m] = pair;
-            }
-        }
-    });
-}
-
-}  // namespace emulator
-
-DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, HERE) { emulator::load_matrices<4>(r, row, false, site); }
+DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* row, HERE) { emulator::load_matrices(r, row, 4, false, site); }
 DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, HERE) {
-    emulator::load_matrices<4>(r, row, true, site);
+    emulator::load_matrices(r, row, 4, true, site);
 }
-DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row, HERE) { emulator::load_matrices<2>(r, row, false, site); }
+DEVICE void ldmatrix_x2(uint32_t (&r)[2], const void* row, HERE) { emulator::load_matrices(r, row, 2, false, site); }
 DEVICE void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, HERE) {
-    emulator::load_matrices<2>(r, row, true, site);
+    emulator::load_matrices(r, row, 2, true, site);
 }
 
 DEVICE void mma_16816(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], HERE) {
-    emulator::Fragments slot = {d, a, b};
-    emulator::meet_warp(site, 5000, &slot, emulator::multiply);
+    emulator::multiply(d, a, b, site);
 }
 
 // ---- conversions and bits ------------------------------------------------------------------------------------------

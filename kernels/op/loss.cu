@@ -71,7 +71,7 @@ DEVICE void replace_row(const LossParams& p, float* row, int target, float max, 
     for (int first = 0; first < p.stride; first += 2 * THREADS) {
         const int i = first + 2 * thread_index();
         const uint32_t pair = i < p.stride ? pack(gradient(i), gradient(i + 1)) : 0;
-        // All logits up to this piece's have been read; what is written lies among them.
+        // All logits up to this piece's have been read, and that of the target; what is written lies among them.
         block_sync();
         if (i < p.stride) store(pairs + i / 2, pair);
     }
@@ -86,7 +86,5 @@ KERNEL(THREADS, 2, loss_rows, LossParams) {
     const float max = row_max(row, p.vocab, shared.max), sum = row_sum(row, p.vocab, max, shared.sum);
     if (thread_index() == 0) store(p.losses + block_x(), log_f32(sum) - (load(row + target) - max));
     if (!p.backward) return;
-    // The target's logit was read.
-    block_sync();
     replace_row(p, row, target, max, p.scale / sum);
 }

@@ -33,12 +33,13 @@ template <int THREADS, int ROWS, int D>
 struct RowCursor {
     static constexpr int CHUNKS = D / 8, ROWS_AT_ONCE = THREADS / CHUNKS;
     static_assert(ROWS % ROWS_AT_ONCE == 0, "every thread copies equally many chunks");
-    const bf16* from;
+    const bf16* source;
+    uint32_t next;  // value, counted from `source`: half the registers of an address, and a segment has fewer than 2^32
     int left;  // rows of the segment from the thread's next one on
 
-    METHOD RowCursor(const bf16* source, int stride, int first, int len) {
+    METHOD RowCursor(const bf16* source, int stride, int first, int len) : source(source) {
         const int row = first + thread_index() / CHUNKS;
-        from = source + static_cast<ptrdiff_t>(row) * stride + thread_index() % CHUNKS * 8;
+        next = static_cast<uint32_t>(row) * stride + thread_index() % CHUNKS * 8;
         left = len - row;
     }
 
@@ -46,8 +47,8 @@ struct RowCursor {
     METHOD void load(RowTile<ROWS, D>& tile, int stride) {
 #pragma unroll 1
         for (int i = 0; i < ROWS; i += ROWS_AT_ONCE) {
-            cp_async_16(tile.at(thread_index() / CHUNKS + i, thread_index() % CHUNKS), from, i < left);
-            from += static_cast<ptrdiff_t>(ROWS_AT_ONCE) * stride;
+            cp_async_16(tile.at(thread_index() / CHUNKS + i, thread_index() % CHUNKS), source + next, i < left);
+            next += static_cast<uint32_t>(ROWS_AT_ONCE) * stride;
         }
         left -= ROWS;
     }

@@ -51,6 +51,81 @@ KERNEL(32, 1, probe_shuffle, ProbeParams) {
     p.out[3 * l + 2] = shuffle_down(static_cast<uint32_t>(l), 7);
 }
 
+// The sum over the warp of 2^lane in f64, which has no 32 bits to lose; and lane 31 - l's share of it.
+KERNEL(32, 1, probe_shuffle_f64, ProbeParams) {
+    const int l = lane();
+    double value = 1.0;
+    for (int i = 0; i < l; ++i) value *= 2.0;
+    const double other = shuffle_xor(value, 31), sum = warp_sum(value);
+    p.out[2 * l] = static_cast<uint32_t>(sum);
+    p.out[2 * l + 1] = static_cast<uint32_t>(other);
+}
+
+// Two pairs of warps, each with a barrier of its own, twice: what thread t of a pair wrote, thread 63 - t reads. The
+// fifth warp never comes to a barrier.
+KERNEL(160, 1, probe_named, ProbeParams) {
+    ProbeShared& s = SMEM(ProbeShared);
+    const int t = thread_index(), pair = t / 64, other = pair * 64 + 63 - t % 64;
+    if (pair == 2) return;
+    for (int round = 0; round < 2; ++round) {
+        s.a[t].bits = static_cast<uint16_t>(1000 * round + t);
+        named_sync(1 + pair, 64);
+        p.out[2 * t + round] = s.a[other].bits;
+        named_sync(1 + pair, 64);
+    }
+}
+
+// The block's barrier when a warp has ended before it, and a warp's own barrier in a branch of one warp.
+KERNEL(96, 1, probe_barriers, ProbeParams) {
+    ProbeShared& s = SMEM(ProbeShared);
+    const int t = thread_index(), l = lane();
+    s.a[t].bits = static_cast<uint16_t>(t);
+    if (warp() == 2) return;
+    block_sync();
+    p.out[t] = s.a[63 - t].bits;
+    if (warp() == 0) {
+        s.b[l].bits = static_cast<uint16_t>(100 + l);
+        warp_sync();
+        p.out[64 + l] = s.b[31 - l].bits;
+    }
+}
+
+// What a block and a thread are called.
+KERNEL(64, 1, probe_places, ProbeParams) {
+    const int block = (block_z() * grid_y() + block_y()) * grid_x() + block_x();
+    p.out[64 * block + thread_index()] = static_cast<uint32_t>(block_z() * 1000 + block_y() * 100 + block_x() * 10 + warp());
+    if (lane() != thread_index() % 32) p.out[0] = 0;
+}
+
+// Arithmetic on words 2 l and 2 l + 1 of `a`, as f32 or as they are.
+KERNEL(32, 1, probe_values, ProbeParams) {
+    const int l = lane();
+    const auto* words = reinterpret_cast<const uint32_t*>(p.a);
+    const float x = float_of(load(words + 2 * l)), y = float_of(load(words + 2 * l + 1));
+    p.out[5 * l] = to_bf16(x).bits;
+    p.out[5 * l + 1] = pack(x, y);
+    p.out[5 * l + 2] = multiply_high(bits_of(x), bits_of(y));
+    p.out[5 * l + 3] = bits_of(fused(x, y, -x));
+    p.out[5 * l + 4] = bits_of(square_root(x));
+}
+
+// A group that is not the newest, with an empty one after it; zeros from an address that nobody may read; and a copy
+// that is in no group, which no wait waits for.
+KERNEL(32, 1, probe_groups, ProbeParams) {
+    ProbeShared& s = SMEM(ProbeShared);
+    const int l = lane();
+    if (l % 2) cp_async_16(&s.a[8 * l], p.a + 8 * l, true);
+    else cp_async_16(&s.a[8 * l], reinterpret_cast<const bf16*>(uintptr_t{1} << 20), false);
+    cp_async_commit();
+    cp_async_commit();
+    cp_async_16(&s.b[8 * l], p.b + 8 * l, true);
+    cp_async_wait<1>();
+    block_sync();
+    p.out[2 * l] = s.a[8 * l].bits;
+    cp_async_wait<0>();
+    p.out[2 * l + 1] = s.b[8 * l].bits;
+}
+
 // Two groups of copies, zero fill, and what is seen after waiting for the first and for both.
 KERNEL(32, 1, probe_copy, ProbeParams) {
     ProbeShared& s = SMEM(ProbeShared);
@@ -98,6 +173,12 @@ KERNEL(64, 1, probe_mistake, ProbeParams) {
             break;
         case 7:  // a shuffle after lanes have ended
             if (t % 32 != 0) shuffle_xor(1, 1);
+            break;
+        case 8:  // a value that begins inside an allocation and ends outside
+            load(reinterpret_cast<const uint64_t*>(p.a + 60) + t % 2);
+            break;
+        case 9:  // one past the end
+            store(p.out + 512, 0u);
             break;
     }
 }

@@ -99,7 +99,12 @@ fn compile(compiler: &str, source: &Path, object: &Path) {
     assert!(output.status.success(), "{}:\n{}", source.display(), String::from_utf8_lossy(&output.stderr));
 }
 
+/// The library of this checkout's kernels, or the one that `EMULATED_LIBRARY` names: `scripts/mutate-kernels` and
+/// `scripts/sanitize-kernels` build others.
 fn build() -> PathBuf {
+    if let Some(given) = std::env::var_os("EMULATED_LIBRARY") {
+        return given.into();
+    }
     let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated");
     std::fs::create_dir_all(&folder).unwrap();

@@ -23,8 +23,18 @@ fn probe(
     which: u32,
     mode: Mode,
 ) -> Result<Vec<u32>, String> {
-    let (a, b, out) = (Memory::bf16(a), Memory::bf16(b), Memory::poisoned(4 * 512));
-    Library::get().launch(kernel, shape, &params(&a, &b, &out, which), mode)?;
+    run(kernel, shape, [&Memory::bf16(a), &Memory::bf16(b)], which, mode)
+}
+
+fn run(
+    kernel: &str,
+    shape: Launch,
+    [a, b]: [&Memory; 2],
+    which: u32,
+    mode: Mode,
+) -> Result<Vec<u32>, String> {
+    let out = Memory::poisoned(4 * 512);
+    Library::get().launch(kernel, shape, &params(a, b, &out, which), mode)?;
     Ok(out.read().chunks_exact(4).map(|c| u32::from_le_bytes([c[0], c[1], c[2], c[3]])).collect())
 }
 
@@ -86,6 +96,85 @@ fn shuffles_move_between_lanes() {
 }
 
 #[test]
+fn shuffles_move_all_bits_of_an_f64() {
+    let out = probe("probe_shuffle_f64", ONE_WARP, &[0.0], &[0.0], 0, MODES[2]).unwrap();
+    for lane in 0..32 {
+        assert_eq!(out[2 * lane..][..2], [u32::MAX, 1 << (31 - lane)]);
+    }
+}
+
+#[test]
+fn barriers_hold_those_they_name_and_nobody_else() {
+    for mode in MODES {
+        let out =
+            probe("probe_named", Launch { threads: 160, ..ONE_WARP }, &[0.0], &[0.0], 0, *mode).unwrap();
+        for t in 0..128u32 {
+            let other = t / 64 * 64 + 63 - t % 64;
+            assert_eq!(out[2 * t as usize..][..2], [other, 1000 + other]);
+        }
+        let out =
+            probe("probe_barriers", Launch { threads: 96, ..ONE_WARP }, &[0.0], &[0.0], 0, *mode).unwrap();
+        let want = (0..64u32).rev().chain((100..132).rev());
+        assert!(want.eq(out[..96].iter().copied()), "{mode:?}: {:?}", &out[..96]);
+    }
+}
+
+#[test]
+fn blocks_and_lanes_know_their_places() {
+    let shape = Launch { grid: [2, 2, 2], ..TWO_WARPS };
+    let out = probe("probe_places", shape, &[0.0], &[0.0], 0, MODES[1]).unwrap();
+    for (i, got) in out.iter().enumerate() {
+        let (block, warp) = (i as u32 / 64, i as u32 % 64 / 32);
+        assert_eq!(*got, block / 4 * 1000 + block / 2 % 2 * 100 + block % 2 * 10 + warp);
+    }
+}
+
+/// cvt.rn.bf16 (ties to even, NaN canonical), cvt.rn.bf16x2 (the first operand above), mul.hi.u32, fma.rn and sqrt.rn.
+#[test]
+fn arithmetic_is_what_the_instructions_say() {
+    let special = [
+        (0x3f80_8000, 0x3f80), // a tie: down to the even one
+        (0x3f81_8000, 0x3f82), // a tie: up to the even one
+        (0x3f80_8001, 0x3f81),
+        (0x7f7f_ffff, 0x7f80), // rounds to infinity
+        (0xff80_0000, 0xff80),
+        (0x7f80_0001, 0x7fff), // NaN whose upper half alone would be infinity
+        (0xffc0_0000, 0x7fff),
+        (0x8000_0000, 0x8000),
+        (0x0000_8000, 0x0000), // subnormal ties
+        (0x0001_8000, 0x0002),
+    ];
+    let mut words: Vec<u32> = special.iter().map(|(word, _)| *word).collect();
+    words.extend(normal(3, 64 - words.len(), 3.0).iter().map(|v| v.to_bits()));
+    let a = Memory::new(&words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>());
+    let out = run("probe_values", ONE_WARP, [&a, &a], 0, MODES[0]).unwrap();
+    let rounded = |i: usize| special.get(i).map_or_else(|| bits(f32::from_bits(words[i])), |s| s.1);
+    for lane in 0..32 {
+        let (i, [x, y]) = (2 * lane, [words[2 * lane], words[2 * lane + 1]]);
+        let got = &out[5 * lane..][..5];
+        assert_eq!(got[..2], [rounded(i), rounded(i + 1) << 16 | rounded(i)], "{x:#x} {y:#x}");
+        assert_eq!(got[2], ((u64::from(x) * u64::from(y)) >> 32) as u32);
+        let [x, y] = [x, y].map(f32::from_bits);
+        let same =
+            |got: u32, want: f32| got == want.to_bits() || (want.is_nan() && f32::from_bits(got).is_nan());
+        assert!(same(got[3], x.mul_add(y, -x)) && same(got[4], x.sqrt()), "{x} {y}");
+    }
+}
+
+#[test]
+fn groups_are_counted_when_they_are_empty_and_only_committed_copies_are_waited_for() {
+    let (a, b) = (normal(1, 256, 1.0), normal(2, 256, 1.0));
+    for lazy in [false, true] {
+        let out = probe("probe_groups", ONE_WARP, &a, &b, 0, Mode { order: 0, lazy, seed: 0 }).unwrap();
+        for lane in 0..32 {
+            let first = if lane % 2 == 1 { bits(a[8 * lane]) } else { 0 };
+            let second = if lazy { 0xFFFF } else { bits(b[8 * lane]) };
+            assert_eq!(out[2 * lane..][..2], [first, second], "lazy {lazy}, lane {lane}");
+        }
+    }
+}
+
+#[test]
 fn asynchronous_copies_arrive_with_the_wait_at_the_latest_and_at_once_at_the_earliest() {
     let (a, b) = (normal(1, 256, 1.0), normal(2, 256, 1.0));
     const POISON: u32 = 0xFFFF;
@@ -115,6 +204,8 @@ fn mistakes_are_reported_with_their_place() {
         "misaligned",
         "written beyond",
         "lanes of its warp have ended",
+        "outside every allocation",
+        "outside every allocation",
     ];
     for (which, expected) in cases.into_iter().enumerate() {
         for mode in MODES {
