@@ -222,7 +222,16 @@ def selftest(args):
     for check in report["checks"]:
         if check["error"] is not None:
             largest[check["operation"]] = max(largest.get(check["operation"], 0.0), check["error"])
-    return {"checks": len(report["checks"]), "largest_error": largest, "kernels": report["kernels"]}
+    found = {"checks": len(report["checks"]), "largest_error": largest, "kernels": report["kernels"]}
+    return found | {"other_bits_than_emulated": other_bits(report["checks"])}
+
+
+def other_bits(checks):
+    """Cases of kernels without tensor cores whose bits are not those of the emulated device of the tests."""
+    table = Path(__file__).resolve().parent.parent / "tests" / "golden" / "emulated_bits.tsv"
+    recorded = dict(line.rsplit("\t", 1) for line in table.read_text().splitlines())
+    key = [(f"{check['operation']}\t{check['case']}", check["bits"]) for check in checks]
+    return [name for name, bits in key if recorded.get(name, bits) != bits]
 
 
 def sanitizers(args):

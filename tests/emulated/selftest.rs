@@ -47,6 +47,22 @@ fn operations_are_right_and_their_bits_do_not_depend_on_the_schedule() {
     }
 }
 
+/// Operations without tensor cores or hardware approximations: a GPU's bits are those of the emulated device.
+const SCALAR: &[&str] = &["rmsnorm", "rope", "decode", "swiglu", "rows", "adamw"];
+
+/// `scripts/gpu_proof.py` compares a GPU's digests with this table. It changes when a kernel's arithmetic or a case does.
+#[test]
+fn digests_of_scalar_kernels_are_as_recorded() {
+    let rows = selftest::operations(&settings(devices::<0>())).unwrap();
+    let scalar = rows.iter().filter(|r| SCALAR.contains(&r.operation));
+    let found: String = scalar.map(|r| format!("{}\t{}\t{}\n", r.operation, r.case, r.bits)).collect();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/emulated_bits.tsv");
+    let new = Path::new(env!("CARGO_TARGET_TMPDIR")).join("emulated_bits.tsv");
+    std::fs::write(&new, &found).unwrap();
+    let recorded = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(found == recorded, "other bits; if that is meant, copy {} to {}", new.display(), path.display());
+}
+
 fn training(part: usize) {
     let (name, check) = selftest::TRAINING[part];
     assert_passed(
