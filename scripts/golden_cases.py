@@ -99,7 +99,41 @@ CASES = [
          "lr-scheduler-type": "inverse_sqrt", "warmup-steps": 6, "max-grad-norm": 1000.0,
          "lora-r": 4, "lora-alpha": 8, "use-rslora": "true", "lora-target-modules": "c_attn"},
     ),
+    case(
+        "qwen2-patterns-rslora-f32", qwen2(48, 64, 4, 4, 2, 256, True), "f32", 9,
+        {"per-device-train-batch-size": 3, "learning-rate": 1e-3, "lr-scheduler-type": "linear", "max-grad-norm": 1.0,
+         "lora-r": 4, "lora-alpha": 8, "use-rslora": "true", "lora-target-modules": "q_proj,v_proj,up_proj,down_proj",
+         "lora-rank-pattern": '{"layers.1.*.q_proj": 6, "(up|down)_proj": 2, "model.layers.3.self_attn.v_proj": 9}',
+         "lora-alpha-pattern": '{"^model.layers.3.self_attn.[qv]_proj": 4.5, "up_proj": 12}',
+         "layers-to-transform": "1,3"},
+    ),
+    case(
+        "qwen3-two-folded-bf16", qwen3(64, 96, 2, 4, 2, 16, 272, True, torch_dtype="bfloat16"), "bf16", 10,
+        {"per-device-train-batch-size": 2, "gradient-accumulation-steps": 2, "learning-rate": 1e-3,
+         "lr-scheduler-type": "cosine", "warmup-steps": 2, "max-grad-norm": 2.0,
+         "lora-r": 4, "lora-alpha": 8, "lora-target-modules": "q_proj,o_proj,down_proj"},
+        folded=[
+            {"lora-r": 3, "lora-alpha": 6, "lora-target-modules": ALL, "lora-rank-pattern": '{"mlp.*": 5}'},
+            {"lora-r": 8, "lora-alpha": 4, "use-rslora": "true", "lora-target-modules": "q_proj,gate_proj"},
+        ],
+    ),
 ]
+
+# Patterns of ranks and alphas, and module names they may match: what PEFT's rule says of each pair is written down.
+PATTERNS = [
+    "q_proj", "self_attn.q_proj", "attn.q_proj", "layers.1.self_attn.q_proj", "layers.1.*.q_proj", "layers.1",
+    "model.layers.1.self_attn.q_proj", "^model.layers.1.self_attn.q_proj", "^layers.1.self_attn.q_proj", "^q_proj",
+    "q_proj$", "_proj", ".*_proj", ".*", "(q|v)_proj", "(?:up|down)_proj", "q_proj|v_proj", "[qkv]_proj", "[^q]_proj",
+    r"layers\.1\..*", r"layers\.\d\.mlp\.up_proj", r"layers\.\d+\.mlp\.\w+", "layers.[0-9]{2}.mlp.up_proj",
+    "layers.1.mlp.(gate|up)_proj", "layers.(1|11).*q_proj", "l.*p", "layers.1?1.self_attn.q_proj", "c_proj", "attn.c_proj",
+    "h.1.*", "w[12]", "w1|mlp.w2", "o_proj+", "q_pro.", "Q_PROJ", "q-proj", "layers.[01].mlp.down_proj", "mlp.d*own_proj",
+]
+MODULES = [
+    f"model.layers.{layer}.{part}" for layer in (0, 1, 11, 21) for part in (
+        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj",
+        "mlp.down_proj",
+    )
+] + [f"transformer.h.1.{part}" for part in ("attn.c_attn", "attn.c_proj", "mlp.w1", "mlp.w2", "mlp.c_proj")]
 
 # (name, flags of `train`, warm-up steps): every schedule, and the arguments that change its shape.
 SCHEDULES = [

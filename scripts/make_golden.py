@@ -22,12 +22,13 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file, save_file
-from transformers import get_scheduler
+from transformers import AutoModelForCausalLM, get_scheduler
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
 
-from golden_cases import ALL, CASES, SCHEDULES, qwen1, qwen2, qwen3
+from golden_cases import ALL, CASES, MODULES, PATTERNS, SCHEDULES, qwen1, qwen2, qwen3
 from qwen_reference import ALL_LINEAR, build, load_base, summed_loss
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -101,17 +102,19 @@ def write_rows(path, case, generator):
     return rows
 
 
-def lora_config(case):
-    flags = case["flags"]
+def lora_config(flags, family):
     text = flags["lora-target-modules"]
-    family = case["config"]["model_type"]
     targets = ALL_LINEAR[family] if text == ALL else [name.strip(" '") for name in text.strip("[]").split(",")]
+    layers = flags.get("layers-to-transform")
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=flags["lora-r"],
         lora_alpha=flags["lora-alpha"],
         target_modules=targets,
         use_rslora=flags.get("use-rslora") == "true",
+        rank_pattern=json.loads(flags.get("lora-rank-pattern", "{}")),
+        alpha_pattern=json.loads(flags.get("lora-alpha-pattern", "{}")),
+        layers_to_transform=layers and [int(layer) for layer in layers.split(",")],
     )
 
 
@@ -125,13 +128,29 @@ def save_adapter(model, folder):
     write_json(folder / "adapter_config.json", config)
 
 
-def write_initial_adapter(folder, case, generator):
-    model = get_peft_model(load_base(folder / "model"), lora_config(case))
+def write_random_adapter(base, folder, case, flags, generator):
+    model = get_peft_model(load_base(base), lora_config(flags, case["config"]["model_type"]))
     for name, value in sorted(model.named_parameters()):
         if "lora_" in name:  # B is not zero, so that A has a gradient from the first step
             spread = 1.0 / math.sqrt(value.shape[1]) if "lora_A" in name else 0.1
             value.data = torch.randn(value.shape, generator=generator) * spread
-    save_adapter(model, folder / "init")
+    save_adapter(model, folder)
+
+
+def folded_base(folder, case):
+    """The base in float32, with the case's folded adapters merged into it one by one in its storage type."""
+    if not case.get("folded"):
+        return load_base(folder / "model")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "model", dtype=DTYPES[case["dtype"]], attn_implementation="eager"
+    )
+    for index in range(len(case["folded"])):
+        model = PeftModel.from_pretrained(model, folder / f"folded-{index}").merge_and_unload()
+    return model.float()
+
+
+def starting_model(folder, case):
+    return PeftModel.from_pretrained(folded_base(folder, case), folder / "init", is_trainable=True)
 
 
 # ---- training ---------------------------------------------------------------------------------------------------
@@ -197,9 +216,11 @@ def write_case(case):
     generator = torch.Generator().manual_seed(zlib.crc32(case["name"].encode()))
     write_model(folder / "model", case, generator)
     rows = write_rows(folder / "data.jsonl", case, generator)
-    write_initial_adapter(folder, case, generator)
+    for index, flags in enumerate(case.get("folded", [])):
+        write_random_adapter(folder / "model", folder / f"folded-{index}", case, flags, generator)
+    write_random_adapter(folder / "model", folder / "init", case, case["flags"], generator)
     write_json(folder / "args.json", flag_list(case["flags"]))
-    model = PeftModel.from_pretrained(load_base(folder / "model"), folder / "init", is_trainable=True)
+    model = starting_model(folder, case)
     history = train(model, rows, case["flags"])
     save_adapter(model, folder / "final")
     write_json(folder / "expected.json", history | {"versions": VERSIONS})
@@ -233,7 +254,7 @@ def write_peft_keys():
     for family, config in configs.items():
         model = get_peft_model(
             build(config),
-            lora_config({"config": config, "flags": {"lora-r": 4, "lora-alpha": 8, "lora-target-modules": ALL}}),
+            lora_config({"lora-r": 4, "lora-alpha": 8, "lora-target-modules": ALL}, family),
         )
         with tempfile.TemporaryDirectory() as folder:
             save_adapter(model, Path(folder))
@@ -242,6 +263,16 @@ def write_peft_keys():
         shapes = {name: list(tensors[name].shape) for name in sorted(tensors)}
         table[family] = {"config": config, "tensors": shapes, "adapter_config": adapter_config}
     write_json(GOLDEN / "peft_keys.json", table | {"versions": VERSIONS})
+
+
+def write_patterns():
+    """Which module names each pattern matches by PEFT's own rule."""
+
+    def matches(pattern, name):  # as PEFT looks up a rank
+        return {pattern: True}.get(get_pattern_key([pattern], name), False)
+
+    table = {pattern: [name for name in MODULES if matches(pattern, name)] for pattern in PATTERNS}
+    write_json(GOLDEN / "peft_patterns.json", {"modules": MODULES, "matches": table, "versions": VERSIONS})
 
 
 # ---- float64 ----------------------------------------------------------------------------------------------------
@@ -264,7 +295,7 @@ def print_noise(case):
     folder = GOLDEN / "train" / case["name"]
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     expected = json.loads((folder / "expected.json").read_text())
-    model = PeftModel.from_pretrained(load_base(folder / "model"), folder / "init", is_trainable=True).double()
+    model = starting_model(folder, case).double()
     for module in (modeling_qwen2, modeling_qwen3):
         module.torch = TorchWithWideFloat()
     history = train(model, rows, case["flags"])
@@ -294,6 +325,7 @@ def main():
     if not noise:
         write_schedules()
         write_peft_keys()
+        write_patterns()
 
 
 if __name__ == "__main__":

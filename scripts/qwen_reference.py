@@ -2,10 +2,12 @@
 
 Qwen2 (also 1.5 and 2.5) and Qwen3 are those of transformers. Qwen v1 (`model_type` "qwen") is not in transformers, so
 it is written out here as a plain module, with the tensor names and the arithmetic of the model folder's own
-modeling_qwen.py in training: no NTK scaling and no log-n attention below `seq_length`.
+modeling_qwen.py. In training that has no NTK scaling and no log-n attention; in evaluation both begin beyond
+`seq_length`.
 """
 
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -50,12 +52,12 @@ class QWenAttention(nn.Module):
         self.c_attn = nn.Linear(config["hidden_size"], 3 * width, bias=True)
         self.c_proj = nn.Linear(width, config["hidden_size"], bias=False)
 
-    def forward(self, x, cos, sin):
+    def forward(self, x, cos, sin, logn):
         batch, length, _ = x.shape
         heads = [
             part.view(batch, length, -1, self.head_dim).transpose(1, 2) for part in self.c_attn(x).chunk(3, dim=-1)
         ]
-        query, key, value = rotate(heads[0], cos, sin), rotate(heads[1], cos, sin), heads[2]
+        query, key, value = rotate(heads[0], cos, sin) * logn, rotate(heads[1], cos, sin), heads[2]
         scores = query @ key.transpose(-1, -2) / self.head_dim**0.5
         future = torch.ones(length, length, dtype=torch.bool).triu(1)
         weights = scores.masked_fill(future, float("-inf")).softmax(dim=-1)
@@ -82,8 +84,8 @@ class QWenBlock(nn.Module):
         self.ln_2 = RMSNorm(config["hidden_size"], config["layer_norm_epsilon"])
         self.mlp = QWenMLP(config)
 
-    def forward(self, x, cos, sin):
-        x = x + self.attn(self.ln_1(x), cos, sin)
+    def forward(self, x, cos, sin, logn):
+        x = x + self.attn(self.ln_1(x), cos, sin, logn)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -100,20 +102,38 @@ class QWenLMHeadModel(nn.Module):
         super().__init__()
         self.config = QWenConfig(tie_word_embeddings=False)
         self.head_dim, self.rotary_base = config["kv_channels"], config["rotary_emb_base"]
+        self.seq_length, self.prompt_length = config["seq_length"], 0
+        self.dynamic_ntk, self.logn = config["use_dynamic_ntk"], config["use_logn_attn"]
         self.transformer = nn.Module()
         self.transformer.wte = nn.Embedding(config["vocab_size"], config["hidden_size"])
         self.transformer.h = nn.ModuleList(QWenBlock(config) for _ in range(config["num_hidden_layers"]))
         self.transformer.ln_f = RMSNorm(config["hidden_size"], config["layer_norm_epsilon"])
         self.lm_head = nn.Linear(config["hidden_size"], config["vocab_size"], bias=False)
 
+    def rotary_base_of(self, length):
+        """get_ntk_alpha and update_rotary_pos_emb_cache. The cache of keys is filled with the prompt, whose length
+        decides; what is generated after it keeps the base."""
+        if self.training or not self.dynamic_ntk:
+            return self.rotary_base
+        context = math.log((self.prompt_length or length) / self.seq_length, 2) + 1
+        alpha = max(2 ** math.ceil(context) - 1, 1)
+        return self.rotary_base * alpha ** (self.head_dim / (self.head_dim - 2))
+
+    def logn_of(self, length):
+        """logn_tensor: a factor for each query, [length, 1]."""
+        grows = self.logn and not self.training
+        factors = [math.log(i, self.seq_length) if grows and i > self.seq_length else 1 for i in range(1, length + 1)]
+        return torch.tensor(factors)[:, None]
+
     def forward(self, input_ids, **_):
         x = self.transformer.wte(input_ids)
         exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
-        inverse = 1.0 / (self.rotary_base**exponents)
+        inverse = 1.0 / (self.rotary_base_of(input_ids.shape[1]) ** exponents)
+        logn = self.logn_of(input_ids.shape[1]).type_as(x)
         angles = torch.arange(input_ids.shape[1], dtype=torch.float32)[:, None] * inverse
         cos, sin = (torch.cat((part, part), dim=-1).type_as(x) for part in (angles.cos(), angles.sin()))
         for block in self.transformer.h:
-            x = block(x, cos, sin)
+            x = block(x, cos, sin, logn)
         return self.lm_head(self.transformer.ln_f(x))
 
     def prepare_inputs_for_generation(self, *_, **__):

@@ -1,12 +1,20 @@
 //! Fine-tunes Qwen models with LoRA on one device; an interrupted run continues as if it had never
 //! stopped: same losses, same bytes.
 //!
+//! A program trains on rows of its own by handing them over in a [`train::Request`]; [`train::run`] tells what
+//! happens to an observer, stops when its [`train::Control`] asks, and continues from the output folder:
+//!
+#![doc = concat!("```no_run\n", include_str!("../examples/embed.rs"), "```")]
+//!
+//! With [`config::Settings::train_files`] in place of rows it reads data files; the command line is no more than
+//! that. Errors are [`error::Error`]: what is wrong, where, what to do, and the [`error::Kind`] of it.
+//!
 //! One stack; an arrow is the only permitted direction of `use` (a test checks it):
 //!
 //! ```text
-//! cli ─▶ selftest ─▶ train ─▶ model ─▶ ops ─▶ device
-//!  │       ├────▶ data ─────────▶ formats
-//!  │       └────▶ checkpoint ───▶ formats
+//! cli ─▶ selftest, generate ─▶ train ─▶ model ─▶ ops ─▶ device
+//!  │                           ├────▶ data ─────────▶ formats
+//!  │                           └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
 //!     everything may use error, config (plain values), philox, report's events and sys
 //! ```
@@ -20,6 +28,7 @@ pub mod element;
 pub mod error;
 pub mod failpoint;
 pub mod formats;
+pub mod generate;
 pub mod model;
 pub mod ops;
 pub mod philox;

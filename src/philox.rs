@@ -30,6 +30,8 @@ pub enum Stream {
     RowOrder = 0xFFFF_FF02,
     /// Rows moved from training to evaluation.
     ValidationSplit = 0xFFFF_FF03,
+    /// Tokens of generated text; the index is row << 32 | token.
+    Sampling = 0xFFFF_FF04,
 }
 
 /// The 64 random bits of `index` in `stream` under `seed`.

@@ -1,5 +1,5 @@
 //! What only the operating system can do for us, where no safe wrapper exists: signals of faulty memory maps
-//! and of file-size limits.
+//! and of file-size limits; and what it knows: memory that can be had.
 
 use crate::error::{Error, Kind, Result};
 use std::path::Path;

@@ -50,6 +50,11 @@ fn every_spelling_of_a_flag_means_the_same() {
         ("--resume_from_checkpoint --seed 42", "--resume-from-checkpoint auto"),
         ("--save_strategy no --seed 1 --seed 2", "--save-strategy no --seed 2"),
         ("--checkpoint_dir lora/x", "--init-adapter lora/x"),
+        ("--checkpoint_dir lora/x,lora/y,lora/z", "--fold-adapters lora/x,lora/y --init-adapter lora/z"),
+        ("--checkpoint_dir lora/x,", "--init-adapter lora/x"),
+        ("--layers_to_transform 1 0", "--layers-to-transform [0,1]"),
+        ("--rank_pattern {\"q_proj\":4}", "--lora-rank-pattern {\"q_proj\":4}"),
+        ("--alpha_pattern {\"q_proj\":4}", "--lora-alpha-pattern {\"q_proj\":4.0}"),
         ("--per_gpu_train_batch_size 3", "--per-device-train-batch-size 3"),
         ("--valid_file d --evaluation_strategy epoch", "--eval_file d --eval-strategy epoch"),
     ] {
@@ -130,6 +135,130 @@ fn a_line_of_deepke_means_what_it_said() {
     assert_eq!((settings.lr_scheduler_type, settings.train_on), (Scheduler::Linear, TrainOn::Assistant));
 }
 
+/// Every flag of DeepKE's arguments (`src/args`, and the older `src/utils/args.py`) that is no setting, with its
+/// default: accepted with one line each, once, however often it is given.
+const DEEPKE_WITHOUT_EFFECT: &[&str] = &[
+    "--do_train True",
+    "--do_eval True",
+    "--do_predict False",
+    "--predict_with_generate True",
+    "--stage sft",
+    "--finetuning_type lora",
+    "--full_finetune False",
+    "--model_name qwen",
+    "--model_revision main",
+    "--use_auth_token False",
+    "--trust_remote_code True",
+    "--use_fast_tokenizer True",
+    "--split_special_tokens False",
+    "--bits 16",
+    "--adam8bit False",
+    "--double_quant True",
+    "--quant_type nf4",
+    "--max_memory_MB 80000",
+    "--optim paged_adamw_32bit",
+    "--bf16 True",
+    "--fp16 False",
+    "--loss_scale 1.0",
+    "--preprocessing_num_workers 16",
+    "--overwrite_cache True",
+    "--pad_to_max_length False",
+    "--ignore_pad_token_for_loss True",
+    "--train_on_prompt False",
+    "--train_on_inputs False",
+    "--language zh",
+    "--id_text input",
+    "--predict_file None",
+    "--resume_lora_training True",
+    "--upcast_layernorm False",
+    "--neft_alpha 0",
+    "--num_layer_trainable 3",
+    "--name_module_trainable mlp",
+    "--additional_target None",
+    "--group_by_length False",
+    "--gradient_checkpointing True",
+    "--remove_unused_columns False",
+    "--report_to none",
+    "--deepspeed configs/ds_config_bf16.json",
+    "--ddp_find_unused_parameters False",
+    "--local_rank -1",
+    "--max_new_tokens 256",
+    "--do_sample False",
+    "--num_beams 1",
+    "--temperature 1.0",
+    "--top_k 50",
+    "--top_p 1.0",
+    "--repetition_penalty 1.0",
+    "--generation_max_length 300",
+];
+
+#[test]
+fn a_flag_of_deepke_without_effect_is_named_once() {
+    let plain = parsed("");
+    for line in DEEPKE_WITHOUT_EFFECT {
+        let (flag, value) = line.split_once(' ').unwrap();
+        let joined = format!("{flag}={value}");
+        let (settings, warnings) =
+            train_settings(&[flag, value, &joined, "--seed", "42"]).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert_eq!(settings, plain, "{line}");
+        assert_eq!(warnings.len(), 1, "{line}: {warnings:?}");
+        let named = format!("{} has no effect: ", flag.replace('_', "-"));
+        assert!(warnings[0].starts_with(&named), "{line}: {warnings:?}");
+    }
+}
+
+#[test]
+fn what_deepke_names_otherwise_means_the_same() {
+    for (line, same) in [
+        ("--train_path a --valid_path b", "--train-file a --valid-file b"),
+        ("--lora_weights lora/x", "--init-adapter lora/x"),
+        (
+            "--lora_target_modules ['c_attn','attn.c_proj','w1','w2','mlp.c_proj']",
+            "--lora_target c_attn,attn.c_proj,w1,w2,mlp.c_proj",
+        ),
+        ("--cache_path c", "--cache-dir c"),
+        ("--system_prompt None", "--system-prompt None"),
+        ("--save_total_limit 10 --load_best_model_at_end False", "--save-total-limit=10"),
+        ("--valid_file d --val_set_size 1000", "--val-set-size 1000 --valid-file d"),
+        (
+            "--resume_from_checkpoint True --overwrite_output_dir",
+            "--overwrite-output-dir True --resume-from-checkpoint auto",
+        ),
+        (
+            "--resume_from_checkpoint True --checkpoint_dir lora/x",
+            "--resume-from-checkpoint auto --init-adapter lora/x",
+        ),
+    ] {
+        assert_eq!(parsed(line), parsed(same), "{line} | {same}");
+    }
+}
+
+#[test]
+fn a_line_of_inference_is_answered_with_the_line_to_run() {
+    let deepke = "--stage sft --model_name_or_path models/Qwen2 --checkpoint_dir lora/qwen2-v1 --model_name qwen2 --template qwen \
+        --do_predict --input_file data/NER/test.json --output_file results/out.json --finetuning_type lora --output_dir lora/test \
+        --predict_with_generate --cutoff_len 512 --bf16 --max_new_tokens 300 --bits 4";
+    for (line, says) in [
+        (
+            deepke,
+            "qwentune generate --model models/Qwen2 --adapter lora/qwen2-v1 --template qwen \
+             --input-file data/NER/test.json --output-file results/out.json --max-new-tokens 300",
+        ),
+        ("--do_predict", "qwentune generate --model DIR --input-file FILE --output-file FILE"),
+        ("--do_predict --do_train False", "qwentune generate"),
+        ("--model=m --input-file=in", "qwentune generate --model m --input-file in --output-file FILE"),
+        ("--do_train --output_file=out", "--output-file out"),
+    ] {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let error = train_settings(&words).expect_err(line);
+        assert_eq!(error.exit_code(), 2, "{line}: {error}");
+        assert!(error.what.contains("asks for answers"), "{line}: {error}");
+        assert!(error.remedy.contains(says), "{line}: {error}");
+    }
+    let both = train_settings(&["--do_train", "--do_predict"]).unwrap().1;
+    assert!(both[1].contains("qwentune generate"), "{both:?}");
+}
+
 #[test]
 fn what_cannot_be_honoured_is_refused_by_name() {
     for (line, says) in [
@@ -140,6 +269,16 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("--fp16", "--fp16 true"),
         ("--neft_alpha 5", "--neft-alpha 5"),
         ("--use_dora True", "--use-dora"),
+        ("--init_adapter a,b --fold_adapters c", "give one list"),
+        ("--resume_lora_training False", "--fold-adapters"),
+        ("--init_lora_weights pissa", "convert"),
+        ("--exclude_modules lm_head", "--lora-target-modules"),
+        ("--target_parameters x", "--lora-target-modules"),
+        ("--fan_in_fan_out true", "--fan-in-fan-out true"),
+        ("--bias all", "--bias all cannot be honoured"),
+        ("--layers_pattern blocks", "--layers-to-transform"),
+        ("--layers_to_transform first", "layers_to_transform: 'first' is not a list of whole numbers"),
+        ("--lora_rank_pattern {\"q\":1.5}", "lora_rank_pattern: invalid type"),
         ("--finetuning_type full", "--finetuning-type full"),
         ("--train_on_prompt True", "--train-on all"),
         ("--group_by_length", "--group-by-length"),
@@ -153,10 +292,14 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("stray", "stray"),
         ("--template llama2", "one of auto, qwen,"),
         ("--tokens-per-micro-batch 512", "needs --packing"),
-        ("--resume_from_checkpoint auto --init_adapter a", "give one of them"),
-        ("--resume_from_checkpoint auto --overwrite_output_dir", "give one of them"),
-        ("--valid_file d --val_set_size 10", "exclude each other"),
-        ("--dtype bf16", "dtype bf16"),
+        ("--resume_from_checkpoint 100 --checkpoint_dir a", "give one of them"),
+        ("--resume_from_checkpoint lora/a --checkpoint_dir lora/b", "give one of them"),
+        ("--do_train False --do_eval", "`evaluate` computes the loss of a file"),
+        ("--full_finetune True", "--full-finetune True"),
+        ("--train_on_inputs True", "--train-on all"),
+        ("--prompt_template_name alpaca", "say --template"),
+        ("--eval_delay 5", "--eval-delay 5"),
+        ("--device cpu --dtype bf16", "dtype bf16"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let error = train_settings(&words).expect_err(line);
@@ -197,9 +340,36 @@ fn exit_statuses_and_short_errors() {
         ("resume --help", 0, "--max-steps"),
         ("doctor", 0, "cores"),
         ("trian", 2, "the nearest known one is train"),
-        ("export a b", 2, "not in this version yet"),
-        ("generate --model m", 2, "not in this version yet"),
-        ("selftest", 2, "not in this version yet"),
+        ("export a b", 65, "cannot read a"),
+        ("export model", 2, "OUT"),
+        ("import model o --model model --data rows.jsonl", 65, "trainer_state.json is missing"),
+        (
+            "import model o --model model --data rows.jsonl --output-dir x",
+            2,
+            "import does not take --output-dir",
+        ),
+        ("evaluate", 2, "there is nothing to evaluate"),
+        ("evaluate --valid-file rows.jsonl", 2, "--model-name-or-path"),
+        ("evaluate --model model", 2, "there is nothing to evaluate"),
+        ("evaluate --model model --valid-file none.jsonl", 65, "none.jsonl: no such data file"),
+        ("evaluate --model model --valid-file rows.jsonl --adapter nowhere", 65, "nowhere: no such adapter"),
+        (
+            "evaluate --model model --learning-rate 1",
+            2,
+            "does not take --learning-rate, a setting of `train`",
+        ),
+        ("evaluate --task NER", 2, "--predictions <FILE>... is missing"),
+        ("evaluate --model m --valid-file f --match_mode set", 2, "--predictions <FILE>... is missing"),
+        ("evaluate --predictions rows.jsonl --model model", 2, "give one of them"),
+        ("evaluate --predictions rows.jsonl", 2, "--task NER, RE, EE, EET, EEA"),
+        ("evaluate --predictions rows.jsonl --task SPO", 2, "SPO"),
+        ("evaluate --predictions rows.jsonl --task ner", 65, "rows.jsonl:1: `id` is missing"),
+        ("evaluate --path1 none.jsonl --task NER --match_mode set", 65, "none.jsonl"),
+        ("selftest --device cuda:9999", 69, "cuda:9999"),
+        ("selftest --device gpu", 2, "auto, cpu, cuda"),
+        ("merge --model model out", 2, "--adapter"),
+        ("merge --model model --adapter a", 2, "OUT"),
+        ("merge --model none --adapter a out", 65, "none: no such model folder"),
         ("checkpoint", 0, "verify"),
         ("train", 2, "--model-name-or-path"),
         ("train --model model", 2, "--train-file"),
@@ -231,6 +401,29 @@ fn exit_statuses_and_short_errors() {
         }
     }
     assert!(!here.join("o").exists(), "a refused command must leave nothing behind");
+}
+
+#[test]
+fn a_line_of_deepkes_evaluation_gives_a_table_and_json() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let file = "tests/golden/extraction/ee.jsonl";
+    let line = ["evaluate", "--path1", file, "--task", "EE", "--sort_by", "source", "--match_mode", "normal"];
+    let table = String::from_utf8(program(root, &line).stdout).unwrap();
+    let json = String::from_utf8(program(root, &[&line[..], &["--json"]].concat()).stdout).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["task"], &json["match_mode"]), (&"EE".into(), &"normal".into()));
+    let found = &json["files"][0];
+    assert_eq!(found["file"], file);
+    let sources = found["sources"].as_object().unwrap();
+    // A head, then two kinds of item for the file and for each source.
+    assert_eq!(table.lines().count(), 1 + 2 * (1 + sources.len()), "{table}");
+    for kind in ["event", "argument"] {
+        let line = table.lines().find(|line| line.starts_with(file) && line.contains(kind)).unwrap();
+        let f1 = found["total"][kind]["f1"].as_f64().unwrap();
+        assert!(f1 > 1.0 && line.ends_with(&format!(" {f1:.2}")), "{line}");
+        let gold: u64 = sources.values().map(|tally| tally[kind]["gold"].as_u64().unwrap()).sum();
+        assert_eq!(found["total"][kind]["gold"], gold);
+    }
 }
 
 #[test]

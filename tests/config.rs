@@ -97,10 +97,11 @@ fn another_value(field: &Field) -> &'static str {
         (_, Kind::Number | Kind::OptionalNumber) => "0.75",
         (_, Kind::Choice(names)) => names[1],
         (_, Kind::Modules) => "q_proj,v_proj",
+        (_, Kind::Counts) => "3 0",
         (_, Kind::Device) => "cpu",
         (_, Kind::Json) => "{\"power\": 2}",
         (_, Kind::Resume) => "12",
-        (_, Kind::Text | Kind::Path | Kind::Paths) => "other",
+        (_, Kind::Text | Kind::Path | Kind::Paths | Kind::Folders) => "other",
     }
 }
 
@@ -147,6 +148,10 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         allow_inexact: true,
         quiet: true,
         init_adapter: Some("adapter".into()),
+        fold_adapters: vec!["a".into(), "b".into()],
+        lora_rank_pattern: BTreeMap::from([("q_proj".into(), 4)]),
+        lora_alpha_pattern: BTreeMap::from([("q_proj".into(), 0.1)]),
+        layers_to_transform: Some(vec![0, 3]),
         ..Settings::default()
     };
     let versions = BTreeMap::from([("engine".to_owned(), "1".to_owned())]);
@@ -226,6 +231,9 @@ fn values_out_of_range_are_refused_by_name() {
         ("lora_dropout", &["1", "1.5", "-0.1"]),
         ("lora_r", &["0", "5000", "-8", "r"]),
         ("lora_alpha", &["0", "-1"]),
+        ("lora_rank_pattern", &["{\"q\": 0}", "{\"q\": 5000}", "{\"q\": 1.5}", "{\"q\": \"8\"}", "q_proj"]),
+        ("lora_alpha_pattern", &["{\"q\": 0}", "{\"q\": -1}", "[1]"]),
+        ("layers_to_transform", &["1.5", "-1", "first", "[]"]),
         ("max_steps", &["0", "-2", "1e400"]),
         ("num_train_epochs", &["0", "-3", "inf"]),
         ("save_steps", &["0", "1.5", "-1"]),
@@ -238,7 +246,7 @@ fn values_out_of_range_are_refused_by_name() {
         ("lr_scheduler_type", &["reduce_lr_on_plateau"]),
         ("lr_scheduler_kwargs", &["[1]", "{"]),
         ("device", &["gpu", "cuda:x"]),
-        ("dtype", &["f16", "bf16"]),
+        ("dtype", &["f16"]),
         ("lora_target_modules", &["[]"]),
         ("eval_strategy", &["steps"]),
         ("load_best_model_at_end", &["true"]),
@@ -272,9 +280,38 @@ fn the_readme_lists_every_setting_as_it_is() {
 
 #[test]
 fn nothing_is_set_by_a_value_that_says_none() {
-    for name in ["valid_file", "cache_dir", "init_adapter", "max_steps", "eval_steps", "warmup_ratio"] {
+    for name in [
+        "valid_file",
+        "cache_dir",
+        "init_adapter",
+        "layers_to_transform",
+        "max_steps",
+        "eval_steps",
+        "warmup_ratio",
+    ] {
         let field = find(name).unwrap();
         assert_eq!(from_text(field, "None").unwrap(), Value::Null, "{name}");
     }
     assert_eq!(from_text(find("max_steps").unwrap(), "-1").unwrap(), Value::Null);
+    assert_eq!(from_text(find("fold_adapters").unwrap(), "None").unwrap(), json!([]));
+}
+
+#[test]
+fn lists_are_read_as_other_tools_write_them() {
+    let layers = find("layers_to_transform").unwrap();
+    for text in ["0,3,1", "3 1 0", "[0, 1, 3]", "(1,0,3,3)"] {
+        assert_eq!(from_text(layers, text).unwrap(), json!([0, 1, 3]), "{text}");
+    }
+    assert_eq!(from_json(layers, &json!([3, 0])).unwrap(), json!([0, 3]));
+    assert_eq!(from_json(layers, &json!(2)).unwrap(), json!([2]));
+    assert!(from_json(layers, &json!([])).is_err() && from_json(layers, &json!(["a"])).is_err());
+    let adapters = find("fold_adapters").unwrap();
+    assert_eq!(from_text(adapters, "lora/a, lora/b,").unwrap(), json!(["lora/a", "lora/b"]));
+    assert_eq!(to_text(adapters.kind, &json!(["lora/a", "lora/b"])), "lora/a,lora/b");
+    let file =
+        "lora_rank_pattern = { q_proj = 4 }\nlayers_to_transform = [1, 0]\nfold_adapters = [\"a\", \"b\"]\n";
+    let settings = from_file("lists.toml", file).unwrap();
+    assert_eq!(settings.lora_rank_pattern, BTreeMap::from([("q_proj".into(), 4)]));
+    assert_eq!(settings.layers_to_transform, Some(vec![0, 1]));
+    assert_eq!(settings.fold_adapters, [PathBuf::from("a"), PathBuf::from("b")]);
 }

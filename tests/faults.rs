@@ -228,7 +228,13 @@ const NEW_RUN: &[Row] = &[
         code: 69,
         words: &["--device cpu"],
     },
-    Row { name: "bf16 on the CPU", break_it: |_| (), flags: &["--dtype", "bf16"], code: 2, words: &["f32"] },
+    Row {
+        name: "bf16 on the CPU",
+        break_it: |_| (),
+        flags: &["--device", "cpu", "--dtype", "bf16"],
+        code: 2,
+        words: &["f32"],
+    },
     Row {
         name: "output below a file",
         break_it: |p| std::fs::write(p.path("run"), "a file").unwrap(),

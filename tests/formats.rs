@@ -6,7 +6,7 @@ use qwentune::error::Kind;
 use qwentune::formats::safetensors::{F32Tensor, Header, Outline, encode_f32, encode_header, parse_header};
 use qwentune::formats::{atomic_file, json, peft};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -284,8 +284,8 @@ fn adapter() -> peft::Adapter {
             lora_alpha: 4.0,
             lora_dropout: 0.05,
             target_modules: vec!["q_proj".into()],
-            use_rslora: false,
             base_model_name_or_path: "模型/a".into(),
+            ..peft::AdapterConfig::default()
         },
         tensors: vec![tensor("A", [2, 6]), tensor("B", [8, 2])],
     }
@@ -329,10 +329,16 @@ fn adapter_configs_fail_closed() {
         ("use_dora", "true", &["use_dora true is not supported"]),
         ("fan_in_fan_out", "true", &["fan_in_fan_out"]),
         ("modules_to_save", "[\"lm_head\"]", &["modules_to_save", "lm_head"]),
-        ("rank_pattern", "{\"q_proj\":4}", &["rank_pattern"]),
-        ("alpha_pattern", "{\"q_proj\":4}", &["alpha_pattern"]),
-        ("layers_to_transform", "[0]", &["layers_to_transform"]),
-        ("exclude_modules", "\"x\"", &["exclude_modules"]),
+        ("rank_pattern", "{\"q_proj\":0}", &["rank_pattern gives q_proj 0", "4096"]),
+        ("rank_pattern", "{\"q_proj\":\"4\"}", &["rank_pattern gives q_proj \"4\""]),
+        ("rank_pattern", "[4]", &["rank_pattern is [4]"]),
+        ("alpha_pattern", "{\"q_proj\":-4}", &["alpha_pattern gives q_proj -4"]),
+        ("layers_to_transform", "[0.5]", &["layers_to_transform is [0.5]"]),
+        ("layers_to_transform", "\"0\"", &["layers_to_transform"]),
+        ("layers_pattern", "\"blocks\"", &["layers_pattern \"blocks\"", "remove the key"]),
+        ("exclude_modules", "\"x\"", &["exclude_modules", "target_modules"]),
+        ("target_parameters", "[\"x\"]", &["target_parameters", "merge"]),
+        ("lora_bias", "true", &["lora_bias true", "merge"]),
         ("loftq_config", "{\"bits\":4}", &["loftq_config"]),
         ("init_lora_weights", "\"pissa\"", &["init_lora_weights \"pissa\"", "base"]),
         ("some_new_method", "{\"on\":true}", &["some_new_method"]),
@@ -355,6 +361,8 @@ fn adapter_configs_fail_closed() {
         ("some_new_switch", "false"),
         ("inference_mode", "false"),
         ("lora_dropout", ""),
+        ("layers_to_transform", "[]"),
+        ("layers_pattern", "[\"layers\"]"),
         ("base_model_name_or_path", "\"../../etc/passwd\""),
         ("base_model_name_or_path", &format!("\"{}\"", "x".repeat(100_000))),
     ];
@@ -364,6 +372,12 @@ fn adapter_configs_fail_closed() {
     }
     let all = peft::read(with_key("target_modules", "\"all-linear\"").path()).unwrap();
     assert_eq!(all.config.target_modules, ["all-linear"]);
+    let layers = peft::read(with_key("layers_to_transform", "[2, 0, 2]").path()).unwrap();
+    assert_eq!(layers.config.layers_to_transform, Some(vec![0, 2]));
+    let layers = peft::read(with_key("layers_to_transform", "1").path()).unwrap();
+    assert_eq!(layers.config.layers_to_transform, Some(vec![1]));
+    let ranks = peft::read(with_key("rank_pattern", "{\"q_proj\":2}").path()).unwrap();
+    assert_eq!(ranks.config.rank_pattern, BTreeMap::from([("q_proj".into(), 2)]));
     let rslora = peft::read(with_key("use_rslora", "true").path()).unwrap();
     assert!(rslora.config.use_rslora);
 }

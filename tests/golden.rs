@@ -19,6 +19,14 @@ fn numbers(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
 }
 
+/// The adapters a case begins with: those folded into its base, then the one that is trained.
+fn adapters(case: &Path) -> String {
+    let folded = (0..).map(|n| case.join(format!("folded-{n}"))).take_while(|folder| folder.exists());
+    let all: Vec<String> =
+        folded.chain([case.join("init")]).map(|p| p.to_str().unwrap().to_owned()).collect();
+    all.join(",")
+}
+
 /// Trains a case with the program, exactly as its `args.json` says.
 fn run_case(case: &Path, out: &Path) {
     let args: Vec<String> = serde_json::from_value(json(&case.join("args.json"))).unwrap();
@@ -28,7 +36,7 @@ fn run_case(case: &Path, out: &Path) {
         .arg("--model")
         .arg(case.join("model"))
         .arg("--init-adapter")
-        .arg(case.join("init"))
+        .arg(adapters(case))
         .arg("--train-file")
         .arg(case.join("data.jsonl"))
         .arg("--output-dir")
@@ -93,6 +101,12 @@ fn follows_transformers_and_peft() {
         assert_close(&name, "grad_norm", &column(|l| l.grad_norm), &numbers(&expected["grad_norm"]), 1e-5);
         let distance = adapter_distance(&out.join("run/adapter"), &case.join("final"));
         assert!(distance <= 1e-4, "{name}: final adapter differs by {distance:e}");
+        let config = |folder: &Path| {
+            let mut config = json(&folder.join("adapter_config.json"));
+            config["base_model_name_or_path"].take();
+            config
+        };
+        assert_eq!(config(&out.join("run/adapter")), config(&case.join("final")), "{name}");
     }
 }
 

@@ -133,9 +133,10 @@ fn under(path: &str, places: &[&str]) -> bool {
 
 /// Each module and those it may use, beside itself and [`EVERYBODY`]; the picture is in `src/lib.rs`.
 const STACK: &[(&str, &[&str])] = &[
-    ("cli", &["selftest", "train", "model", "ops", "device", "data", "checkpoint", "formats"]),
+    ("cli", &["selftest", "train", "generate", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("selftest", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("train", &["model", "ops", "device", "data", "checkpoint", "formats"]),
+    ("generate", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("model", &["ops", "device", "formats"]),
     ("ops", &["device"]),
     ("device", &[]),

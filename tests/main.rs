@@ -1,21 +1,30 @@
 //! One test binary; each module says what it guards.
+mod adapters;
 mod checkpoint;
 mod cli;
 mod common;
 mod config;
 mod data;
+mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod evaluate;
+mod exchange;
+mod exchange_faults;
+mod extraction;
 mod faults;
 mod formats;
+mod generate;
 mod golden;
 mod house;
 mod linear;
 mod loss;
 mod matmul;
+mod merge;
 mod model;
 mod model_files;
 mod ops;
+mod origin;
 mod report;
 mod resume;
 mod scratch;

@@ -8,7 +8,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 
 fn adapter(rank: usize, targets: Targets) -> AdapterSpec {
-    AdapterSpec { rank, alpha: 2.0 * rank as f64, dropout: 0.0, targets, rslora: false }
+    let plain = AdapterSpec::from_settings(&Settings::default());
+    AdapterSpec { rank, alpha: 2.0 * rank as f64, targets, ..plain }
 }
 
 #[test]

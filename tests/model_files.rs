@@ -321,7 +321,7 @@ fn targets_follow_the_rule_of_peft() {
 fn unknown_targets_are_named_beside_those_there_are() {
     let check = |config: &Value, targets: &[&str]| {
         let targets = Targets::Names(targets.iter().map(|t| t.to_string()).collect());
-        names::check_targets(&targets, &linears(&read_spec(config).unwrap()))
+        names::check_targets(&targets, linears(&read_spec(config).unwrap()).iter())
     };
     check(&qwen2_config(), &["q_proj", "down_proj"]).unwrap();
     let error = check(&qwen2_config(), &["q_proj", "c_attn", "lm_head"]).unwrap_err();

@@ -2,6 +2,7 @@
 //! against numerical derivatives; the same bits for every number of threads and every instruction set.
 
 mod attention;
+mod decode;
 mod elementwise;
 mod norm_rope;
 pub mod rig;

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything that decides the result of a run: name to value, both plain text. Keys are grouped by their
-/// first word: `model.`, `tokenizer.`, `data.`, `settings.`, `adapter.`, `engine.`, `device.`.
+/// first word: `model.`, `tokenizer.`, `data.`, `settings.`, `adapter.`, `engine.`, `device.`; and of a run that was
+/// imported `lineage.` and `optimizer.`, which no file here can tell again: a resume takes them from the checkpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity(pub BTreeMap<String, String>);
 
@@ -88,7 +89,36 @@ pub struct State {
     pub log: Vec<LogLine>,
 }
 
+/// Where the state came from, when it was not computed from step 0 by this program.
+pub const IMPORTED: &str = "lineage.imported";
+/// By how many steps AdamW's count of updates is behind the run's: moments that began at zero later than the
+/// run, or steps that a gradient scaler left out. Absent: none.
+const UPDATES_BEHIND: &str = "optimizer.updates_behind";
+
 impl Identity {
+    /// Takes over what only the checkpoint knows.
+    pub fn carry(&mut self, checkpoint: &Identity) {
+        let known = |key: &String| key.starts_with("lineage.") || key.starts_with("optimizer.");
+        self.0.extend(checkpoint.0.iter().filter(|(key, _)| known(key)).map(|(k, v)| (k.clone(), v.clone())));
+    }
+
+    /// Records that AdamW has made fewer updates than the run steps.
+    pub fn set_updates_behind(&mut self, steps: u64) {
+        if steps > 0 {
+            self.0.insert(UPDATES_BEHIND.into(), steps.to_string());
+        }
+    }
+
+    /// Steps by which AdamW's count is behind the run's, which is at `step`.
+    ///
+    /// # Errors
+    /// What is recorded is no such number.
+    pub fn updates_behind(&self, step: u64) -> Result<u64, String> {
+        let Some(text) = self.0.get(UPDATES_BEHIND) else { return Ok(0) };
+        let steps = text.parse().ok().filter(|behind| *behind <= step);
+        steps.ok_or_else(|| format!("{UPDATES_BEHIND} is {}, at step {step}", text.escape_debug()))
+    }
+
     /// All fields in which `self` (the checkpoint's) and `now` differ, sorted by field.
     #[must_use]
     pub fn differences(&self, now: &Identity) -> Vec<Difference> {

@@ -1,23 +1,16 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{Class, FIELDS, Field, Kind};
+use crate::config::fields::{self, Class, FIELDS, Field, Group, Kind, find};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
+use crate::data::extraction::Task;
 use crate::error::{Error, Result};
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
 /// Commands that are planned, and what each will do; they are refused by name.
-pub const PLANNED: &[(&str, &str)] = &[
-    ("export", "write a checkpoint as a PEFT adapter or a Hugging Face Trainer checkpoint"),
-    ("import", "turn a Hugging Face checkpoint into a run that resumes"),
-    ("merge", "fold an adapter into the base model"),
-    ("generate", "write text with a model and an adapter"),
-    ("evaluate", "compute loss, or precision, recall and F1, on a file"),
-    ("selftest", "check every kernel against the CPU reference on this machine"),
-    ("bench", "measure throughput"),
-];
+pub const PLANNED: &[(&str, &str)] = &[("bench", "measure throughput")];
 
 /// Settings that make no sense for `resume`, and why.
 pub const NOT_ON_RESUME: &[(&str, &str)] = &[
@@ -30,11 +23,46 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
     ("fresh_optimizer", "this run has its optimizer's state"),
 ];
 
+/// Settings that make no sense for `import`, and why.
+pub const NOT_ON_IMPORT: &[(&str, &str)] = &[
+    ("output_dir", "the run's folder is the second argument: qwentune import CHECKPOINT OUT"),
+    ("resume_from_checkpoint", "the checkpoint is the first argument: qwentune import CHECKPOINT OUT"),
+    (
+        "init_adapter",
+        "an import takes the complete state; train --init-adapter begins a run with weights only",
+    ),
+    ("overwrite_output_dir", "an import needs a folder without a run"),
+];
+
 /// Which settings a command shows in its help.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Shown {
     All,
     Changeable,
+    Import,
+    /// Those that decide the loss of a file; the command takes no others.
+    Evaluation,
+}
+
+impl Shown {
+    fn hides(self, field: &Field) -> bool {
+        let refused = |not: &[(&str, &str)]| not.iter().any(|(key, _)| *key == field.key);
+        match self {
+            Shown::All | Shown::Evaluation => false,
+            Shown::Changeable => field.class == Class::Math || refused(NOT_ON_RESUME),
+            Shown::Import => refused(NOT_ON_IMPORT),
+        }
+    }
+
+    fn takes(self, field: &Field) -> bool {
+        let evaluates = match field.group {
+            Group::Data => !["train_files", "val_set_size"].contains(&field.key),
+            Group::Batches => ["per_device_eval_batch_size", "tokens_per_micro_batch"].contains(&field.key),
+            Group::Device => field.key != "recompute",
+            _ => ["init_adapter", "quiet"].contains(&field.key),
+        };
+        self != Shown::Evaluation || evaluates
+    }
 }
 
 /// The whole command line.
@@ -71,15 +99,120 @@ pub fn program() -> Command {
                 command("plan", "Shows memory, steps and tokens of a run, and starts nothing"),
                 Shown::All,
             )
-            .arg(config)
+            .arg(config.clone())
             .arg(json()),
         )
         .subcommand(checkpoint(json))
+        .subcommand(
+            settings(
+                command("import", "Makes a run from a checkpoint of Hugging Face's Trainer")
+                    .arg(word("from", "CHECKPOINT", "A checkpoint-N folder with a LoRA adapter"))
+                    .arg(word("out", "OUTPUT_DIR", "The folder of the new run")),
+                Shown::Import,
+            )
+            .arg(config),
+        )
+        .subcommand(export())
+        .subcommand(evaluate().arg(json()))
+        .subcommand(merge())
+        .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
+        .subcommand(selftest())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
     Command::new(name).about(about).args_override_self(true)
+}
+
+/// The folder of a model, for commands that take no settings.
+fn model(help: &'static str) -> Arg {
+    Arg::new("model_name_or_path")
+        .long("model-name-or-path")
+        .visible_alias("model")
+        .value_name("DIR")
+        .required(true)
+        .help(help)
+}
+
+/// The folder of an adapter; `--checkpoint-dir`, DeepKE's name, arrives as `--init-adapter`.
+fn adapter() -> Arg {
+    Arg::new("adapter").long("adapter").alias("init-adapter").value_name("DIR")
+}
+
+/// Settings that `generate` shares with `train`, and what it says of those that mean something else here.
+const GENERATING: &[(&str, &str)] = &[
+    ("model_name_or_path", "Folder of the model"),
+    ("format", ""),
+    ("template", ""),
+    ("system_prompt", ""),
+    (
+        "per_device_eval_batch_size",
+        "Rows answered at once; never changes an answer (default: 8) [also --batch-size]",
+    ),
+    ("seed", "Decides what is drawn (default: 42)"),
+    ("device", ""),
+    ("threads", ""),
+    ("quiet", ""),
+];
+
+fn generate() -> Command {
+    let valued = |name: &'static str, value: &'static str, help: &'static str| {
+        let long = Arg::new(name).long(name.replace('_', "-"));
+        long.value_name(value).value_parser(NonEmptyStringValueParser::new()).help(help)
+    };
+    let number = |name, help| valued(name, "X", help).allow_negative_numbers(true);
+    let mut command = command("generate", "Answers a prompt, or every row of a file");
+    for (name, help) in GENERATING {
+        let Some(field) = FIELDS.iter().find(|field| field.name == *name) else { continue };
+        let arg = flag(field, Shown::All).help_heading(None::<&str>);
+        let arg = if help.is_empty() { arg } else { arg.help(*help) };
+        command = command.arg(match *name {
+            "model_name_or_path" => arg.required(true),
+            // What `--batch-size` means to `train`.
+            "per_device_eval_batch_size" => arg.alias("per-device-train-batch-size"),
+            _ => arg,
+        });
+    }
+    command
+        .arg(adapter().help("Folder of an adapter, PEFT's format"))
+        .arg(number("max_new_tokens", "Most tokens of an answer (default: 512)"))
+        .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
+        .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
+        .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
+        .arg(
+            valued(
+                "enable_thinking",
+                "true|false",
+                "Qwen3: whether the answer begins with thoughts (default: true)",
+            )
+            .value_parser(["true", "false"])
+            .ignore_case(true),
+        )
+        .arg(valued(
+            "input_file",
+            "FILE",
+            "Rows to answer, as `train` reads them; answers they hold are ignored",
+        ))
+        .arg(valued(
+            "output_file",
+            "FILE",
+            "The same rows with `output`; FILE.partial until all are answered",
+        ))
+        .arg(number("cutoff_len", "").hide(true))
+        .arg(valued("output_dir", "DIR", "").hide(true))
+        .arg(
+            Arg::new("prompt")
+                .value_name("PROMPT")
+                .num_args(0..)
+                .help("What to answer; without it and --input-file standard input is read"),
+        )
+}
+
+fn merge() -> Command {
+    command("merge", "Folds an adapter into its base model")
+        .arg(model("Folder of the base model"))
+        .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
+        .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
 }
 
 fn tokenize() -> Command {
@@ -87,14 +220,7 @@ fn tokenize() -> Command {
         Arg::new(name).long(name).action(ArgAction::SetTrue).help(help)
     };
     command("tokenize", "Shows the ids of a text, or the text of ids")
-        .arg(
-            Arg::new("model_name_or_path")
-                .long("model-name-or-path")
-                .visible_alias("model")
-                .value_name("DIR")
-                .required(true)
-                .help("Folder of the model or its tokenizer"),
-        )
+        .arg(model("Folder of the model or its tokenizer"))
         .arg(switch("decode", "The input is ids, separated by spaces or commas"))
         .arg(switch("lines", "One text a line, one line of ids each"))
         .arg(
@@ -103,6 +229,61 @@ fn tokenize() -> Command {
                 .num_args(0..)
                 .help("The text; without it standard input is read"),
         )
+}
+
+fn evaluate() -> Command {
+    let flag = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).help(help).help_heading("Extraction")
+    };
+    let names = Task::ALL.map(|(name, _)| name);
+    let about = "Computes loss and perplexity of a file, or precision, recall and F1 of predictions";
+    let forms = "Loss: --model DIR [--adapter DIR] --valid-file FILE. Extraction: --predictions FILE... [--task NAME]";
+    settings(command("evaluate", about).after_help(forms), Shown::Evaluation)
+        .arg(
+            flag(
+                "predictions",
+                "FILE",
+                "Rows with `label` and `output`, as generate writes them [also --path1]",
+            )
+            .alias("path1")
+            .num_args(1..)
+            .action(ArgAction::Append),
+        )
+        .arg(
+            flag("task", "NAME", "What was extracted (default: what the rows say)")
+                .value_parser(names)
+                .ignore_case(true)
+                .requires("predictions"),
+        )
+        .arg(
+            flag(
+                "match-mode",
+                "MODE",
+                "normal: a gold item is found at most once; set: repetitions do not count",
+            )
+            .value_parser(["normal", "set"])
+            .default_value("normal")
+            .requires("predictions"),
+        )
+        .arg(
+            flag("sort-by", "KEY", "source: each source by itself too")
+                .value_parser(["source", ""])
+                .requires("predictions"),
+        )
+}
+
+fn selftest() -> Command {
+    let flag = |name: &'static str, value: &'static str, default: &'static str, help: &'static str| {
+        Arg::new(name).long(name).value_name(value).default_value(default).help(help)
+    };
+    command(
+        "selftest",
+        "Checks every operation, training and resume on this machine's device; exit 1 when one fails",
+    )
+    .arg(flag("device", "DEVICE", "auto", "auto, cpu, cuda or cuda:N"))
+    .arg(flag("repeats", "N", "100", "How often each operation is asked for the same bits"))
+    .arg(flag("json", "FILE", "selftest.json", "Where all figures go"))
+    .arg(flag("only", "PART", "all", "all, operations or training"))
 }
 
 fn checkpoint(json: impl Fn() -> Arg) -> Command {
@@ -123,13 +304,49 @@ fn checkpoint(json: impl Fn() -> Arg) -> Command {
         .subcommand(command("list", "The checkpoints of a run").arg(path("A run folder")).arg(json()))
 }
 
+fn word(name: &'static str, shown: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).value_name(shown).required(true).help(help)
+}
+
+fn export() -> Command {
+    let form = Arg::new("format").long("format").value_name("FORMAT").default_value("peft");
+    command("export", "Writes a checkpoint for PEFT or Hugging Face's Trainer")
+        .arg(word("from", "PATH", "A .qckpt file, or a run folder for its newest one"))
+        .arg(word("out", "OUT", "A new folder"))
+        .arg(form.help("peft: the adapter; hf-trainer: a complete checkpoint that Trainer resumes"))
+}
+
+/// Refuses settings that make no sense for a command.
+///
+/// # Errors
+/// Usage, naming the flag and why.
+pub fn refuse(given: &Layer, command: &str, which: &[(&str, &str)]) -> Result<()> {
+    let named =
+        |(key, why): &(&str, &str)| find(key).filter(|f| given.has(f.key)).map(|f| (f, (*why).to_owned()));
+    match which.iter().find_map(named) {
+        Some((field, why)) => {
+            Err(Error::usage(format!("{command} does not take --{}", field.flag())).hint(why))
+        }
+        None => Ok(()),
+    }
+}
+
 /// Adds the flags of all settings, under their headings.
 fn settings(mut command: Command, shown: Shown) -> Command {
-    for field in FIELDS {
-        let changeable = field.class != Class::Math && NOT_ON_RESUME.iter().all(|(key, _)| *key != field.key);
-        command = command.arg(flag(field, shown).hide(shown == Shown::Changeable && !changeable));
+    for field in FIELDS.iter().filter(|field| shown.takes(field)) {
+        let arg = flag(field, shown).hide(shown.hides(field));
+        let compared = shown == Shown::Evaluation && field.key == "init_adapter";
+        command = command.arg(if compared { adapter_to_compare(arg) } else { arg });
     }
     command
+}
+
+/// `--init-adapter` under the name it has where nothing is begun with it.
+fn adapter_to_compare(arg: Arg) -> Arg {
+    arg.long("adapter")
+        .alias("init-adapter")
+        .help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")
+        .help_heading(Group::Data.title())
 }
 
 fn flag(field: &'static Field, shown: Shown) -> Arg {
@@ -141,6 +358,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
     match field.default_text().as_str() {
         // What a resumed run is not told stays as it was.
         _ if shown == Shown::Changeable => {}
+        "required" if shown == Shown::Evaluation => {}
         "required" => help += " (required)",
         text => help += &format!(" (default: {text})"),
     }
@@ -155,6 +373,8 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
+        Kind::Folders => arg.value_name("DIR,DIR"),
+        Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),
         Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
         Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),
         Kind::Count | Kind::OptionalCount => arg.allow_negative_numbers(true).value_name("N"),
@@ -232,6 +452,9 @@ fn unknown(arg: &str) -> Error {
     let Some(name) = arg.strip_prefix("--") else {
         return Error::usage(format!("'{arg}' is one word too many")).hint("flags begin with --");
     };
+    if fields::find(name).is_some() {
+        return Error::usage(format!("this command does not take --{name}, a setting of `train`"));
+    }
     let error = Error::usage(format!("unknown flag --{name}"));
     match nearest(name) {
         Some(known) => error.hint(format!("the nearest known one is --{}", known.replace('_', "-"))),

@@ -1,6 +1,7 @@
 //! The spellings of other tools, turned into ours before the command line is parsed: underscores, aliases,
 //! `--flag True`, and flags that mean nothing here.
 
+use super::inference;
 use crate::config::fields::{Field, Kind, find};
 use crate::config::foreign::{self, Foreign};
 use crate::error::{Error, Result};
@@ -15,13 +16,21 @@ pub struct Translated {
     pub warnings: Vec<String>,
 }
 
+/// Commands that take the settings of a run.
+const TRAINING: &[&str] = &["train", "resume", "plan", "preview"];
+
 /// Translates a whole command line.
 ///
 /// # Errors
-/// Usage: a word is not UTF-8, or a flag of another tool cannot be honoured.
+/// Usage: a word is not UTF-8, a flag of another tool cannot be honoured, or the line is one of another command.
 pub fn translate(args: Vec<OsString>) -> Result<Translated> {
     let mut out = Translated::default();
     let mut rest = Words::new(args)?;
+    let command = rest.left().get(1).cloned().unwrap_or_default();
+    if command == "train" {
+        inference::refuse(rest.left())?;
+    }
+    let trains = TRAINING.contains(&command.as_str());
     while let Some(word) = rest.next() {
         let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
             let is_end = word == "--";
@@ -39,14 +48,21 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
             setting(&mut out, &mut rest, field, false, value);
         } else if let Some(field) = negated(name) {
             setting(&mut out, &mut rest, field, true, value);
-        } else if let Some(foreign) = foreign::find(name) {
-            out.warnings.push(ignore(&mut rest, foreign, name, value)?);
+        } else if let Some(foreign) = foreign_flag(name, trains) {
+            let warning = ignore(&mut rest, foreign, name, value)?;
+            if !out.warnings.contains(&warning) {
+                out.warnings.push(warning);
+            }
         } else {
             let equals = value.map(|v| format!("={v}")).unwrap_or_default();
             out.words.push(format!("--{}{equals}", name.replace('_', "-")));
         }
     }
     Ok(out)
+}
+
+fn foreign_flag(name: &str, trains: bool) -> Option<&'static Foreign> {
+    if trains { foreign::find_for_training(name) } else { foreign::find(name) }
 }
 
 /// The switch that `--no-<switch>` turns off.
@@ -83,7 +99,7 @@ fn ignore(rest: &mut Words, foreign: &Foreign, name: &str, value: Option<String>
 
 /// The words not yet looked at.
 struct Words {
-    words: std::iter::Peekable<std::vec::IntoIter<String>>,
+    words: std::vec::IntoIter<String>,
 }
 
 impl Words {
@@ -91,16 +107,25 @@ impl Words {
         let words: std::result::Result<Vec<String>, OsString> =
             args.into_iter().map(OsString::into_string).collect();
         let words = words.map_err(|w| Error::usage(format!("'{}' is not valid UTF-8", w.display())))?;
-        Ok(Words { words: words.into_iter().peekable() })
+        Ok(Words { words: words.into_iter() })
     }
 
     fn next_boolean(&mut self) -> Option<String> {
-        self.words.next_if(|w| w.eq_ignore_ascii_case("true") || w.eq_ignore_ascii_case("false"))
+        self.next_if(|w| w.eq_ignore_ascii_case("true") || w.eq_ignore_ascii_case("false"))
+    }
+
+    /// All that are left.
+    fn left(&self) -> &[String] {
+        self.words.as_slice()
     }
 
     /// The next word, unless it is a flag.
     fn next_value(&mut self) -> Option<String> {
-        self.words.next_if(|w| !w.starts_with("--"))
+        self.next_if(|w| !w.starts_with("--"))
+    }
+
+    fn next_if(&mut self, wanted: impl Fn(&str) -> bool) -> Option<String> {
+        self.left().first().is_some_and(|word| wanted(word)).then(|| self.words.next()).flatten()
     }
 }
 

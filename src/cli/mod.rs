@@ -4,8 +4,15 @@ mod checkpoint;
 pub mod commands;
 pub mod dialect;
 mod doctor;
+mod evaluate;
+mod exchange;
+#[cfg(feature = "text")]
+mod generate;
+mod inference;
+mod merge;
 #[cfg(feature = "text")]
 mod preview;
+mod selftest;
 mod signals;
 #[cfg(feature = "text")]
 mod tokenize;
@@ -64,12 +71,20 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("preview", m)) => preview::preview(m, warnings),
         #[cfg(feature = "text")]
         Some(("tokenize", m)) => tokenize::tokenize(m),
+        #[cfg(feature = "text")]
+        Some(("generate", m)) => generate::generate(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some(("preview" | "tokenize", _)) => {
-            Err(Error::usage("this build has no tokenizers; build it with the feature `text`"))
+        Some((name @ ("preview" | "tokenize" | "generate"), _)) => {
+            Err(Error::usage(format!("`qwentune {name}` is not in this build, which has no tokenizers"))
+                .hint("build it with the feature `text`"))
         }
         Some(("checkpoint", m)) => checkpoint::checkpoint(m),
+        Some(("import", m)) => exchange::import(m, warnings, command_line),
+        Some(("export", m)) => exchange::export(m),
+        Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
+        Some(("merge", m)) => merge::merge(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }
 }

@@ -83,7 +83,7 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
 }
 
 /// Data may hold control sequences; a terminal must not obey them.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 

@@ -32,6 +32,11 @@ fn input(matches: &ArgMatches) -> Result<String> {
     if let Some(words) = matches.get_many::<String>("text") {
         return Ok(words.map(String::as_str).collect::<Vec<_>>().join(" "));
     }
+    standard_input()
+}
+
+/// All of standard input.
+pub(super) fn standard_input() -> Result<String> {
     let mut bytes = Vec::new();
     let path = Path::new("standard input");
     std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, &e))?;

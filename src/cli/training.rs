@@ -4,7 +4,7 @@ use super::{commands, option, show, signals};
 use crate::config::{self, Layer, ResumeFrom, RunFile, Settings};
 use crate::error::{Error, Result};
 use crate::report::console::{Console, say};
-use crate::train::{self, Control, PlanReport, Request, Summary};
+use crate::train::{self, Control, PlanReport, Request, Summary, exchange};
 use clap::ArgMatches;
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub fn train(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Vec
     let settings = resolved(matches, warnings)?;
     show(warnings);
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, command_line, must_resume: false })
+    execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune resume`.
@@ -21,11 +21,10 @@ pub fn resume(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     let folder = PathBuf::from(option(matches, "run").unwrap_or_default());
     let flags = commands::given(matches, warnings)?;
     show(warnings);
-    for (key, why) in commands::NOT_ON_RESUME {
-        if let Some(field) = config::fields::find(key).filter(|field| flags.has(field.key)) {
-            return Err(Error::usage(format!("resume does not take --{}", field.flag())).hint(*why));
-        }
+    if exchange::is_trainer_checkpoint(&folder) {
+        return resume_theirs(&folder, flags, command_line);
     }
+    commands::refuse(&flags, "resume", commands::NOT_ON_RESUME)?;
     let run = RunFile::read(&folder)?;
     let mut settings = continued(&run.settings, &flags)?;
     settings.output_dir = folder;
@@ -34,7 +33,18 @@ pub fn resume(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
     }
     find_inputs(&mut settings, &flags, &run)?;
     config::check_inputs(&settings, true)?;
-    execute(Request { settings, command_line, must_resume: true })
+    execute(Request { settings, command_line, must_resume: true, ..Request::default() })
+}
+
+/// `qwentune resume` of a checkpoint of Hugging Face's Trainer: `train --resume-from-checkpoint`.
+fn resume_theirs(folder: &Path, mut flags: Layer, command_line: Vec<String>) -> Result<()> {
+    if let Some(field) = config::fields::find("resume_from_checkpoint") {
+        flags.set(field, serde_json::json!({ "path": folder }));
+    }
+    exchange::complete(&mut flags)?;
+    let settings = config::resolve(&flags)?;
+    config::check_inputs(&settings, true)?;
+    execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune plan`.
@@ -58,6 +68,13 @@ pub fn plan(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
 
 /// The settings of a command that takes `--config` and flags.
 pub fn resolved(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Settings> {
+    let mut layer = given(matches, warnings)?;
+    exchange::complete(&mut layer)?;
+    config::resolve(&layer)
+}
+
+/// What `--config` and flags give.
+pub fn given(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Layer> {
     let flags = commands::given(matches, warnings)?;
     let mut layer = match option(matches, "config") {
         Some(file) => Layer::from_file(Path::new(file), warnings)?,
@@ -74,7 +91,7 @@ pub fn resolved(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Sett
     }
     layer.cover(&flags);
     if !flags.has("tokens_per_micro_batch") || layer.is_true("packing") {
-        return config::resolve(&layer);
+        return Ok(layer);
     }
     Err(Error::usage("--tokens-per-micro-batch is the size of a packed micro-batch and needs --packing")
         .hint("without packing, --per-device-train-batch-size counts rows"))
@@ -84,7 +101,10 @@ pub fn resolved(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<Sett
 fn continued(frozen: &Settings, flags: &Layer) -> Result<Settings> {
     let mut layer = Layer::from_settings(frozen);
     layer.cover(flags);
-    let settings = config::resolve(&layer)?;
+    // How the run began is no way to start that is asked for now.
+    layer.forget("init_adapter");
+    let mut settings = config::resolve(&layer)?;
+    settings.init_adapter.clone_from(&frozen.init_adapter);
     let refused: Vec<String> = config::changed(frozen, &settings)
         .into_iter()
         .filter(|(field, _, _)| !config::may_change_on_resume(field.key))
@@ -103,7 +123,10 @@ fn continued(frozen: &Settings, flags: &Layer) -> Result<Settings> {
 fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<()> {
     let there = PathBuf::from(&run.working_directory);
     let frozen = &run.settings;
-    let mut inputs = std::iter::once(&frozen.model).chain(&frozen.train_files).chain(&frozen.valid_file);
+    let mut inputs = std::iter::once(&frozen.model)
+        .chain(&frozen.train_files)
+        .chain(&frozen.valid_file)
+        .chain(&frozen.fold_adapters);
     if !inputs.any(|path| path.is_relative() && !path.exists() && there.join(path).exists()) {
         return Ok(());
     }
@@ -112,18 +135,16 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
         Ok(())
     };
     absolute(&mut settings.output_dir)?;
-    let Settings { model, train_files, valid_file, cache_dir, init_adapter, .. } = settings;
-    let single = [
-        ("model", Some(model)),
-        ("valid_file", valid_file.as_mut()),
-        ("cache_dir", cache_dir.as_mut()),
-        ("init_adapter", init_adapter.as_mut()),
-    ];
+    let Settings { model, train_files, valid_file, cache_dir, fold_adapters, .. } = settings;
+    let single =
+        [("model", Some(model)), ("valid_file", valid_file.as_mut()), ("cache_dir", cache_dir.as_mut())];
     for (_, path) in single.into_iter().filter(|(key, _)| flags.has(key)) {
         path.map_or(Ok(()), absolute)?;
     }
-    if flags.has("train_files") {
-        train_files.iter_mut().try_for_each(absolute)?;
+    for (key, paths) in [("train_files", train_files), ("fold_adapters", fold_adapters)] {
+        if flags.has(key) {
+            paths.iter_mut().try_for_each(absolute)?;
+        }
     }
     std::env::set_current_dir(&there).map_err(|e| Error::reading(&there, &e))
 }
@@ -160,7 +181,7 @@ fn ending(program: &str, settings: &Settings, summary: &Summary) -> Vec<String> 
     lines.push(format!("  adapter    {}", summary.adapter.display()));
     lines.push(format!("  report     {}", settings.output_dir.join("report.html").display()));
     if summary.tainted {
-        lines.push("  not exact: continued on another engine or device, or without moments".into());
+        lines.push("  not exact: imported, or continued on another engine or device".into());
     }
     lines.push(format!("  look in    {program} checkpoint show {folder}"));
     if summary.loss.is_none() {
@@ -172,7 +193,7 @@ fn ending(program: &str, settings: &Settings, summary: &Summary) -> Vec<String> 
 }
 
 /// A word as a shell takes it.
-fn shell_word(word: &str) -> String {
+pub fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+=:,@%".contains(c) || !c.is_ascii();
     if !word.is_empty() && word.chars().all(plain) {
         return word.to_owned();

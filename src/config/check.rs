@@ -1,6 +1,6 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
-use super::settings::{DeviceChoice, Dtype, Settings, Strategy, Targets};
+use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -9,9 +9,17 @@ use std::path::Path;
 /// # Errors
 /// Usage, naming the setting and what it may be.
 pub fn check(s: &Settings) -> Result<()> {
-    check_counts(s)?;
-    check_numbers(s)?;
+    check_values(s)?;
     check_combinations(s)
+}
+
+/// Checks every setting by itself.
+///
+/// # Errors
+/// Usage, naming the setting and what it may be.
+pub fn check_values(s: &Settings) -> Result<()> {
+    check_counts(s)?;
+    check_numbers(s)
 }
 
 fn need(holds: bool, message: impl FnOnce() -> String) -> Result<()> {
@@ -47,6 +55,14 @@ fn check_counts(s: &Settings) -> Result<()> {
         need(value <= 1 << 24, || format!("{name} must be at most {}, it is {value}", 1 << 24))?;
     }
     need(s.lora_r <= 4096, || format!("lora_r must be at most 4096, it is {}", s.lora_r))?;
+    for (pattern, rank) in &s.lora_rank_pattern {
+        need((1..=4096).contains(rank), || {
+            format!("lora_rank_pattern: the rank of {pattern:?} must be from 1 to 4096, it is {rank}")
+        })?;
+    }
+    need(s.layers_to_transform.as_ref().is_none_or(|layers| !layers.is_empty()), || {
+        "layers_to_transform names no block; without it all blocks are adapted".into()
+    })?;
     need(s.threads.unwrap_or(1) <= 4096, || "threads must be at most 4096".into())
 }
 
@@ -76,6 +92,11 @@ fn check_numbers(s: &Settings) -> Result<()> {
             format!("{name} must be finite and above 0, it is {value}")
         })?;
     }
+    for (pattern, alpha) in &s.lora_alpha_pattern {
+        need(alpha.is_finite() && *alpha > 0.0, || {
+            format!("lora_alpha_pattern: the alpha of {pattern:?} must be finite and above 0, it is {alpha}")
+        })?;
+    }
     let below_one =
         [("lora_dropout", s.lora_dropout), ("adam_beta1", s.adam_beta1), ("adam_beta2", s.adam_beta2)];
     for (name, value) in below_one {
@@ -100,9 +121,6 @@ fn check_numbers(s: &Settings) -> Result<()> {
 
 fn check_combinations(s: &Settings) -> Result<()> {
     let evaluates = s.valid_file.is_some() || s.val_set_size > 0.0;
-    need(s.valid_file.is_none() || s.val_set_size == 0.0, || {
-        "valid_file and val_set_size exclude each other: evaluate on a file, or on rows held out".into()
-    })?;
     need(evaluates || s.eval_strategy == Strategy::No, || {
         "eval_strategy needs rows to evaluate on: --valid-file FILE, or --val-set-size N".into()
     })?;
@@ -120,11 +138,10 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    need(s.resume_from_checkpoint.is_none() || s.init_adapter.is_none(), || {
+    // `auto` beside an adapter's folder means the complete state in it.
+    let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
+    need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
         "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
-    })?;
-    need(s.resume_from_checkpoint.is_none() || !s.overwrite_output_dir, || {
-        "resume_from_checkpoint continues a run, overwrite_output_dir starts over: give one of them".into()
     })?;
     check_device(s)
 }
@@ -166,12 +183,12 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
             return Err(Error::input(format!("{}: no such data file", file.display())));
         }
     }
-    if let Some(adapter) = &s.init_adapter
-        && !adapter.is_dir()
-    {
-        return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+    // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
+    let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
+    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
+        Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// Checks that a model folder is there.

@@ -22,10 +22,14 @@ pub enum Kind {
     Path,
     /// One file or several.
     Paths,
+    /// One folder, or several separated by commas; or nothing.
+    Folders,
     /// One of these names; dashes and underscores are the same.
     Choice(&'static [&'static str]),
     /// Module names, or `all-linear`.
     Modules,
+    /// Whole numbers separated by commas or spaces, or nothing.
+    Counts,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
     Device,
     /// `auto`, a step, or a path.
@@ -194,7 +198,8 @@ const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Cadence, Io, Length, Machine, Math, Start};
 use Kind::{
-    Choice, Count, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths, Resume, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths,
+    Resume, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
@@ -202,9 +207,9 @@ use Kind::{
 pub static FIELDS: &[Field] = &[
     field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Io, Group::Data, "required",
         "Folder of the base model, as Hugging Face lays it out"),
-    field("train_file", "train_files", &["data", "train_data", "data_path"], Paths, Io, Group::Data, "required",
+    field("train_file", "train_files", &["data", "train_data", "data_path", "train_path"], Paths, Io, Group::Data, "required",
         "Training rows: one JSON Lines or JSON file, or several"),
-    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path"], Path, Io, Group::Data, "",
+    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Io, Group::Data, "",
         "Rows to evaluate on"),
     field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
@@ -273,6 +278,12 @@ pub static FIELDS: &[Field] = &[
     field("lora_dropout", "lora_dropout", &[], Number, Math, Group::Lora, "", "Share of adapter inputs dropped"),
     field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Math, Group::Lora, "",
         "Adapted layers: all-linear, or names separated by commas or spaces"),
+    field("lora_rank_pattern", "lora_rank_pattern", &["rank_pattern"], Json, Math, Group::Lora, "",
+        "Ranks of layers that have their own, PEFT's rank_pattern: a JSON object of patterns that the ends of their names match"),
+    field("lora_alpha_pattern", "lora_alpha_pattern", &["alpha_pattern"], Json, Math, Group::Lora, "",
+        "The same for alpha, PEFT's alpha_pattern"),
+    field("layers_to_transform", "layers_to_transform", &["lora_layers_to_transform"], Counts, Math, Group::Lora, "all",
+        "Blocks whose layers are adapted, by number, the first is 0"),
     field("use_rslora", "use_rslora", &["rslora"], Switch, Math, Group::Lora, "", "Scale by alpha / sqrt(rank)"),
     field("loraplus_lr_ratio", "loraplus_lr_ratio", &["lorap_lr_ratio"], Number, Math, Group::Lora, "",
         "LoRA+: learning rate of B over that of A"),
@@ -306,14 +317,16 @@ pub static FIELDS: &[Field] = &[
         "Threads; the numbers are the same for any number of them"),
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
-        "Continue with the complete state: auto, a step, or a path"),
-    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path"], Path, Io, Group::Start, "",
-        "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new"),
+        "Continue with the complete state: auto, a step, or a path, also of a Hugging Face checkpoint-N"),
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path", "lora_weights"], Path, Io, Group::Start, "",
+        "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded"),
+    field("fold_adapters", "fold_adapters", &[], Folders, Io, Group::Start, "none",
+        "PEFT adapters that are folded into the base before training, separated by commas"),
     field("overwrite_output_dir", "overwrite_output_dir", &[], Switch, Start, Group::Start, "",
         "Start over in a folder that holds a run; its files are moved aside"),
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
         "Resume although engine or device differ; recorded in the run for ever"),
     field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
-        "For imported checkpoints without moments; refused until importing is there"),
+        "For a Hugging Face checkpoint without moments: they begin at zero; recorded in the run for ever"),
     field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),
 ];

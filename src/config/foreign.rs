@@ -37,18 +37,22 @@ const fn only(name: &'static str, harmless: &'static [&'static str], reason: &'s
 const NOTHING: &[&str] = &["none", "null", "", "0", "0.0", "false", "[]"];
 const ONE_PROCESS: &str = "one process trains on one device";
 const METRICS: &str = "every step is in metrics.jsonl and report.html";
+const PREDICTS: &str = "training makes no predictions; `qwentune generate` writes the answers";
+const GENERATES: &str = "training generates no text; `qwentune generate` does";
 const NO_QUANT: &str = "the base weights are used as they are, not quantised";
 
 /// Every such flag.
 #[rustfmt::skip]
 pub static FOREIGN: &[Foreign] = &[
-    switch("do_train", "`train` trains"),
+    Foreign { name: "do_train", takes_value: false, harmless: &["true"], reason: "`train` trains; `evaluate` computes the loss of a file" },
     switch("do_eval", "--eval-strategy and --eval-on-start say when to evaluate"),
-    switch("do_predict", "training makes no predictions"),
-    switch("predict_with_generate", "training makes no predictions"),
+    switch("do_predict", PREDICTS),
+    switch("predict_with_generate", PREDICTS),
     only("stage", &["sft"], "supervised fine-tuning is what this trains"),
     only("finetuning_type", &["lora"], "LoRA is what this trains"),
+    only_off("full_finetune", "LoRA is what this trains"),
     valued("model_name", "the model family is read from the model folder"),
+    valued("model_file", "the model family is read from the model folder"),
     valued("model_type", "the model family is read from the model folder"),
     valued("tokenizer_name*", "the tokenizer is read from the model folder"),
     valued("config_name", "the configuration is read from the model folder"),
@@ -65,11 +69,15 @@ pub static FOREIGN: &[Foreign] = &[
     switch("double_quant", NO_QUANT),
     valued("quant_type", NO_QUANT),
     only_off("adam8bit", "the optimizer's moments are f32"),
-    only("optim", &["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw"], "the optimizer is AdamW in f32"),
+    only("optim", &["adamw_torch", "adamw_torch_fused", "adamw_hf", "adamw", "paged_adamw_32bit"], "the optimizer is AdamW in f32"),
     only("optim_args", NOTHING, "AdamW's parameters are --adam-beta1, --adam-beta2, --adam-epsilon, --weight-decay"),
     switch("bf16", "the device decides: the CPU computes in f32, CUDA in bf16 with f32 accumulation"),
     switch("pure_bf16", "adapter weights and moments are f32"),
     only_off("fp16", "there is no f16 arithmetic here: the CPU computes in f32; leave --fp16 out"),
+    valued("fp16_opt_level", "there is no f16 arithmetic here"),
+    valued("fp16_backend", "there is no f16 arithmetic here"),
+    valued("half_precision_backend", "the device decides the arithmetic"),
+    valued("loss_scale", "nothing overflows that scaling would save"),
     switch("tf32", "matrix products are not rounded to TF32"),
     switch("bf16_full_eval", "evaluation computes as training does"),
     only_off("fp16_full_eval", "evaluation computes as training does"),
@@ -84,24 +92,39 @@ pub static FOREIGN: &[Foreign] = &[
     only("neft_alpha", NOTHING, "noise on embeddings is not supported"),
     only("neftune_noise_alpha", NOTHING, "noise on embeddings is not supported"),
     only("label_smoothing_factor", NOTHING, "label smoothing is not supported"),
+    valued("length_column_name", "lengths are counted"),
+    only_off("sortish_sampler", "rows are shuffled; order does not follow length"),
+    only_off("auto_find_batch_size", "`plan` shows what fits; the batch size is what was told"),
     only_off("group_by_length", "rows are shuffled; order does not follow length"),
     only("data_seed", NOTHING, "--seed decides the order too"),
-    only("use_dora", NOTHING, "DoRA is not supported"),
-    only("pissa_init", NOTHING, "PiSSA is not supported"),
-    only("init_lora_weights", &["true"], "A is drawn as in PyTorch, B is zero"),
-    only("lora_bias", &["none"], "biases are not trained"),
+    only("use_dora", NOTHING, "DoRA is not supported; leave it out to train LoRA"),
+    only("pissa_init", NOTHING, "PiSSA changes the base weights; leave it out to train LoRA"),
+    only("init_lora_weights", &["true"], "A is drawn as in PyTorch, B is zero; the others begin with PEFT: convert the adapter there, then --init-adapter"),
+    only("peft_type", &["lora"], "LoRA is what this trains"),
+    only("bias", &["none"], "biases are not trained"),
+    only("fan_in_fan_out", NOTHING, "the linear layers of Qwen are stored [out, in]"),
+    only("exclude_modules", NOTHING, "name the layers that are to be adapted: --lora-target-modules"),
+    only("target_parameters", NOTHING, "only linear layers are adapted: --lora-target-modules"),
+    only("trainable_token_indices", NOTHING, "embeddings are not trained"),
+    only("layer_replication", NOTHING, "every block is there once"),
+    only("layers_pattern", &["layers", "h", "none", "null", ""], "--layers-to-transform counts the model's own blocks"),
+    only("lora_bias", &["none", "false"], "biases are not trained"),
     only("modules_to_save", NOTHING, "only LoRA matrices are trained"),
     only("additional_target", NOTHING, "only LoRA matrices are trained"),
     only("num_layer_trainable", &["3"], "LoRA adapts every layer"),
     valued("name_module_trainable", "--lora-target-modules names the adapted layers"),
-    only("resume_lora_training", &["true"], "--init-adapter goes on training the adapter it reads"),
+    only("resume_lora_training", &["true"], "--init-adapter goes on training the adapter it reads; --fold-adapters begins a new one on top of others"),
     only("train_on_prompt", &["false"], "say --train-on all"),
+    only("train_on_inputs", &["false"], "say --train-on all"),
+    only("prompt_template_name", &["qwen"], "say --template, as the folder's own template is the default"),
     only("mask_history", &["false"], "say --train-on last-turn"),
     switch("ignore_pad_token_for_loss", "padding is never scored"),
     switch("pad_to_max_length", "padding never changes the numbers"),
     only("dataset", NOTHING, "name the file itself: --train-file FILE"),
     valued("dataset_dir", "files are named by --train-file and --valid-file"),
-    only("predict_file", NOTHING, "training makes no predictions"),
+    only("predict_file", NOTHING, PREDICTS),
+    only("num_beams", &["1"], "answers are not searched for with beams"),
+    only("repetition_penalty", &["1", "1.0"], "repetitions are not penalised"),
     only("max_train_samples", NOTHING, "every row of the file is used"),
     only("max_samples", NOTHING, "every row of the file is used"),
     only("max_eval_samples", NOTHING, "every row of the file is used"),
@@ -142,15 +165,53 @@ pub static FOREIGN: &[Foreign] = &[
     only_off("greater_is_better", "the best evaluation is the one of lowest loss"),
     only_off("push_to_hub", "nothing is uploaded"),
     valued("hub_*", "nothing is uploaded"),
+    only("eval_delay", &["0", "0.0"], "evaluations begin with the first that is due"),
+    switch("prediction_loss_only", "evaluation computes the loss only"),
+    switch("include_inputs_for_metrics", "evaluation computes the loss only"),
+    switch("save_on_each_node", ONE_PROCESS),
+    switch("log_on_each_node", ONE_PROCESS),
+    switch("logging_nan_inf_filter", "a loss that is not finite stops the run"),
     valued("eval_accumulation_steps", "evaluation keeps no logits"),
     switch("ignore_data_skip", "nothing is skipped on resume: the place in the data is computed"),
+];
+
+/// How text is generated: flags that training scripts read too and that change nothing about training. Other
+/// commands have some of them as their own.
+#[rustfmt::skip]
+static GENERATION: &[Foreign] = &[
+    valued("max_new_tokens", GENERATES),
+    valued("min_new_tokens", GENERATES),
+    switch("do_sample", GENERATES),
+    valued("num_beams", GENERATES),
+    valued("num_beam_groups", GENERATES),
+    valued("temperature", GENERATES),
+    valued("top_k", GENERATES),
+    valued("top_p", GENERATES),
+    valued("typical_p", GENERATES),
+    valued("penalty_alpha", GENERATES),
+    valued("diversity_penalty", GENERATES),
+    valued("repetition_penalty", GENERATES),
+    valued("length_penalty", GENERATES),
+    valued("no_repeat_ngram_size", GENERATES),
+    switch("use_cache", GENERATES),
+    valued("generation_*", GENERATES),
 ];
 
 /// The foreign flag called `name`; dashes and underscores are the same.
 #[must_use]
 pub fn find(name: &str) -> Option<&'static Foreign> {
+    find_in(FOREIGN, name)
+}
+
+/// [`find`] for a command that trains: how text is generated means nothing there.
+#[must_use]
+pub fn find_for_training(name: &str) -> Option<&'static Foreign> {
+    find_in(GENERATION, name).or_else(|| find_in(FOREIGN, name))
+}
+
+fn find_in(table: &'static [Foreign], name: &str) -> Option<&'static Foreign> {
     let name = name.replace('-', "_").to_ascii_lowercase();
-    FOREIGN.iter().find(|foreign| match foreign.name.strip_suffix('*') {
+    table.iter().find(|foreign| match foreign.name.strip_suffix('*') {
         Some(start) => name.starts_with(start),
         None => name == foreign.name,
     })

@@ -25,6 +25,12 @@ impl Layer {
         self.given.contains_key(key)
     }
 
+    /// The value that was given here, in `Settings`' form.
+    #[must_use]
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.given.get(key)
+    }
+
     /// Takes a setting out.
     pub fn forget(&mut self, key: &str) {
         self.given.remove(key);
@@ -66,7 +72,8 @@ impl Layer {
             let place = || format!("{}:{}", path.display(), line_of(&text, key));
             let at = |e: Error| Error::usage(format!("{}: {}", place(), e.what));
             let Some(field) = fields::find(key) else {
-                let foreign = foreign::find(key).ok_or_else(|| unknown_key(&place(), key, value))?;
+                let foreign =
+                    foreign::find_for_training(key).ok_or_else(|| unknown_key(&place(), key, value))?;
                 let given = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
                 warnings.push(foreign.accept(key, &given).map_err(at)?);
                 continue;
@@ -89,15 +96,42 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     let mut map: Map<String, Value> = layer.given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     // A path that was unset (`--cache-dir none`) is an absent one.
     map.retain(|key, value| !(value.is_null() && matches!(key.as_str(), "model" | "output_dir")));
+    split_adapters(&mut map)?;
     if !map.contains_key("lora_alpha")
         && let Some(rank) = map.get("lora_r").and_then(Value::as_f64)
     {
         map.insert("lora_alpha".into(), json!(2.0 * rank));
     }
     let settings: Settings =
-        serde_json::from_value(Value::Object(map)).map_err(|e| Error::usage(e.to_string()))?;
+        serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))?;
     super::check(&settings)?;
     Ok(settings)
+}
+
+/// DeepKE's list `A,B,C` of adapters to begin with: all but the last are folded into the base.
+fn split_adapters(map: &mut Map<String, Value>) -> Result<()> {
+    let Some(Value::String(list)) = map.get("init_adapter") else { return Ok(()) };
+    let mut folders: Vec<String> = list.split(',').map(|folder| folder.trim().to_owned()).collect();
+    folders.retain(|folder| !folder.is_empty());
+    if !list.contains(',') {
+        return Ok(());
+    }
+    if map.get("fold_adapters").and_then(Value::as_array).is_some_and(|folded| !folded.is_empty()) {
+        return Err(Error::usage(
+            "init_adapter lists several adapters, and fold_adapters others: give one list",
+        ));
+    }
+    map.insert("init_adapter".into(), folders.pop().map_or(Value::Null, Value::String));
+    map.insert("fold_adapters".into(), json!(folders));
+    Ok(())
+}
+
+/// Names the setting whose value does not have its type.
+fn misfit(map: &Map<String, Value>, error: &serde_json::Error) -> Error {
+    let alone = |(key, value): (&String, &Value)| json!({ key.as_str(): value });
+    let fits = |one: &Value| serde_json::from_value::<Settings>(one.clone()).is_ok();
+    let name = map.iter().find(|entry| !fits(&alone(*entry))).and_then(|(key, _)| fields::find(key));
+    Error::usage(name.map_or_else(|| error.to_string(), |field| format!("{}: {error}", field.name)))
 }
 
 fn parse_json(path: &Path, text: &str) -> Result<Map<String, Value>> {

@@ -81,7 +81,9 @@ impl RunFile {
                 run.format
             )));
         }
-        super::check(&run.settings).map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;
+        // Combinations are left to the start: evaluation rows, for one, may have come from memory.
+        super::check_values(&run.settings)
+            .map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;
         Ok(run)
     }
 }

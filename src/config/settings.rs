@@ -1,6 +1,7 @@
 //! The resolved settings of a run. Names, defaults and meanings are the command line's contract.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Row format of a data file; `Auto` recognises it per file.
@@ -100,6 +101,19 @@ pub enum DeviceChoice {
     Cuda(u32),
 }
 
+impl DeviceChoice {
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "auto" => Some(DeviceChoice::Auto),
+            "cpu" => Some(DeviceChoice::Cpu),
+            "cuda" => Some(DeviceChoice::Cuda(0)),
+            other => other.strip_prefix("cuda:")?.parse().ok().map(DeviceChoice::Cuda),
+        }
+    }
+}
+
 /// Arithmetic asked for. The CPU computes in f32 whatever the weights are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -143,7 +157,8 @@ pub enum ResumeFrom {
     Path(PathBuf),
 }
 
-/// Everything `train` can be told, resolved: defaults filled in, values checked one by one.
+/// Everything `train` can be told, resolved: defaults filled in, values checked one by one. What each means is in
+/// [`crate::config::fields::FIELDS`] and the README; lengths are in tokens, learning rates are those of one step.
 /// Serialises to the `settings` object of `run.json` and is read back from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -194,6 +209,12 @@ pub struct Settings {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub lora_target_modules: Targets,
+    /// Pattern to rank, for the layers the end of whose name matches; as PEFT's `rank_pattern`.
+    pub lora_rank_pattern: BTreeMap<String, usize>,
+    /// Pattern to alpha, as PEFT's `alpha_pattern`.
+    pub lora_alpha_pattern: BTreeMap<String, f64>,
+    /// Blocks whose layers are adapted, ascending; `None`: all.
+    pub layers_to_transform: Option<Vec<usize>>,
     pub use_rslora: bool,
     pub loraplus_lr_ratio: f64,
     // output
@@ -219,6 +240,8 @@ pub struct Settings {
     // start
     pub resume_from_checkpoint: Option<ResumeFrom>,
     pub init_adapter: Option<PathBuf>,
+    /// PEFT folders whose adapters are folded into the base, one after the other.
+    pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
     pub fresh_optimizer: bool,
     /// Print nothing but errors.
@@ -265,6 +288,9 @@ impl Default for Settings {
             lora_alpha: 32.0,
             lora_dropout: 0.0,
             lora_target_modules: Targets::AllLinear,
+            lora_rank_pattern: BTreeMap::new(),
+            lora_alpha_pattern: BTreeMap::new(),
+            layers_to_transform: None,
             use_rslora: false,
             loraplus_lr_ratio: 1.0,
             output_dir: PathBuf::new(),
@@ -284,6 +310,7 @@ impl Default for Settings {
             threads: None,
             resume_from_checkpoint: None,
             init_adapter: None,
+            fold_adapters: Vec::new(),
             allow_inexact: false,
             fresh_optimizer: false,
             quiet: false,

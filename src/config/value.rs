@@ -1,9 +1,11 @@
 //! One setting's value: from the command line's text or a file's JSON to the form `Settings` reads, and back
 //! to text.
 
+use super::DeviceChoice;
 use super::fields::{Field, Kind};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
+use std::collections::BTreeSet;
 
 /// The words that mean "nothing" for an optional setting.
 fn is_none(text: &str) -> bool {
@@ -18,6 +20,7 @@ pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
     match field.kind {
         Kind::Paths => Ok(json!(words)),
         Kind::Modules => Ok(modules(&words.join(" "))),
+        Kind::Counts => from_text(field, &words.join(" ")),
         _ => from_text(field, words.last().map_or("", String::as_str)),
     }
 }
@@ -53,6 +56,9 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         Kind::Choice(names) => choice(names, text)
             .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),
         Kind::Modules => Ok(modules(text)),
+        Kind::Folders => Ok(folders(text)),
+        Kind::Counts if is_none(text) => Ok(Value::Null),
+        Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
         Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
         Kind::Resume => Ok(resume(text)),
         Kind::Json => match serde_json::from_str::<Map<String, Value>>(text) {
@@ -78,6 +84,10 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
                 words.ok_or_else(|| Error::usage(format!("{}: a list of texts is wanted", field.name)))?;
             from_words(field, &words)
         }
+        (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => Ok(value.clone()),
+        (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
+            from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
+        }
         (Kind::Text, Value::String(_)) => Ok(value.clone()),
         (_, Value::String(text)) => from_text(field, text),
         (Kind::Switch, Value::Bool(_)) => Ok(value.clone()),
@@ -92,6 +102,8 @@ fn nothing(field: &Field) -> Result<Value> {
         Kind::OptionalCount | Kind::OptionalNumber | Kind::Text | Kind::Path | Kind::Resume => {
             Ok(Value::Null)
         }
+        Kind::Counts => Ok(Value::Null),
+        Kind::Folders => Ok(json!([])),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
     }
 }
@@ -157,13 +169,24 @@ fn modules(text: &str) -> Value {
     }
 }
 
-fn device(text: &str) -> Option<Value> {
-    match text.to_ascii_lowercase().as_str() {
-        "auto" => Some(json!("auto")),
-        "cpu" => Some(json!("cpu")),
-        "cuda" => Some(json!({ "cuda": 0 })),
-        other => other.strip_prefix("cuda:")?.parse::<u32>().ok().map(|n| json!({ "cuda": n })),
+/// Folders separated by commas.
+fn folders(text: &str) -> Value {
+    if is_none(text) {
+        return json!([]);
     }
+    json!(text.split(',').map(str::trim).filter(|folder| !folder.is_empty()).collect::<Vec<_>>())
+}
+
+/// Whole numbers separated by commas, spaces, or as a Python list; ascending, each once.
+fn counts(text: &str) -> Option<Value> {
+    let separators = |c: char| c.is_whitespace() || ",[]()".contains(c);
+    let words = text.split(separators).filter(|word| !word.is_empty());
+    let numbers = words.map(whole).collect::<Option<BTreeSet<u64>>>()?;
+    (!numbers.is_empty()).then(|| json!(numbers))
+}
+
+fn device(text: &str) -> Option<Value> {
+    DeviceChoice::parse(text).and_then(|choice| serde_json::to_value(choice).ok())
 }
 
 /// `auto` (also `True`), nothing (`False`), a step, or a path.

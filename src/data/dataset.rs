@@ -43,7 +43,17 @@ impl Row {
     }
 }
 
-/// Tokenised rows with random access; works on data larger than memory.
+/// A program's own rows, in memory: what stands in for the settings' data files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rows {
+    /// Rows trained on.
+    pub train: Vec<Row>,
+    /// Rows evaluated on; none: the settings' `val_set_size` says how many of the training rows are.
+    pub eval: Vec<Row>,
+}
+
+/// Tokenised rows with random access; works on data larger than memory. A copy shares the tokens.
+#[derive(Clone)]
 pub struct Dataset {
     stores: Vec<Arc<Store>>,
     places: Vec<Place>,
@@ -187,4 +197,4 @@ pub struct Prepared {
     pub identity: BTreeMap<String, String>,
 }
 
-pub use super::prepare::prepare;
+pub use super::prepare::{prepare, prepare_rows};

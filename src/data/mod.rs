@@ -3,11 +3,15 @@
 pub mod batch;
 mod cache;
 pub mod dataset;
+pub mod extraction;
 mod json;
 pub mod plan;
+pub mod predictions;
 mod prepare;
 #[cfg(feature = "text")]
 pub mod preview;
+#[cfg(feature = "text")]
+pub mod prompts;
 mod reader;
 #[cfg_attr(not(feature = "text"), path = "no_text.rs")]
 mod render;

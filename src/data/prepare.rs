@@ -5,7 +5,7 @@
 //! thread count. Nothing but the lengths stays in memory.
 
 use super::cache::{self, Report, RowWriter};
-use super::dataset::{Dataset, Part, Prepared, Row};
+use super::dataset::{Dataset, Part, Prepared, Row, Rows};
 use super::json;
 use super::reader::{RawRow, RowReader};
 use super::render::Renderer;
@@ -60,14 +60,40 @@ pub fn prepare(settings: &Settings, vocab_size: usize, observer: &mut dyn Observ
         let (rest, moved) = split(&train, settings)?;
         (train, eval) = (rest, Some(moved));
     }
-    let mut identity = source.identity;
+    Ok(prepared(train, eval, source.identity))
+}
+
+/// As [`prepare`] for rows in memory: they are checked and limited as the rows of a tokenised file are. Their
+/// identity is the digest of their tokens and labels.
+///
+/// # Errors
+/// Names the first 20 bad rows, counted from 1; no row that can be used.
+pub fn prepare_rows(
+    rows: Rows,
+    settings: &Settings,
+    vocab_size: usize,
+    observer: &mut dyn Observer,
+) -> Result<Prepared> {
+    let mut source = Source { settings, vocab_size, renderer: None, identity: BTreeMap::new(), observer };
+    let mut train = Dataset::join(vec![source.memory(rows.train, "training rows")?]);
+    let mut eval = None;
+    if !rows.eval.is_empty() {
+        eval = Some(Dataset::join(vec![source.memory(rows.eval, "evaluation rows")?]));
+    } else if settings.val_set_size > 0.0 {
+        let (rest, moved) = split(&train, settings)?;
+        (train, eval) = (rest, Some(moved));
+    }
+    Ok(prepared(train, eval, source.identity))
+}
+
+fn prepared(train: Dataset, eval: Option<Dataset>, mut identity: BTreeMap<String, String>) -> Prepared {
     identity.insert("data.train.digest".into(), train.digest().into());
     identity.insert("data.train.rows".into(), train.len().to_string());
     if let Some(eval) = &eval {
         identity.insert("data.eval.digest".into(), eval.digest().into());
         identity.insert("data.eval.rows".into(), eval.len().to_string());
     }
-    Ok(Prepared { train, eval, identity })
+    Prepared { train, eval, identity }
 }
 
 /// Moves `val_set_size` rows, drawn by the seed, to evaluation; both parts keep the file's order. A fraction is
@@ -114,6 +140,29 @@ impl Source<'_> {
         let (part, report) = self.cached_or_made(path, format, &digest, key)?;
         self.tell(path, &report, part.lengths.len())?;
         self.identity.insert(format!("{name}.skipped"), report.bad.to_string());
+        Ok(part)
+    }
+
+    /// Rows in memory; `name` stands where a file's path does.
+    fn memory(&mut self, rows: Vec<Row>, name: &str) -> Result<Part> {
+        let mut writer = RowWriter::in_memory();
+        let mut report = Report::default();
+        for (index, row) in rows.into_iter().enumerate() {
+            let outcome = match row.fault().or_else(|| outside(&row, self.vocab_size)) {
+                Some(fault) => Outcome::Bad(fault),
+                None => outcome_of(Content::Tokens(row), self.settings, None),
+            };
+            count(&mut report, index as u64 + 1, &outcome);
+            if let Outcome::Row { row, .. } = &outcome {
+                writer.push(row).map_err(|e| Fault::Writing(e).into_error())?;
+            }
+        }
+        let path = Path::new(name);
+        if report.bad > self.settings.skip_bad_rows as u64 {
+            return Err(bad_rows(path, &report, self.settings.skip_bad_rows));
+        }
+        let (part, report) = writer.finish(report).map_err(|e| Fault::Writing(e).into_error())?;
+        self.tell(path, &report, part.lengths.len())?;
         Ok(part)
     }
 
@@ -269,6 +318,12 @@ impl Source<'_> {
     }
 }
 
+fn outside(row: &Row, vocab_size: usize) -> Option<String> {
+    let at = row.ids.iter().position(|&id| id as usize >= vocab_size)?;
+    let id = row.ids[at];
+    Some(format!("token {id} at position {at} is outside the vocabulary of {vocab_size}"))
+}
+
 /// Why rows could not be made: the caller handles a cache that cannot be written.
 enum Fault {
     Writing(std::io::Error),
@@ -332,7 +387,8 @@ pub(super) fn content_of(
     rows::read(&parse(raw)?, format, vocab_size)
 }
 
-fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
+/// The row as JSON, or what is wrong with it.
+pub(super) fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let within = fault.valid_up_to();
         format!(

@@ -84,6 +84,45 @@ impl Renderer {
         self.style.as_ref().map(|_| ()).map_err(Clone::clone)
     }
 
+    /// The tokens of a prompt: what the model reads before it answers. A text is continued as it is.
+    pub(super) fn prompt(
+        &self,
+        content: &Content,
+        system: Option<&str>,
+        thinking: bool,
+    ) -> std::result::Result<Vec<u32>, String> {
+        let pieces = match content {
+            Content::Tokens(row) => return Ok(row.ids.clone()),
+            Content::Text(text) => {
+                return self.tokenizer.encode(text).map_err(|e| e.what);
+            }
+            Content::Chat(turns) => match &self.style {
+                Ok(style) => style.prompt(turns, system, thinking)?,
+                Err(fault) => return Err(fault.what.clone()),
+            },
+        };
+        let trusted = self.style.as_ref().is_ok_and(|s| s.trusts_text());
+        let recognise = if trusted { Recognise::All } else { Recognise::Written };
+        let marked = self.mark(&pieces, &vec![false; pieces.len()], recognise).map_err(|e| e.what)?;
+        Ok(marked.iter().map(|token| token.id).collect())
+    }
+
+    /// The tokens that end an answer in this template.
+    pub(super) fn ends(&self) -> Vec<u32> {
+        let template = self.style.as_ref().ok().map(|style| style.template);
+        let names: &[&str] = match template {
+            None | Some(Template::None) => &["<|endoftext|>"],
+            Some(Template::Qwen) => &["<|im_end|>", "<|endoftext|>", "<|im_start|>"],
+            Some(_) => &["<|im_end|>", "<|endoftext|>"],
+        };
+        names.iter().filter_map(|name| self.tokenizer.added(name)).collect()
+    }
+
+    /// Whether the template knows thoughts, so that they can be turned off.
+    pub(super) fn thinks(&self) -> bool {
+        self.style.as_ref().is_ok_and(|style| style.template == Template::Qwen3)
+    }
+
     /// Renders, tokenises and applies the length limits.
     pub(super) fn outcome(&self, content: &Content, settings: &Settings) -> Outcome {
         let pieces = match content {

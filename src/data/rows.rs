@@ -56,14 +56,42 @@ pub(super) fn recognise(first: &Json) -> Read<RowFormat> {
     }
 }
 
+/// The format of a file of prompts: its rows need no answers.
+#[cfg(feature = "text")]
+pub(super) fn recognise_prompt(first: &Json) -> Read<RowFormat> {
+    let has = |key: &str| object(first).is_ok_and(|fields| fields.contains_key(key));
+    match () {
+        () if has("instruction") => Ok(RowFormat::Alpaca),
+        () if has("prompt") => Ok(RowFormat::PromptCompletion),
+        () => recognise(first),
+    }
+}
+
+/// Reads one row as a prompt: an answer that ends it is left out.
+#[cfg(feature = "text")]
+pub(super) fn read_prompt(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
+    let fields = object(row)?;
+    refuse_tools(fields)?;
+    let mut turns = match format {
+        RowFormat::Auto => return Err("the row format is not known".into()),
+        RowFormat::Messages => messages(array(fields, "messages")?)?,
+        RowFormat::Sharegpt => sharegpt(fields)?,
+        RowFormat::Alpaca => alpaca_prompt(fields)?,
+        RowFormat::PromptCompletion => match fields.get("prompt") {
+            Some(Json::Array(items)) => messages(items)?,
+            _ => vec![turn(Role::User, nonempty(fields, "prompt")?)],
+        },
+        RowFormat::Text => return nonempty(fields, "text").map(Content::Text),
+        RowFormat::Tokenized => return tokens(fields, vocab_size).map(Content::Tokens),
+    };
+    turns.pop_if(|last| last.role == Role::Assistant);
+    conversation(turns).map(Content::Chat)
+}
+
 /// Reads one row. `vocab_size` bounds the ids of tokenised rows.
 pub(super) fn read(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
     let fields = object(row)?;
-    for key in ["tools", "functions"] {
-        if fields.get(key).is_some_and(|value| !matches!(value, Json::Null)) {
-            return Err(format!("`{key}` is not supported: write the tools into the system message"));
-        }
-    }
+    refuse_tools(fields)?;
     match format {
         RowFormat::Auto => Err("the row format is not known".into()),
         RowFormat::Messages => Ok(Content::Chat(conversation(messages(array(fields, "messages")?)?)?)),
@@ -73,6 +101,15 @@ pub(super) fn read(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Con
         RowFormat::Text => nonempty(fields, "text").map(Content::Text),
         RowFormat::Tokenized => tokens(fields, vocab_size).map(Content::Tokens),
     }
+}
+
+fn refuse_tools(fields: &Fields) -> Read<()> {
+    for key in ["tools", "functions"] {
+        if fields.get(key).is_some_and(|value| !matches!(value, Json::Null)) {
+            return Err(format!("`{key}` is not supported: write the tools into the system message"));
+        }
+    }
+    Ok(())
 }
 
 fn object(value: &Json) -> Read<&Fields> {
@@ -168,6 +205,12 @@ fn sharegpt(fields: &Fields) -> Read<Vec<Turn>> {
 
 /// Alpaca, DeepKE, KnowLM: the query is `instruction`, then a line feed and `input` where there is one.
 fn alpaca(fields: &Fields) -> Read<Vec<Turn>> {
+    let mut turns = alpaca_prompt(fields)?;
+    turns.push(turn(Role::Assistant, nonempty(fields, "output")?));
+    Ok(turns)
+}
+
+fn alpaca_prompt(fields: &Fields) -> Read<Vec<Turn>> {
     let mut turns = Vec::new();
     if let Some(system) = optional(fields, "system")?.filter(|text| !text.is_empty()) {
         turns.push(turn(Role::System, system));
@@ -186,7 +229,6 @@ fn alpaca(fields: &Fields) -> Read<Vec<Turn>> {
         query = format!("{query}\n{input}");
     }
     turns.push(turn(Role::User, query));
-    turns.push(turn(Role::Assistant, nonempty(fields, "output")?));
     Ok(turns)
 }
 

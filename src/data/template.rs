@@ -78,7 +78,36 @@ impl Style {
         turns: &[Turn],
         system: Option<&str>,
     ) -> std::result::Result<Vec<Piece>, String> {
-        self.check(turns)?;
+        self.check(turns, false)?;
+        let mut writer = self.written(turns, system);
+        if self.template == Template::Deepke {
+            // Its last turn has no line feed.
+            writer.pieces.pop();
+        }
+        Ok(writer.pieces)
+    }
+
+    /// Writes a conversation up to where the assistant's next answer begins. Without `thinking`, Qwen3's answer
+    /// begins behind an empty think block.
+    pub(super) fn prompt(
+        self,
+        turns: &[Turn],
+        system: Option<&str>,
+        thinking: bool,
+    ) -> std::result::Result<Vec<Piece>, String> {
+        self.check(turns, true)?;
+        let mut writer = self.written(turns, system);
+        if self.template != Template::None {
+            (writer.turn, writer.role) = (writer.turn + 1, Role::Assistant);
+            writer.open("assistant");
+        }
+        if self.template == Template::Qwen3 && !thinking {
+            writer.think("");
+        }
+        Ok(writer.pieces)
+    }
+
+    fn written(self, turns: &[Turn], system: Option<&str>) -> Writer {
         let mut all = Vec::with_capacity(turns.len() + 1);
         let default = system.or(self.default_system()).filter(|_| turns[0].role != Role::System);
         if let Some(text) = default {
@@ -91,10 +120,11 @@ impl Style {
             Template::Qwen3 => writer.qwen3(&all),
             _ => writer.chatml(&all),
         }
-        Ok(writer.pieces)
+        writer
     }
 
-    fn check(self, turns: &[Turn]) -> std::result::Result<(), String> {
+    /// Whether the template can say this; `open` when an answer is still to come.
+    fn check(self, turns: &[Turn], open: bool) -> std::result::Result<(), String> {
         for (index, turn) in turns.iter().enumerate() {
             let place = index + 1;
             let thinks = matches!(self.template, Template::Qwen3 | Template::Qwen3NoThink);
@@ -116,7 +146,7 @@ impl Style {
             let talk = if turns[0].role == Role::System { &turns[1..] } else { turns };
             let expected = [Role::User, Role::Assistant].iter().cycle();
             let alternates = talk.iter().zip(expected).all(|(turn, role)| turn.role == *role);
-            if !alternates || talk.len() % 2 == 1 {
+            if !alternates || (talk.len() % 2 == 1) != open {
                 return Err("DeepKE's template takes questions and answers in turn".into());
             }
         }
@@ -177,9 +207,6 @@ impl Writer {
                     self.close();
                 }
             }
-        }
-        if deepke {
-            self.pieces.pop();
         }
     }
 

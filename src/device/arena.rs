@@ -102,7 +102,7 @@ impl Planner {
     /// Reserves `len` elements.
     pub fn region(&mut self, purpose: Purpose, storage: Storage, len: usize) -> Region {
         let size = self.element_bytes(storage);
-        let start = if size == 0 { 0 } else { self.total / size };
+        let start = self.total.checked_div(size).unwrap_or(0);
         let padded = (len * size).next_multiple_of(ALIGNMENT);
         self.total += padded;
         self.uses.push((purpose, padded));

@@ -154,7 +154,10 @@ impl Device {
     /// When the device failed.
     pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
         match self {
-            Device::Cpu(_) => Ok(()),
+            Device::Cpu(_) => {
+                let _ = matrix;
+                Ok(())
+            }
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.upload(matrix),
         }
@@ -190,6 +193,15 @@ impl Device {
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.graphs = yes,
+        }
+    }
+
+    /// The CPU device, where it is one.
+    pub fn cpu_mut(&mut self) -> Option<&mut Cpu> {
+        match self {
+            Device::Cpu(cpu) => Some(cpu),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => None,
         }
     }
 

@@ -18,17 +18,56 @@ pub type Object = Map<String, Value>;
 /// # Errors
 /// Names the file, line and column: larger, not UTF-8, not JSON, a key twice, nested too deeply, not an object.
 pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
+    object_of(path, &read_text(path, max_bytes)?)
+}
+
+/// [`read_object`] of a file that Python's `json` wrote: NaN and Infinity, which it writes and JSON does not
+/// have, are null.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn read_python_object(path: &Path, max_bytes: u64) -> Result<Object> {
+    object_of(path, &without_nan(&read_text(path, max_bytes)?))
+}
+
+fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     let file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
     let mut text = Vec::new();
     file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, &e))?;
     if text.len() as u64 > max_bytes {
         return Err(Error::input(format!("{}: larger than {max_bytes} bytes", path.display())));
     }
-    match parse(&text) {
+    Ok(text)
+}
+
+fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+    match parse(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),
         Err(error) => Err(Error::input(format!("{}: {error}", path.display()))),
     }
+}
+
+fn without_nan(text: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text;
+    let mut within_text = false;
+    while let Some(&byte) = rest.first() {
+        let word = [b"-Infinity".as_slice(), b"Infinity", b"NaN"].into_iter().find(|w| rest.starts_with(w));
+        let length = match (within_text, word) {
+            (false, Some(word)) => {
+                out.extend(b"null");
+                rest = &rest[word.len()..];
+                continue;
+            }
+            (true, _) if byte == b'\\' => rest.len().min(2),
+            _ => 1,
+        };
+        within_text ^= byte == b'"';
+        out.extend(&rest[..length]);
+        rest = &rest[length..];
+    }
+    out
 }
 
 /// Parses `text` as one JSON value.

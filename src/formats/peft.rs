@@ -9,9 +9,11 @@ use super::{atomic_file, json};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-const CONFIG: &str = "adapter_config.json";
+/// The file that says what an adapter is.
+pub const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
@@ -36,7 +38,7 @@ pub struct AdapterTensor {
 }
 
 /// What `adapter_config.json` says that matters to training.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct AdapterConfig {
     /// Rank.
     pub r: usize,
@@ -48,6 +50,12 @@ pub struct AdapterConfig {
     pub target_modules: Vec<String>,
     /// Scale by alpha / sqrt(r).
     pub use_rslora: bool,
+    /// Pattern to rank, for layers that have their own. How a pattern matches: [`crate::config::Settings`].
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Pattern to alpha.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Blocks whose layers are adapted, ascending; `None`: all.
+    pub layers_to_transform: Option<Vec<usize>>,
     /// The base as written; never followed.
     pub base_model_name_or_path: String,
 }
@@ -70,13 +78,13 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     let safe = folder.join(WEIGHTS);
     let pickled = folder.join(PICKLED);
     if !safe.exists() && pickled.exists() {
-        return Ok(Adapter { tensors: read_pickled(pickled, config.r)?, config });
+        return Ok(Adapter { tensors: read_pickled(pickled, config.one_rank())?, config });
     }
-    let tensors = read_safetensors(safe, config.r)?;
+    let tensors = read_safetensors(safe, config.one_rank())?;
     Ok(Adapter { config, tensors })
 }
 
-fn read_safetensors(path: PathBuf, rank: usize) -> Result<Vec<AdapterTensor>> {
+fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
     let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
     let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
@@ -90,7 +98,7 @@ fn read_safetensors(path: PathBuf, rank: usize) -> Result<Vec<AdapterTensor>> {
 }
 
 /// The pickled dictionary of tensors that PEFT wrote before 0.6. Nothing in it is executed.
-fn read_pickled(path: PathBuf, rank: usize) -> Result<Vec<AdapterTensor>> {
+fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
     let file = TorchFile::open(&path)?;
     let entries = file.pickle.by_text(file.pickle.root);
     let entries = entries.ok_or_else(|| file.fault("not a dictionary of named tensors"))?;
@@ -119,9 +127,17 @@ pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
 
 // ---- tensors ----------------------------------------------------------------------------------------------
 
+impl AdapterConfig {
+    /// The rank of every tensor, where all have the same.
+    fn one_rank(&self) -> Option<usize> {
+        self.rank_pattern.is_empty().then_some(self.r)
+    }
+}
+
 struct TensorReader {
     path: PathBuf,
-    rank: usize,
+    /// The rank of every tensor, where it is known before the model is.
+    rank: Option<usize>,
 }
 
 impl TensorReader {
@@ -149,10 +165,8 @@ impl TensorReader {
             return Err(self.fault(name, format!("shape {shape:?}, expected a matrix")));
         };
         let (side, found) = if matrix == 'A' { ("rows", shape[0]) } else { ("columns", shape[1]) };
-        if found != self.rank {
-            return Err(
-                self.fault(name, format!("shape {shape:?}, expected {} {side} as {CONFIG}'s r", self.rank))
-            );
+        if let Some(rank) = self.rank.filter(|rank| *rank != found) {
+            return Err(self.fault(name, format!("shape {shape:?}, expected {rank} {side} as {CONFIG}'s r")));
         }
         let values = values()?;
         let bad = values.iter().filter(|v| !v.is_finite()).count();
@@ -188,7 +202,8 @@ impl TensorReader {
 }
 
 /// Module and matrix (`A` or `B`) of an adapter tensor's name.
-fn split_name(name: &str) -> Option<(&str, char)> {
+#[must_use]
+pub fn split_name(name: &str) -> Option<(&str, char)> {
     let rest = name.strip_prefix("base_model.model.")?;
     let (module, matrix) = match rest.strip_suffix(".lora_A.weight") {
         Some(module) => (module, 'A'),
@@ -214,6 +229,7 @@ const COSMETIC: &[&str] = &[
     "auto_mapping",
     "base_model_class",
     "ensure_weight_tying",
+    "eva_config",
     "inference_mode",
     "megatron_core",
     "parent_library",
@@ -225,16 +241,32 @@ const COSMETIC: &[&str] = &[
 
 /// Keys read by [`ConfigReader::config`].
 const READ: &[&str] = &[
+    "alpha_pattern",
     "base_model_name_or_path",
     "bias",
     "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
     "lora_alpha",
     "lora_dropout",
     "peft_type",
     "r",
+    "rank_pattern",
     "target_modules",
     "task_type",
     "use_rslora",
+];
+
+/// What helps where an adapter is more than LoRA matrices of linear layers.
+const MERGE_FIRST: &str =
+    "merge the adapter into its base with PEFT (merge_and_unload), save that model, and train on it";
+
+/// What helps with a key that is not supported.
+const REMEDIES: &[(&str, &str)] = &[
+    ("exclude_modules", "write the modules that are left into target_modules and remove the key"),
+    ("modules_to_save", "only LoRA matrices are trained; train without modules_to_save"),
+    ("trainable_token_indices", "only LoRA matrices are trained; train without them"),
+    ("fan_in_fan_out", "the linear layers of Qwen are stored [out, in]; the adapter is for another model"),
 ];
 
 /// Initialisations that leave the base model's weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ ...)
@@ -266,12 +298,16 @@ impl ConfigReader<'_> {
         for (key, value) in &self.keys {
             let known = READ.contains(&key.as_str()) || COSMETIC.contains(&key.as_str());
             if !known && !is_off(value) {
-                return Err(self.fault(format_args!("{} {} is not supported", printable(key), brief(value))));
+                let remedy =
+                    REMEDIES.iter().find(|(name, _)| name == key).map_or(MERGE_FIRST, |(_, hint)| hint);
+                let what = format_args!("{} {} is not supported", printable(key), brief(value));
+                return Err(self.fault(what).hint(remedy));
             }
         }
         self.expect_text("peft_type", "LORA", true)?;
         self.expect_text("task_type", "CAUSAL_LM", false)?;
         self.expect_text("bias", "none", false)?;
+        self.check_layers_pattern()?;
         match self.value("init_lora_weights") {
             None | Some(Value::Bool(_)) => Ok(()),
             Some(Value::String(name)) if PLAIN_INITIALISATIONS.contains(&name.as_str()) => Ok(()),
@@ -287,24 +323,72 @@ impl ConfigReader<'_> {
             None => Ok(()),
             Some(Value::String(text)) if text == expected => Ok(()),
             Some(other) => {
-                Err(self.fault(format_args!("{key} {} is not supported, {expected} is", brief(other))))
+                let what = format_args!("{key} {} is not supported, {expected} is", brief(other));
+                Err(self.fault(what).hint(MERGE_FIRST))
             }
         }
+    }
+
+    /// PEFT looks for a list of blocks of that name; those of Qwen are `layers`, and `h` in v1.
+    fn check_layers_pattern(&self) -> Result<()> {
+        let known = |name: &Value| name == "layers" || name == "h";
+        match self.value("layers_pattern").filter(|value| !is_off(value)) {
+            None => Ok(()),
+            Some(Value::Array(names)) if names.iter().all(known) => Ok(()),
+            Some(name) if known(name) => Ok(()),
+            Some(other) => Err(self
+                .fault(format_args!("layers_pattern {} is not supported, layers is", brief(other)))
+                .hint("remove the key: the blocks of a Qwen model are known")),
+        }
+    }
+
+    /// The blocks of `layers_to_transform`: a number or a list of them.
+    fn layers(&self) -> Result<Option<Vec<usize>>> {
+        let Some(value) = self.value("layers_to_transform").filter(|value| !is_off(value)) else {
+            return Ok(None);
+        };
+        let items = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
+        let number = |item: &Value| item.as_u64().and_then(|n| usize::try_from(n).ok());
+        let layers: Option<BTreeSet<usize>> = items.iter().map(number).collect();
+        let wanted = "expected the numbers of blocks";
+        let layers = layers
+            .ok_or_else(|| self.fault(format_args!("layers_to_transform is {}, {wanted}", brief(value))))?;
+        Ok(Some(layers.into_iter().collect()))
+    }
+
+    /// A dictionary of patterns and numbers that `read` accepts.
+    fn pattern<T>(
+        &self,
+        key: &str,
+        read: impl Fn(&Value) -> Option<T>,
+        wanted: &str,
+    ) -> Result<BTreeMap<String, T>> {
+        let Some(value) = self.value(key) else { return Ok(BTreeMap::new()) };
+        let Value::Object(entries) = value else {
+            return Err(self.fault(format_args!("{key} is {}, expected an object", brief(value))));
+        };
+        let entry = |(pattern, value): (&String, &Value)| {
+            let number = read(value).ok_or_else(|| {
+                let (name, found) = (printable(pattern), brief(value));
+                self.fault(format_args!("{key} gives {name} {found}, expected {wanted}"))
+            })?;
+            Ok((pattern.clone(), number))
+        };
+        entries.iter().map(entry).collect()
     }
 
     fn config(&self) -> Result<AdapterConfig> {
         let required =
             |key: &str| self.value(key).ok_or_else(|| self.fault(format_args!("{key} is missing")));
         let r = required("r")?;
-        let Some(rank) = r.as_u64().filter(|r| (1..=MAX_RANK as u64).contains(r)) else {
-            return Err(
-                self.fault(format_args!("r is {}, expected an integer from 1 to {MAX_RANK}", brief(r)))
-            );
+        let rank_wanted = format!("an integer from 1 to {MAX_RANK}");
+        let Some(r) = rank(r) else {
+            return Err(self.fault(format_args!("r is {}, expected {rank_wanted}", brief(r))));
         };
-        let alpha = required("lora_alpha")?;
-        let Some(lora_alpha) = alpha.as_f64().filter(|a| *a > 0.0 && *a <= 1e6) else {
-            return Err(self
-                .fault(format_args!("lora_alpha is {}, expected a number above 0 up to 1e6", brief(alpha))));
+        let alpha_wanted = "a number above 0 up to 1e6";
+        let value = required("lora_alpha")?;
+        let Some(lora_alpha) = alpha(value) else {
+            return Err(self.fault(format_args!("lora_alpha is {}, expected {alpha_wanted}", brief(value))));
         };
         let lora_dropout = match self.value("lora_dropout") {
             None => 0.0,
@@ -328,8 +412,23 @@ impl ConfigReader<'_> {
             }
         };
         let target_modules = self.targets(required("target_modules")?)?;
-        let r = rank as usize;
-        Ok(AdapterConfig { r, lora_alpha, lora_dropout, target_modules, use_rslora, base_model_name_or_path })
+        let layers_to_transform = self.layers()?;
+        if layers_to_transform.is_some() && target_modules == [ALL_LINEAR] {
+            return Err(self
+                .fault("layers_to_transform beside target_modules \"all-linear\" is not supported, nor is it by PEFT")
+                .hint("write the module names as a list"));
+        }
+        Ok(AdapterConfig {
+            r,
+            lora_alpha,
+            lora_dropout,
+            target_modules,
+            use_rslora,
+            rank_pattern: self.pattern("rank_pattern", rank, &rank_wanted)?,
+            alpha_pattern: self.pattern("alpha_pattern", alpha, alpha_wanted)?,
+            layers_to_transform,
+            base_model_name_or_path,
+        })
     }
 
     fn targets(&self, value: &Value) -> Result<Vec<String>> {
@@ -364,6 +463,14 @@ impl ConfigReader<'_> {
     }
 }
 
+fn rank(value: &Value) -> Option<usize> {
+    value.as_u64().filter(|r| (1..=MAX_RANK as u64).contains(r)).map(|r| r as usize)
+}
+
+fn alpha(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|a| *a > 0.0 && *a <= 1e6)
+}
+
 /// Whether the value of a key switches its feature off.
 fn is_off(value: &Value) -> bool {
     match value {
@@ -382,21 +489,26 @@ fn brief(value: &Value) -> String {
 
 /// The text PEFT writes: every field, sorted, indented by 2, ASCII only (Python reads it in any locale).
 fn config_text(config: &AdapterConfig) -> String {
-    let whole = config.lora_alpha.fract() == 0.0 && config.lora_alpha.abs() <= 1e6;
-    let alpha = if whole { json!(config.lora_alpha as i64) } else { json!(config.lora_alpha) };
+    // Whole numbers as PEFT's users write them, without a point.
+    let number = |value: f64| {
+        let whole = value.fract() == 0.0 && value.abs() <= 1e6;
+        if whole { json!(value as i64) } else { json!(value) }
+    };
+    let alphas: json::Object =
+        config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
     let base = &config.base_model_name_or_path;
     let all = config.target_modules == [ALL_LINEAR];
     let targets = if all { json!(ALL_LINEAR) } else { json!(config.target_modules) };
     let fields = json!({
-        "alora_invocation_tokens": null, "alpha_pattern": {}, "arrow_config": null, "auto_mapping": null,
+        "alora_invocation_tokens": null, "alpha_pattern": alphas, "arrow_config": null, "auto_mapping": null,
         "base_model_name_or_path": if base.is_empty() { Value::Null } else { json!(base) },
         "bias": "none", "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
         "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
-        "kasa_config": null, "layer_replication": null, "layers_pattern": null, "layers_to_transform": null,
-        "loftq_config": {}, "lora_alpha": alpha, "lora_bias": false, "lora_dropout": config.lora_dropout,
+        "kasa_config": null, "layer_replication": null, "layers_pattern": null, "layers_to_transform": config.layers_to_transform,
+        "loftq_config": {}, "lora_alpha": number(config.lora_alpha), "lora_bias": false, "lora_dropout": config.lora_dropout,
         "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
         "modules_to_save": null, "monteclora_config": null, "peft_type": "LORA", "peft_version": "0.21.2",
-        "qalora_group_size": 16, "r": config.r, "rank_pattern": {}, "revision": null,
+        "qalora_group_size": 16, "r": config.r, "rank_pattern": config.rank_pattern, "revision": null,
         "target_modules": targets, "target_parameters": null, "task_type": "CAUSAL_LM",
         "trainable_token_indices": null, "use_bdlora": null, "use_dora": false, "use_qalora": false,
         "use_rslora": config.use_rslora, "velora_config": null,

@@ -292,6 +292,12 @@ impl WeightMap {
         self.tensors.keys().cloned().collect()
     }
 
+    /// The mapped files, sorted by name.
+    #[must_use]
+    pub fn files(&self) -> &[Arc<MappedFile>] {
+        &self.files
+    }
+
     /// Bytes of all files.
     #[must_use]
     pub fn file_bytes(&self) -> u64 {

@@ -1,11 +1,13 @@
 //! Which linear layers have an adapter, and where each lies in the flat buffers.
 
 use super::names::{self, LinearName};
+use super::patterns::Patterns;
 use super::spec::Spec;
-use crate::config::Targets;
+use crate::config::{Settings, Targets};
 use crate::error::{Error, Result};
 use crate::formats::peft::{Adapter, AdapterConfig, AdapterTensor};
 use crate::philox;
+use std::collections::BTreeMap;
 
 /// What an adapter is, beside its values.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,19 +22,69 @@ pub struct AdapterSpec {
     pub targets: Targets,
     /// Scale by alpha / sqrt(r) (Kalajdzievski 2023) instead of alpha / r.
     pub rslora: bool,
+    /// Ranks of layers that have their own, by pattern: see [`super::patterns`].
+    pub rank_pattern: BTreeMap<String, usize>,
+    /// Alphas of layers that have their own, by pattern.
+    pub alpha_pattern: BTreeMap<String, f64>,
+    /// Blocks whose layers are adapted, ascending; `None`: all.
+    pub layers: Option<Vec<usize>>,
 }
 
 impl AdapterSpec {
-    /// The factor of B·A, rounded once to f32.
+    /// What the settings ask for.
     #[must_use]
-    pub fn scale(&self) -> f32 {
-        let rank = self.rank as f64;
-        (self.alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    pub fn from_settings(s: &Settings) -> Self {
+        AdapterSpec {
+            rank: s.lora_r,
+            alpha: s.lora_alpha,
+            dropout: s.lora_dropout,
+            targets: s.lora_target_modules.clone(),
+            rslora: s.use_rslora,
+            rank_pattern: s.lora_rank_pattern.clone(),
+            alpha_pattern: s.lora_alpha_pattern.clone(),
+            layers: s.layers_to_transform.clone(),
+        }
+    }
+
+    /// Writes it into the settings of a run that begins with it; the run's dropout stays its own.
+    pub fn into_settings(self, s: &mut Settings) {
+        s.lora_r = self.rank;
+        s.lora_alpha = self.alpha;
+        s.lora_target_modules = self.targets;
+        s.use_rslora = self.rslora;
+        s.lora_rank_pattern = self.rank_pattern;
+        s.lora_alpha_pattern = self.alpha_pattern;
+        s.layers_to_transform = self.layers;
+    }
+
+    /// The factor of B·A at a rank and alpha, rounded once to f32.
+    fn scale(&self, rank: usize, alpha: f64) -> f32 {
+        let rank = rank as f64;
+        (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
+    }
+
+    /// Whether `module` of block `layer` gets an adapter. In PEFT a whole name counts in every block.
+    fn adapts(&self, layer: usize, module: &str) -> bool {
+        let whole = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == module));
+        let in_layer = self.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+        whole || in_layer && names::is_target(&self.targets, module)
+    }
+
+    fn check_layers(&self, spec: &Spec) -> Result<()> {
+        let outside = self.layers.iter().flatten().find(|layer| **layer >= spec.layers);
+        match outside {
+            None => Ok(()),
+            Some(layer) => {
+                let (count, last) = (spec.layers, spec.layers - 1);
+                Err(Error::usage(format!("layers_to_transform names block {layer}, the model has {count}"))
+                    .hint(format!("they are numbered 0 to {last}")))
+            }
+        }
     }
 }
 
 /// One adapted layer: its two matrices' places in the flat buffers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     /// Block index.
     pub layer: usize,
@@ -40,59 +92,72 @@ pub struct Slot {
     pub module: String,
     /// Output and input features.
     pub shape: [usize; 2],
+    /// Rank.
+    pub rank: usize,
+    /// The factor of B·A.
+    pub scale: f32,
     /// First element of A [r, in].
     pub a: usize,
     /// First element of B [out, r].
     pub b: usize,
 }
 
+impl Slot {
+    /// Elements of A and of B.
+    #[must_use]
+    pub fn lens(&self) -> [usize; 2] {
+        [self.rank * self.shape[1], self.shape[0] * self.rank]
+    }
+}
+
 /// All adapters of a model in canonical order (PyTorch's `named_parameters`), without gaps: A then B of
 /// each module, layer after layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Layout {
-    /// Rank of every adapter.
-    pub rank: usize,
     /// Adapted layers.
     pub slots: Vec<Slot>,
     /// Elements in all.
     pub len: usize,
+    /// PEFT's `target_modules` for exactly these layers, sorted.
+    targets: Vec<String>,
 }
 
-/// The linear layers of one block in canonical order.
-fn linears(spec: &Spec, layer: usize) -> Vec<LinearName> {
-    let block = names::block(spec, layer);
-    let mut all = block.qkv;
-    all.push(block.attention_out);
-    all.extend(block.gate_up);
-    all.push(block.down);
-    all
+/// The linear layers of every block, with the block's number, in canonical order.
+fn linears(spec: &Spec) -> Vec<(usize, LinearName)> {
+    let of_block = |layer| names::block(spec, layer).linears().cloned().collect::<Vec<_>>();
+    (0..spec.layers).flat_map(|layer| of_block(layer).into_iter().map(move |l| (layer, l))).collect()
 }
 
 impl Layout {
     /// Lays out the adapters of `spec` that the targets name.
     ///
     /// # Errors
-    /// A target that matches no layer; a rank above the smaller side of every layer is allowed, as in PEFT.
+    /// A target, block or pattern that matches no layer, or a pattern that cannot be honoured; a rank above the
+    /// smaller side of every layer is allowed, as in PEFT.
     pub fn new(spec: &Spec, adapter: &AdapterSpec) -> Result<Self> {
-        let mut layout = Layout { rank: adapter.rank, slots: Vec::new(), len: 0 };
-        let modules: Vec<LinearName> = linears(spec, 0);
-        names::check_targets(&adapter.targets, &modules)?;
-        for layer in 0..spec.layers {
-            for linear in linears(spec, layer) {
-                if names::is_target(&adapter.targets, &linear.module) {
-                    layout.push(layer, linear);
-                }
-            }
+        let all = linears(spec);
+        names::check_targets(&adapter.targets, all.iter().map(|(_, linear)| linear))?;
+        adapter.check_layers(spec)?;
+        let ranks = Patterns::new("rank_pattern", &adapter.rank_pattern)?;
+        let alphas = Patterns::new("alpha_pattern", &adapter.alpha_pattern)?;
+        let mut layout = Layout::default();
+        for (layer, linear) in all.iter().filter(|(layer, l)| adapter.adapts(*layer, &l.module)) {
+            let rank = ranks.get(&linear.module)?.unwrap_or(adapter.rank);
+            let alpha = alphas.get(&linear.module)?.unwrap_or(adapter.alpha);
+            layout.push(*layer, linear, rank, adapter.scale(rank, alpha));
         }
+        let modules = layout.slots.iter().map(|slot| slot.module.as_str());
+        ranks.check_used(modules.clone())?;
+        alphas.check_used(modules)?;
+        layout.targets = layout.target_names(adapter, &all);
         Ok(layout)
     }
 
-    fn push(&mut self, layer: usize, linear: LinearName) {
-        let [output, input] = linear.shape;
-        let a = self.len;
-        let b = a + self.rank * input;
-        self.len = b + output * self.rank;
-        self.slots.push(Slot { layer, module: linear.module, shape: linear.shape, a, b });
+    fn push(&mut self, layer: usize, linear: &LinearName, rank: usize, scale: f32) {
+        let (module, shape) = (linear.module.clone(), linear.shape);
+        let slot = Slot { layer, module, shape, rank, scale, a: self.len, b: self.len + rank * shape[1] };
+        self.len = slot.b + slot.lens()[1];
+        self.slots.push(slot);
     }
 
     /// The slot of `module`.
@@ -107,8 +172,8 @@ impl Layout {
         let mut out = Vec::with_capacity(2 * self.slots.len());
         for slot in &self.slots {
             let [output, input] = slot.shape;
-            out.push((names::adapter_tensor(&slot.module, 'A'), [self.rank, input], slot.a));
-            out.push((names::adapter_tensor(&slot.module, 'B'), [output, self.rank], slot.b));
+            out.push((names::adapter_tensor(&slot.module, 'A'), [slot.rank, input], slot.a));
+            out.push((names::adapter_tensor(&slot.module, 'B'), [output, slot.rank], slot.b));
         }
         out
     }
@@ -116,7 +181,7 @@ impl Layout {
     /// Ranges of the B matrices (LoRA+ trains them at a higher rate), as (first, length) in flat order.
     #[must_use]
     pub fn b_ranges(&self) -> Vec<(usize, usize)> {
-        self.slots.iter().map(|s| (s.b, s.shape[0] * self.rank)).collect()
+        self.slots.iter().map(|s| (s.b, s.lens()[1])).collect()
     }
 
     /// PyTorch's initial values: A uniform within ±1/sqrt(in) (kaiming-uniform with a = sqrt 5), B zero.
@@ -176,26 +241,30 @@ impl Layout {
             r: spec.rank,
             lora_alpha: spec.alpha,
             lora_dropout: spec.dropout,
-            target_modules: self.target_names(),
+            target_modules: self.targets.clone(),
             use_rslora: spec.rslora,
+            rank_pattern: spec.rank_pattern.clone(),
+            alpha_pattern: spec.alpha_pattern.clone(),
+            layers_to_transform: spec.layers.clone(),
             base_model_name_or_path: base.to_owned(),
         };
         Adapter { config, tensors }
     }
 
     /// The distinct module names below the block, sorted, as PEFT lists them; `c_proj` of Qwen v1 keeps its
-    /// parent (`attn.c_proj`), because it names two layers.
-    fn target_names(&self) -> Vec<String> {
-        let mut found: Vec<String> = Vec::new();
-        for slot in &self.slots {
-            let parts: Vec<&str> = slot.module.rsplitn(3, '.').collect();
-            let name =
-                if parts[0] == "c_proj" { format!("{}.{}", parts[1], parts[0]) } else { parts[0].to_owned() };
-            if !found.contains(&name) {
-                found.push(name);
-            }
+    /// parent (`attn.c_proj`), because it names two layers. Where these would name further layers too, the whole
+    /// names.
+    fn target_names(&self, adapter: &AdapterSpec, all: &[(usize, LinearName)]) -> Vec<String> {
+        let found = names::target_names(self.slots.iter().map(|slot| slot.module.as_str()));
+        let short = AdapterSpec { targets: Targets::Names(found.clone()), ..adapter.clone() };
+        let alike = |(layer, linear): &(usize, LinearName)| {
+            short.adapts(*layer, &linear.module) == adapter.adapts(*layer, &linear.module)
+        };
+        if all.iter().all(alike) {
+            return found;
         }
-        found.sort();
-        found
+        let mut whole: Vec<String> = self.slots.iter().map(|slot| slot.module.clone()).collect();
+        whole.sort();
+        whole
     }
 }

@@ -165,13 +165,16 @@ fn matches(target: &str, module: &str) -> bool {
 ///
 /// # Errors
 /// [`crate::error::Kind::Usage`]: lists the targets that match nothing and the names there are.
-pub fn check_targets(targets: &Targets, modules: &[LinearName]) -> Result<()> {
+pub fn check_targets<'a>(
+    targets: &Targets,
+    modules: impl Iterator<Item = &'a LinearName> + Clone,
+) -> Result<()> {
     let Targets::Names(names) = targets else {
         return Ok(());
     };
     let unmatched: Vec<&str> = names
         .iter()
-        .filter(|name| !modules.iter().any(|linear| matches(name, &linear.module)))
+        .filter(|name| !modules.clone().any(|linear| matches(name, &linear.module)))
         .map(String::as_str)
         .collect();
     if names.is_empty() || !unmatched.is_empty() {
@@ -180,27 +183,32 @@ pub fn check_targets(targets: &Targets, modules: &[LinearName]) -> Result<()> {
         } else {
             format!("target modules that this model does not have: {}", unmatched.join(", "))
         };
+        let mut there: Vec<&str> = Vec::new();
+        for name in modules.map(|linear| short(&linear.module)) {
+            if !there.contains(&name) {
+                there.push(name);
+            }
+        }
         return Err(
-            Error::usage(what).hint(format!("it has {}; all-linear means all of them", short_names(modules)))
+            Error::usage(what).hint(format!("it has {}; all-linear means all of them", there.join(", ")))
         );
     }
     Ok(())
 }
 
-/// The shortest names of the linear layers: the last part, or two where that is ambiguous (v1's `c_proj`).
-fn short_names(modules: &[LinearName]) -> String {
-    let mut names: Vec<&str> = Vec::new();
-    for linear in modules {
-        let short = linear.module.rsplit('.').next().unwrap_or_default();
-        let name = if short == "c_proj" {
-            let parents = linear.module.rsplitn(3, '.').take(2).map(|part| part.len() + 1).sum::<usize>() - 1;
-            &linear.module[linear.module.len() - parents..]
-        } else {
-            short
-        };
-        if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names.join(", ")
+/// The shortest name of a linear layer that is clear within its block: the last part of the module's, or two where
+/// that is ambiguous (v1's `c_proj`).
+#[must_use]
+pub fn short(module: &str) -> &str {
+    let parts = |count: usize| {
+        module.rmatch_indices('.').nth(count - 1).map_or(module, |(dot, _)| &module[dot + 1..])
+    };
+    if parts(1) == "c_proj" { parts(2) } else { parts(1) }
+}
+
+/// The distinct target names of these modules, sorted, as PEFT lists them.
+#[must_use]
+pub fn target_names<'a>(modules: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let found: std::collections::BTreeSet<&str> = modules.map(short).collect();
+    found.into_iter().map(str::to_owned).collect()
 }

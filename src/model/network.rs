@@ -1,27 +1,22 @@
 //! Forward and backward of the Qwen block, written once over `ops`. Buffers are planned before the first
 //! step; a micro-batch of T tokens uses the first T rows of each.
 
+use super::buffers::{
+    Adapters, Block, Constants, Part, Saved, Shapes, State, Uploads, Workspace, check_shapes, plan_ends,
+    plan_residuals, plan_saved,
+};
 use super::lora::{AdapterSpec, Layout};
 use super::spec::Spec;
-use super::weights::{BlockWeights, LinearWeights, Weights};
+use super::weights::Weights;
 use crate::config::Recompute;
 use crate::device::{Device, Indices, Matrix, Planner, Purpose, Recording, Region, Storage, Target};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::ops::attention::{self, Attention, Segment, Segments};
-use crate::ops::linear::{self, Dropout, Group, Linear, Lora, Packing};
+use crate::ops::linear::{self, Dropout, Group};
 use crate::ops::loss::{self, Loss};
 use crate::ops::rmsnorm::{self, RmsNorm};
-use crate::ops::rope::{self, HeadNorm, Rope};
+use crate::ops::rope;
 use crate::ops::{embedding, reduce, rows, swiglu};
-
-/// Logits held at once: enough rows to amortise reading the head and, on a GPU, to fill it; bounded for a vocabulary of
-/// 150k.
-const fn logit_elements(target: Target) -> usize {
-    match target {
-        Target::Cpu => 1 << 25,
-        Target::Cuda => 1 << 28,
-    }
-}
 
 /// One micro-batch as the network reads it; T is the length of `ids`.
 #[derive(Clone, Copy, Debug)]
@@ -49,87 +44,6 @@ pub struct DropoutKey {
     pub micro_batch: u32,
 }
 
-/// The flat trainable state, four arrays of one layout.
-#[derive(Clone, Copy, Debug)]
-pub struct State {
-    /// LoRA parameters.
-    pub params: Region,
-    /// Their gradients.
-    pub grads: Region,
-    /// First moments.
-    pub m: Region,
-    /// Second moments.
-    pub v: Region,
-    /// Scratch of the gradients' norm.
-    sums: Region,
-}
-
-impl State {
-    /// What a checkpoint keeps: parameters and both moments.
-    #[must_use]
-    pub fn kept(&self) -> [Region; 3] {
-        [self.params, self.m, self.v]
-    }
-}
-
-/// The linear groups of a block, in forward order; also their dropout sites.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
-    Qkv,
-    AttentionOut,
-    GateUp,
-    Down,
-}
-
-struct Block {
-    attention_norm: RmsNorm,
-    qkv: Group,
-    rope: Rope,
-    attention_out: Group,
-    mlp_norm: RmsNorm,
-    gate_up: Group,
-    down: Group,
-}
-
-/// What a block keeps for its backward pass. `s_*` are the LoRA inner products of each group.
-#[derive(Clone, Copy)]
-struct Saved {
-    attention_rstd: Region,
-    qkv: Region,
-    attended: Region,
-    lse: Region,
-    mid: Region,
-    mlp_rstd: Region,
-    gate_up: Region,
-    s_qkv: Region,
-    s_out: Region,
-    s_gate_up: Region,
-    s_down: Region,
-}
-
-/// Buffers every block overwrites.
-struct Workspace {
-    normed: Region,
-    qk: Region,
-    wide: Region,
-    dropped: Region,
-    dx: Region,
-    dnormed: Region,
-    dqkv: Region,
-    dqk: Region,
-    dattended: Region,
-    dwide: Region,
-    ds: Region,
-    partial: Region,
-    delta: Region,
-    head_x: Region,
-    head_normed: Region,
-    head_rstd: Region,
-    head_dx: Region,
-    logits: Region,
-    losses: Region,
-}
-
 /// A model with adapters on a device's planned memory.
 pub struct Network {
     target: Target,
@@ -145,205 +59,11 @@ pub struct Network {
     recompute: Recompute,
     dropout: f32,
     lowest: Option<(usize, Part)>,
-    constants: Vec<(Region, Vec<f32>)>,
+    uploads: Uploads,
     packed: Region,
-    table: (Region, Vec<u32>),
     inputs: Region,
     /// The flat trainable state.
     pub state: State,
-}
-
-/// Collects constants (norm weights, biases, the RoPE table) with their regions.
-struct Constants<'a> {
-    planner: &'a mut Planner,
-    values: Vec<(Region, Vec<f32>)>,
-}
-
-impl Constants<'_> {
-    fn add(&mut self, values: &[f32]) -> Region {
-        let region = self.planner.region(Purpose::SmallWeights, Storage::F32, values.len());
-        self.values.push((region, values.to_vec()));
-        region
-    }
-}
-
-/// Places of the adapters' matrices, also of their copies.
-struct Adapters<'a> {
-    layout: &'a Layout,
-    scale: f32,
-    state: State,
-    packed: Region,
-    used: usize,
-    table: Vec<u32>,
-}
-
-impl<'a> Adapters<'a> {
-    fn plan(planner: &mut Planner, layout: &'a Layout, scale: f32) -> Self {
-        let mut trainable = |storage, len| planner.region(Purpose::TrainableState, storage, len);
-        let [params, grads, m, v] = [(); 4].map(|()| trainable(Storage::F32, layout.len));
-        let width = linear::width(planner.target(), layout.rank);
-        let len = layout.slots.iter().map(|s| width * (s.shape[0] + s.shape[1])).sum();
-        let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
-        let state = State { params, grads, m, v, sums: reduce::plan(planner, layout.len) };
-        Adapters { layout, scale, state, packed, used: 0, table: Vec::new() }
-    }
-
-    /// The place of a copy of `rows` × `columns` elements of the [rows, columns] matrix at `source`.
-    fn copy(&mut self, source: usize, matrix: [usize; 2], copy: [usize; 2]) -> Region {
-        let place = self.packed.slice(self.used, copy[0] * copy[1]);
-        let entry = [source, self.used, matrix[0], matrix[1], copy[0], copy[1]];
-        self.table.extend(entry.map(|v| v as u32));
-        self.used += place.len;
-        place
-    }
-
-    fn of(&mut self, l: &LinearWeights, target: Target) -> Option<Lora> {
-        let (rank, slot) = (self.layout.rank, self.layout.slot(&l.name.module)?);
-        let ([output, input], width) = (slot.shape, linear::width(target, rank));
-        let packed = [
-            self.copy(slot.a, [rank, input], [width, input]),
-            self.copy(slot.b, [output, rank], [output, width]),
-        ];
-        Some(Lora {
-            rank,
-            width,
-            scale: self.scale,
-            a: self.state.params.slice(slot.a, rank * input),
-            b: self.state.params.slice(slot.b, output * rank),
-            grad_a: self.state.grads.slice(slot.a, rank * input),
-            grad_b: self.state.grads.slice(slot.b, output * rank),
-            packed,
-        })
-    }
-}
-
-fn group(
-    layers: &[LinearWeights],
-    output: usize,
-    constants: &mut Constants<'_>,
-    adapters: &mut Adapters<'_>,
-) -> Group {
-    let linears = layers
-        .iter()
-        .map(|l| Linear {
-            weight: l.weight.planned(constants.planner),
-            bias: l.bias.as_ref().map(|b| constants.add(b)),
-            column: l.name.column,
-            lora: adapters.of(l, constants.planner.target()),
-        })
-        .collect();
-    Group { input: layers[0].name.shape[1], output, layers: linears }
-}
-
-/// Plans the buffers of one run.
-struct Shapes<'a> {
-    planner: &'a mut Planner,
-    spec: &'a Spec,
-    tokens: usize,
-}
-
-impl Shapes<'_> {
-    fn rows(&mut self, purpose: Purpose, storage: Storage, width: usize) -> Region {
-        self.planner.region(purpose, storage, self.tokens * width)
-    }
-
-    fn saved(&mut self, block: &Block, gate_up: Option<Region>) -> Saved {
-        use Purpose::SavedActivations as P;
-        use Storage::{Activation, F32};
-        let (hidden, heads) = (self.spec.hidden, self.spec.heads);
-        Saved {
-            attention_rstd: self.rows(P, F32, 1),
-            qkv: self.rows(P, Activation, block.qkv.output),
-            attended: self.rows(P, Activation, heads * self.spec.head_dim),
-            lse: self.rows(P, F32, heads),
-            mid: self.rows(P, Activation, hidden),
-            mlp_rstd: self.rows(P, F32, 1),
-            gate_up: gate_up.unwrap_or_else(|| self.rows(P, Activation, block.gate_up.output)),
-            s_qkv: self.rows(P, Activation, block.qkv.rank_sum()),
-            s_out: self.rows(P, Activation, block.attention_out.rank_sum()),
-            s_gate_up: self.rows(P, Activation, block.gate_up.rank_sum()),
-            s_down: self.rows(P, Activation, block.down.rank_sum()),
-        }
-    }
-
-    fn workspace(&mut self, block: &Block) -> Workspace {
-        use Purpose::Workspace as P;
-        use Storage::{Activation, F32};
-        let (hidden, width) = (self.spec.hidden, self.spec.intermediate);
-        let attended = self.spec.heads * self.spec.head_dim;
-        let groups = [&block.qkv, &block.attention_out, &block.gate_up, &block.down];
-        let target = self.planner.target();
-        let most = |f: &dyn Fn(&Group) -> usize| groups.map(f).into_iter().max().unwrap_or(0);
-        let logits = loss::row_len(target, self.spec.vocab);
-        let chunk = (logit_elements(target) / logits).clamp(1, self.tokens);
-        let partial = most(&|g| g.partial_len(target, self.tokens));
-        Workspace {
-            normed: self.rows(P, Activation, hidden),
-            qk: self.rows(P, Activation, block.rope.qk_width()),
-            wide: self.rows(P, Activation, width),
-            dropped: self.rows(P, Activation, hidden.max(width).max(attended)),
-            dx: self.rows(P, Activation, hidden),
-            dnormed: self.rows(P, Activation, hidden),
-            dqkv: self.rows(P, Activation, block.qkv.output),
-            dqk: self.rows(P, Activation, block.rope.qk_width()),
-            dattended: self.rows(P, Activation, attended),
-            dwide: self.rows(P, Activation, width),
-            ds: self.rows(P, Activation, most(&Group::rank_sum)),
-            partial: self.planner.region(P, F32, partial),
-            delta: self.rows(P, F32, self.spec.heads),
-            head_x: self.rows(P, Activation, hidden),
-            head_normed: self.rows(P, Activation, hidden),
-            head_rstd: self.rows(P, F32, 1),
-            head_dx: self.rows(P, Activation, hidden),
-            logits: self.planner.region(Purpose::Logits, F32, chunk * logits),
-            losses: self.rows(P, F32, 1),
-        }
-    }
-}
-
-impl Block {
-    fn new(
-        weights: &BlockWeights,
-        spec: &Spec,
-        table: Region,
-        constants: &mut Constants<'_>,
-        adapters: &mut Adapters<'_>,
-    ) -> Self {
-        let norm = |weight| RmsNorm { dim: spec.hidden, eps: spec.norm_eps, weight };
-        let head_norm = weights.qk_norm.as_ref().map(|[q, k]| HeadNorm {
-            q: constants.add(q),
-            k: constants.add(k),
-            eps: spec.norm_eps,
-        });
-        let rope = Rope {
-            heads: spec.heads,
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            table,
-            norm: head_norm,
-        };
-        let attention_norm = norm(constants.add(&weights.attention_norm));
-        let mlp_norm = norm(constants.add(&weights.mlp_norm));
-        let mut linears = |layers: &[LinearWeights], output| group(layers, output, constants, adapters);
-        Block {
-            attention_norm,
-            qkv: linears(&weights.qkv, rope.qkv_width()),
-            rope,
-            attention_out: linears(std::slice::from_ref(&weights.attention_out), spec.hidden),
-            mlp_norm,
-            gate_up: linears(&weights.gate_up, 2 * spec.intermediate),
-            down: linears(std::slice::from_ref(&weights.down), spec.hidden),
-        }
-    }
-
-    fn parts(&self) -> [(Part, &Group); 4] {
-        [
-            (Part::Qkv, &self.qkv),
-            (Part::AttentionOut, &self.attention_out),
-            (Part::GateUp, &self.gate_up),
-            (Part::Down, &self.down),
-        ]
-    }
 }
 
 /// Everything one pass over a micro-batch needs to know.
@@ -396,7 +116,7 @@ impl Network {
         recompute: Recompute,
     ) -> Result<Self> {
         check_shapes(planner.target(), spec)?;
-        let mut adapters = Adapters::plan(planner, layout, adapter.scale());
+        let mut adapters = Adapters::plan(planner, layout);
         let mut constants = Constants { planner, values: Vec::new() };
         let table = constants.add(&rope::table(spec.head_dim, spec.rope_theta, tokens));
         let final_weight = constants.add(&weights.norm);
@@ -409,16 +129,14 @@ impl Network {
         let adapted = |b: &Block| b.parts().into_iter().find(|(_, g)| g.rank_sum() > 0).map(|(part, _)| part);
         let lowest = blocks.iter().enumerate().find_map(|(l, b)| adapted(b).map(|part| (l, part)));
         let first = lowest.map_or(blocks.len(), |(layer, _)| layer);
-        let embedding = weights.embedding.planned(planner);
-        let tied = weights.head.is_same(&weights.embedding);
-        let head = if tied { embedding.clone() } else { weights.head.planned(planner) };
+        let [embedding, head] = plan_ends(planner, weights);
         let mut integers = |len| planner.region(Purpose::Inputs, Storage::Integer, len);
         let table = (integers(adapters.table.len()), adapters.table);
         let inputs = integers(Extra::most(tokens));
         let mut shapes = Shapes { planner, spec, tokens };
         let saved = plan_saved(&mut shapes, &blocks, first, recompute);
         let residuals = plan_residuals(&mut shapes, blocks.len(), first);
-        let work = shapes.workspace(&blocks[0]);
+        let work = shapes.workspace(&blocks);
         Ok(Network {
             target: planner.target(),
             spec: spec.clone(),
@@ -438,9 +156,8 @@ impl Network {
             recompute,
             dropout: adapter.dropout as f32,
             lowest,
-            constants,
+            uploads: Uploads { constants, table },
             packed: adapters.packed,
-            table,
             inputs,
             state: adapters.state,
         })
@@ -452,26 +169,7 @@ impl Network {
     /// # Errors
     /// When the device failed.
     pub fn upload(&mut self, dev: &mut Device, progress: &mut dyn FnMut(u64, u64)) -> Result<()> {
-        for (region, values) in self.constants.drain(..) {
-            dev.write(region, &values)?;
-        }
-        dev.place(self.table.0, [&self.table.1])?;
-        if dev.target() == Target::Cpu {
-            return Ok(());
-        }
-        let layers = self.blocks.iter().flat_map(|b| b.parts()).flat_map(|(_, g)| &g.layers);
-        let mut all: Vec<&Matrix> = layers.map(|l| &l.weight).chain([&self.embedding]).collect();
-        if !self.head.is_same(&self.embedding) {
-            all.push(&self.head);
-        }
-        let total = all.iter().map(|m| m.bytes().len() as u64).sum();
-        let mut done = 0;
-        for matrix in all {
-            dev.upload(matrix)?;
-            done += matrix.bytes().len() as u64;
-            progress(done, total);
-        }
-        Ok(())
+        self.uploads.run(dev, &self.blocks, [&self.embedding, &self.head], progress)
     }
 
     /// Makes a micro-batch known to the device. What comes again with the same shape comes first, in the same places.
@@ -618,8 +316,7 @@ impl Network {
     }
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>) -> Option<()> {
-        let table = Indices { values: &self.table.1, copy: self.table.0 };
-        let packing = Packing { params: self.state.params, packed: self.packed, table };
+        let packing = self.uploads.packing(self.state.params, self.packed);
         let first = self.rows(self.residuals[0], pass.ids.len(), self.spec.hidden);
         self.repeated(dev, pass, "forward", |dev, cancelled| {
             linear::pack(dev, &packing);
@@ -838,24 +535,6 @@ impl Network {
     }
 }
 
-/// What the kernels of a GPU cannot do, by name.
-fn check_shapes(target: Target, spec: &Spec) -> Result<()> {
-    if target == Target::Cpu {
-        return Ok(());
-    }
-    let refused =
-        |what: String| Err(Error::input(format!("model: {what}")).hint("train this model with --device cpu"));
-    if ![64, 128].contains(&spec.head_dim) {
-        return refused(format!("heads of {} elements; the GPU's kernels are for 64 and 128", spec.head_dim));
-    }
-    for (name, size) in [("hidden_size", spec.hidden), ("intermediate_size", spec.intermediate)] {
-        if size % 8 != 0 {
-            return refused(format!("{name} {size}; the GPU's kernels need a multiple of 8"));
-        }
-    }
-    Ok(())
-}
-
 /// Operands of one group's forward pass, at their full planned size.
 struct LinearIo {
     x: Region,
@@ -870,38 +549,4 @@ struct LinearGrad {
     s: Region,
     dy: Region,
     dx: Region,
-}
-
-/// Blocks below the first adapted one share a set; so do all blocks when everything is recomputed.
-fn plan_saved(shapes: &mut Shapes<'_>, blocks: &[Block], first: usize, recompute: Recompute) -> Vec<Saved> {
-    let shared = (first > 0 || recompute == Recompute::Full).then(|| shapes.saved(&blocks[0], None));
-    let mut gate_up = None;
-    let own = |shapes: &mut Shapes<'_>, block: &Block, gate_up: &mut Option<Region>| {
-        let saved = shapes.saved(block, *gate_up);
-        if recompute == Recompute::Mlp {
-            *gate_up = Some(saved.gate_up);
-        }
-        saved
-    };
-    (0..blocks.len())
-        .map(|layer| match shared {
-            Some(saved) if layer < first || recompute == Recompute::Full => saved,
-            _ => own(shapes, &blocks[layer], &mut gate_up),
-        })
-        .collect()
-}
-
-/// The residual stream before each block and after the last; blocks below the first adapted one alternate
-/// between two buffers.
-fn plan_residuals(shapes: &mut Shapes<'_>, layers: usize, first: usize) -> Vec<Region> {
-    let hidden = shapes.spec.hidden;
-    let mut residuals: Vec<Region> = Vec::with_capacity(layers + 1);
-    for layer in 0..=layers {
-        let region = match layer {
-            2.. if layer < first => residuals[layer - 2],
-            _ => shapes.rows(Purpose::SavedActivations, Storage::Activation, hidden),
-        };
-        residuals.push(region);
-    }
-    residuals
 }

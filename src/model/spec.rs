@@ -53,13 +53,26 @@ pub struct Spec {
     pub qkv_bias: bool,
     /// Per-head RMSNorm of q and k.
     pub qk_norm: bool,
+    /// Beyond `max_positions` the rotary base grows with the length (Qwen v1's dynamic NTK), in generation.
+    pub dynamic_ntk: bool,
+    /// Beyond `max_positions` queries grow with the logarithm of their position (Qwen v1), in generation.
+    pub logn: bool,
     /// `eos_token_id`: ids that end a text; empty when the file names none.
     pub eos: Vec<u32>,
     /// `pad_token_id`, where the file has one.
     pub pad: Option<u32>,
 }
 
+/// Positions for which Qwen v1's modeling_qwen.py has a logarithm.
+const LONGEST_V1: usize = 32767;
+
 impl Spec {
+    /// Longest text, prompt and answer together, that can be generated.
+    #[must_use]
+    pub fn longest_text(&self) -> usize {
+        if self.dynamic_ntk { self.max_positions.max(LONGEST_V1) } else { self.max_positions }
+    }
+
     /// Elements of the base model's weights, a tied head counted once.
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
@@ -358,6 +371,8 @@ impl Config {
             tied: self.flag("tie_word_embeddings", false)?,
             qkv_bias: true,
             qk_norm: false,
+            dynamic_ntk: self.flag("use_dynamic_ntk", true)?,
+            logn: self.flag("use_logn_attn", true)?,
             eos: self.eos()?,
             pad: self.pad()?,
         };
@@ -401,6 +416,8 @@ impl Config {
             tied: self.flag("tie_word_embeddings", false)?,
             qkv_bias: !qwen3,
             qk_norm: qwen3,
+            dynamic_ntk: false,
+            logn: false,
             eos: self.eos()?,
             pad: self.pad()?,
         };

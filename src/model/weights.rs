@@ -48,7 +48,7 @@ pub struct Weights {
     pub norm: Vec<f32>,
     /// Blocks.
     pub blocks: Vec<BlockWeights>,
-    /// Bytes of all tensors used.
+    /// Bytes of all tensors used, mapped or owned.
     pub bytes: u64,
 }
 

@@ -125,7 +125,9 @@ pub struct Packing<'a> {
 /// Brings the copies up to date; nothing where the parameters themselves are read.
 pub fn pack(dev: &mut Device, p: &Packing<'_>) {
     match dev {
-        Device::Cpu(_) => {}
+        Device::Cpu(_) => {
+            let _ = p;
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::pack(cuda, p),
     }

@@ -74,7 +74,7 @@ fn cpu_loss(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32, Regio
 }
 
 /// `logits = x·headᵀ`.
-fn compute_logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Region) {
+pub(super) fn compute_logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Region) {
     let (mut engine, r, mut w) = cpu.engine(&[x], &[logits]);
     let right = Right::weight_transposed(head);
     let terms = vec![Term { left: 0, first: 0, depth: head.cols(), right }];

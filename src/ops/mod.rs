@@ -4,8 +4,10 @@
 pub mod adamw;
 pub mod attention;
 pub mod cases;
+pub mod decode_attention;
 pub mod embedding;
 pub mod linear;
+pub mod logits;
 pub mod loss;
 pub mod philox;
 pub mod reduce;
@@ -21,6 +23,7 @@ pub const KERNELS: &[crate::device::cuda::Family] = &[
     linear::cuda::ADAPTERS,
     attention::cuda::FORWARD,
     attention::cuda::BACKWARD,
+    decode_attention::cuda::FAMILY,
     rmsnorm::cuda::FAMILY,
     rope::cuda::FAMILY,
     swiglu::cuda::FAMILY,

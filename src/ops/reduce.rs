@@ -23,7 +23,10 @@ pub fn plan(planner: &mut Planner, len: usize) -> Region {
 /// When the device failed.
 pub fn sum_of_squares(dev: &mut Device, x: Region, scratch: Region) -> Result<f64> {
     match dev {
-        Device::Cpu(cpu) => Ok(cpu_sum_of_squares(cpu, x)),
+        Device::Cpu(cpu) => {
+            let _ = scratch;
+            Ok(cpu_sum_of_squares(cpu, x))
+        }
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::sum_of_squares(cuda, x, scratch),
     }

@@ -6,9 +6,11 @@ pub mod reference;
 pub mod tiny;
 mod training;
 
+use crate::checkpoint::state::Identity;
 use crate::config::DeviceChoice;
 use crate::error::Result;
 use crate::train::devices::{Chosen, Devices};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is tested.
@@ -29,6 +31,24 @@ impl Settings {
         let settings = crate::config::Settings { device: self.choice, ..crate::config::Settings::default() };
         self.devices.choose(&settings, None)
     }
+}
+
+/// The device that is tested, in words.
+///
+/// # Errors
+/// A device that is not there.
+pub fn device(settings: &Settings) -> Result<String> {
+    Ok(settings.chosen()?.describe())
+}
+
+/// What decides the device's bits, as it stands in checkpoints.
+///
+/// # Errors
+/// A device that is not there or cannot run the kernels.
+pub fn identity(settings: &Settings) -> Result<BTreeMap<String, String>> {
+    let mut identity = Identity::default();
+    settings.chosen()?.add_to_identity(&mut identity)?;
+    Ok(identity.0)
 }
 
 /// One thing that was checked.
@@ -81,4 +101,5 @@ pub const TRAINING: &[(&str, TrainingCheck)] = &[
     ("tiny models beside the CPU device", training::beside_the_cpu),
     ("recomputation and recorded work", training::policies),
     ("an interrupted run", training::resume),
+    ("generation", training::generation),
 ];

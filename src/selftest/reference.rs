@@ -1,5 +1,6 @@
 //! The operations as a textbook writes them, in f64: what every device is compared with.
 
+use crate::ops::adamw::AdamW;
 use crate::ops::attention::{Attention, Segment};
 
 /// `a · b`.
@@ -119,6 +120,40 @@ pub fn cross_entropy(logits: &[f64], vocab: usize, targets: &[u32]) -> (Vec<f64>
         gradient[first + *target as usize] -= 1.0;
     }
     (losses, gradient)
+}
+
+/// One step of AdamW on parameters and both moments.
+pub fn adamw_step(p: &AdamW, [params, m, v]: [&mut Vec<f64>; 3], grads: &[f64]) {
+    let power = |base: f64| (0..p.step).fold(1.0, |product, _| product * base);
+    for (i, g) in grads.iter().enumerate() {
+        let g = g * f64::from(p.grad_scale);
+        m[i] = p.beta1 * m[i] + (1.0 - p.beta1) * g;
+        v[i] = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
+        let (mean, square) = (m[i] / (1.0 - power(p.beta1)), v[i] / (1.0 - power(p.beta2)));
+        params[i] -= p.lr * p.weight_decay * params[i] + p.lr * mean / (square.sqrt() + p.epsilon);
+    }
+}
+
+/// Attention of one query for each run of rows of a cache; layouts as in `ops::decode_attention`.
+#[must_use]
+pub fn decode_attention(p: &Attention, runs: &[Segment], qk: &[f64], k: &[f64], v: &[f64]) -> Vec<f64> {
+    let (d, kv) = (p.head_dim, p.kv_heads * p.head_dim);
+    let mut out = vec![0.0; runs.len() * p.heads * d];
+    for (row, run) in runs.iter().enumerate() {
+        for head in 0..p.heads {
+            let q = &qk[row * (p.heads + p.kv_heads) * d + head * d..][..d];
+            let place = |j: u32| (run.start + j) as usize * kv + head * p.kv_heads / p.heads * d;
+            let scores: Vec<f64> =
+                (0..run.len).map(|j| dot(q, &k[place(j)..][..d]) * f64::from(p.scale)).collect();
+            let max = scores.iter().fold(f64::MIN, |m, s| m.max(*s));
+            let sum: f64 = scores.iter().map(|s| libm::exp(s - max)).sum();
+            for (j, s) in (0..run.len).zip(&scores) {
+                let weight = libm::exp(s - max) / sum;
+                add(&mut out[(row * p.heads + head) * d..][..d], weight, &v[place(j)..][..d]);
+            }
+        }
+    }
+    out
 }
 
 /// Attention of packed segments.

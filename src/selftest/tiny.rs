@@ -7,6 +7,7 @@ use crate::formats::safetensors::{F32Tensor, encode_f32};
 use crate::model::{names, spec};
 use crate::philox::{Stream, uniform};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A family's tiny model.
@@ -142,6 +143,11 @@ pub fn settings(folder: &Path, steps: u64) -> Settings {
         lora_r: 4,
         lora_alpha: 8.0,
         lora_dropout: 0.1,
+        // Ranks that differ within a group, and a block after the first with the largest.
+        lora_rank_pattern: BTreeMap::from([
+            ("(o|attn.c)_proj".into(), 11),
+            ("(layers|h).1.mlp.(up_proj|w1)".into(), 17),
+        ]),
         save_strategy: Strategy::Steps,
         save_steps: 1.0,
         ..Settings::default()

@@ -1,8 +1,12 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
 pub mod devices;
+pub mod evaluate;
+pub mod exchange;
 pub mod folder;
+mod initial;
 pub mod metrics;
+pub mod origin;
 mod run;
 pub mod schedule;
 pub mod setup;
@@ -13,16 +17,19 @@ pub use devices::Devices;
 pub use run::{plan, run, run_on};
 
 use crate::config::Settings;
+use crate::data::dataset::Rows;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What `train` and `resume` hand over.
-#[derive(Clone, Debug)]
+/// What a run is asked for.
+#[derive(Clone, Debug, Default)]
 pub struct Request {
     /// The resolved settings. For a resume they are the run's own, frozen in `run.json`, with permitted changes.
     pub settings: Settings,
-    /// The command line, for `run.json`.
+    /// Rows in memory, in place of the settings' data files. A resume needs the same rows again.
+    pub rows: Option<Rows>,
+    /// The command line, for `run.json`; empty where there was none.
     pub command_line: Vec<String>,
     /// `resume OUTPUT_DIR`: there must be a run in the folder.
     pub must_resume: bool,
@@ -33,6 +40,19 @@ impl Request {
     #[must_use]
     pub fn program(&self) -> &str {
         self.command_line.first().map_or("qwentune", String::as_str)
+    }
+
+    /// How the run is continued, up to another step where one is given; for messages. The command line cannot
+    /// continue a run whose rows it does not have.
+    #[must_use]
+    pub fn continuation(&self, max_steps: Option<u64>) -> String {
+        let folder = self.settings.output_dir.display();
+        match (&self.rows, max_steps) {
+            (None, None) => format!("{} resume {folder}", self.program()),
+            (None, Some(n)) => format!("{} resume {folder} --max-steps {n}", self.program()),
+            (Some(_), None) => "the same request with resume_from_checkpoint: Some(ResumeFrom::Auto)".into(),
+            (Some(_), Some(n)) => format!("{} and max_steps: Some({n})", self.continuation(None)),
+        }
     }
 }
 
@@ -86,7 +106,7 @@ pub struct Summary {
     pub loss: Option<(f64, f64)>,
     /// The final adapter's folder.
     pub adapter: PathBuf,
-    /// Continued inexactly at some time.
+    /// Imported, or continued inexactly at some time.
     pub tainted: bool,
 }
 

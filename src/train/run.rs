@@ -5,10 +5,10 @@ use super::folder::{self, RunFolder};
 use super::metrics::{Metrics, with_clock};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, start};
+use super::{Control, PlanReport, Request, Summary, exchange, origin, start};
 use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
-use crate::config::Settings;
+use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Kind, Result};
 use crate::formats::{peft, weight_map::WeightMap};
 use crate::report::event::{Event, Observer};
@@ -25,13 +25,16 @@ const LONGEST_LAST_PASS: Duration = Duration::from_secs(8);
 /// As [`run`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
     let device = Devices::default().choose_for_plan(settings)?;
-    Setup::open(settings, None, device, observer)?.report()
+    Setup::open(settings, None, None, device, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes.
+/// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings; a
+/// checkpoint of Hugging Face's Trainer is imported first. Everything it writes is in the settings' output folder, which
+/// is locked meanwhile, and in the token cache. It goes on until the last step, or until `control` asks for a stop; the
+/// state is then saved first.
 ///
 /// # Errors
-/// Every failure of the exit table; [`Kind::Stopped`] after a requested stop was saved.
+/// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
 pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
     run_on(Devices::default(), request, control, observer)
 }
@@ -46,19 +49,28 @@ pub fn run_on(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    setup::refuse_unsupported(&request.settings)?;
-    devices.check(&request.settings)?;
+    refuse(&devices, &request)?;
+    let mut request = origin::settle(request, observer)?;
+    if exchange::trainer_checkpoint(&request.settings).is_some() {
+        exchange::import(devices, &request, observer)?;
+        request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
+        request.settings.fresh_optimizer = false;
+        request.must_resume = true;
+    }
     let folder = RunFolder::new(&request.settings.output_dir);
     let mut store = Store::open(&folder.path, request.settings.save_total_limit)?;
     start::claim(&request, &folder, observer)?;
     let found = start::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
-    let setup = Setup::open(&request.settings, found.state.as_ref(), device, observer)?;
+    // They are kept encoded from here on; that there were any is remembered.
+    let rows = request.rows.as_mut().map(std::mem::take);
+    let setup = Setup::open(&request.settings, rows, found.state.as_ref(), device, observer)?;
     let settings = setup.settings.clone();
     let before = folder.identity()?;
-    let mut tainted = false;
+    let (mut inexact, mut tainted) = (false, false);
     if let Some(state) = &found.state {
-        tainted = start::compare(&state.identity, &setup.identity, &settings)? || state.tainted;
+        inexact = start::compare(&state.identity, &setup.identity, &settings)?;
+        tainted = inexact || state.tainted;
     }
     let (mut trainer, weights, identity) = setup.trainer(observer)?;
     if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
@@ -73,7 +85,7 @@ pub fn run_on(
     introduce(&request, &trainer, &found.origin, extended, tainted, observer);
     // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
     let same_run = before.is_none_or(|b| b == identity);
-    let exact = !tainted && !extended && (trainer.step() > 0 || same_run);
+    let exact = !inexact && !extended && (trainer.step() > 0 || same_run);
     if !exact && trainer.step() > 0 {
         for text in store.set_aside_newer(trainer.step())? {
             observer.on_event(&Event::Warning(text));
@@ -88,6 +100,7 @@ pub fn run_on(
         trainer,
         identity,
         tainted,
+        inexact,
         log,
         metrics,
         control,
@@ -95,9 +108,18 @@ pub fn run_on(
         weights: weights.map,
         summary: Summary::default(),
         last_saved: None,
-        program: request.program().to_owned(),
+        request,
     };
     run.train()
+}
+
+/// What can be refused before anything is opened or written.
+fn refuse(devices: &Devices, request: &Request) -> Result<()> {
+    if request.settings.output_dir.as_os_str().is_empty() {
+        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
+    }
+    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
+    devices.check(&request.settings)
 }
 
 /// The first lines: which of the three kinds of start it is, and where output goes.
@@ -119,14 +141,23 @@ fn introduce(
                 "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
                 adapter.display()
             ));
-            if let Some(state) = complete_state_beside(adapter) {
+            if let Some(state) = origin::complete_state(adapter) {
                 note(format!(
-                    "that folder also holds a complete state; to continue it instead: --resume-from-checkpoint {state}"
+                    "a complete state is there too; to continue it instead of starting at step 0, replace --init-adapter (--checkpoint-dir) by --resume-from-checkpoint {}",
+                    state.display()
                 ));
             }
         }
         (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
         (None, 0) => note(format!("new run: {total} steps ({origin})")),
+    }
+    if !s.fold_adapters.is_empty() {
+        let folded: Vec<String> = s.fold_adapters.iter().map(|f| f.display().to_string()).collect();
+        let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
+        note(format!(
+            "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
+            run.display()
+        ));
     }
     if extended && step > 0 {
         note(format!(
@@ -134,18 +165,9 @@ fn introduce(
         ));
     }
     if tainted {
-        note("inexact: engine or device differ from an earlier part of this run; recorded in every checkpoint from now on".into());
+        note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
     }
     note(format!("output goes to {}", s.output_dir.display()));
-}
-
-/// What holds a complete state in or around an adapter folder: a Hugging Face checkpoint, or a run of ours.
-fn complete_state_beside(adapter: &std::path::Path) -> Option<String> {
-    let run = adapter.parent()?;
-    if adapter.join("trainer_state.json").exists() {
-        return Some(adapter.display().to_string());
-    }
-    (run.join("run.json").exists() && run.join("checkpoints").is_dir()).then(|| run.display().to_string())
 }
 
 /// A run under way.
@@ -155,7 +177,10 @@ struct Run<'a> {
     store: Store,
     trainer: Trainer,
     identity: Identity,
+    /// The run was imported, or continued inexactly at some time.
     tainted: bool,
+    /// It is now: this process need not repeat what an earlier one computed.
+    inexact: bool,
     log: Vec<LogLine>,
     metrics: Metrics,
     control: &'a Control,
@@ -164,7 +189,7 @@ struct Run<'a> {
     summary: Summary,
     /// The newest step whose checkpoint is durable.
     last_saved: Option<u64>,
-    program: String,
+    request: Request,
 }
 
 impl Run<'_> {
@@ -321,12 +346,11 @@ impl Run<'_> {
         self.save(Wait::Block)?;
         self.report_saves();
         self.leave_next_loss();
-        let shown = self.folder.path.display();
         Err(Error::new(
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", self.trainer.step(), self.trainer.total_steps()),
         )
-        .hint(format!("to continue: {} resume {shown}", self.program)))
+        .hint(format!("to continue: {}", self.request.continuation(None))))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -346,7 +370,7 @@ impl Run<'_> {
     /// Compares the forward pass that was left beside the checkpoint, when no logged step does it better.
     fn check_next_loss(&mut self) -> Result<()> {
         let step = self.trainer.step();
-        if self.tainted || self.metrics.is_ahead() {
+        if self.inexact || self.metrics.is_ahead() {
             return Ok(());
         }
         let Some(&[before]) = self.store.read_next_loss(step)?.as_deref() else { return Ok(()) };
@@ -421,12 +445,10 @@ impl Run<'_> {
     }
 
     fn already_finished(&mut self) -> Result<Summary> {
-        let shown = self.folder.path.display();
         let step = self.trainer.step();
         let note = format!(
-            "training complete at step {step}; adapter written again; to train on: {} resume {shown} --max-steps {}",
-            self.program,
-            step + step.max(1)
+            "training complete at step {step}; adapter written again; to train on: {}",
+            self.request.continuation(Some(step + step.max(1)))
         );
         self.observer.on_event(&Event::Note(note));
         self.publish()

@@ -2,14 +2,14 @@
 
 use super::PlanReport;
 use super::devices::Chosen;
+use super::initial::initial_adapter;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
 use crate::checkpoint::state::{Identity, State};
 use crate::config::{self, Recompute, Settings, Strategy};
-use crate::data::dataset;
+use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
-use crate::formats::peft;
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::report::event::{Event, Observer};
 use std::path::PathBuf;
@@ -42,14 +42,19 @@ pub struct Setup {
 ///
 /// # Errors
 /// Settings this version cannot follow.
-pub fn refuse_unsupported(s: &Settings) -> Result<()> {
-    if s.fresh_optimizer {
-        return Err(Error::usage(
-            "--fresh-optimizer is for imported checkpoints, which this version cannot read",
-        )
-        .hint("--init-adapter starts at step 0 from an adapter's weights"));
+pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
+    config::check_values(s)?;
+    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
+        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
+            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
     }
-    if s.load_best_model_at_end && s.valid_file.is_none() && s.val_set_size == 0.0 {
+    if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
+        return Err(Error::usage("rows were handed over, and the settings name data files as well")
+            .hint("leave train_files and valid_file empty"));
+    }
+    let evaluates =
+        s.valid_file.is_some() || s.val_set_size > 0.0 || rows.is_some_and(|r| !r.eval.is_empty());
+    if s.load_best_model_at_end && !evaluates {
         return Err(Error::usage("--load-best-model-at-end needs evaluation rows")
             .hint("give --valid-file or --val-set-size, and --eval-strategy"));
     }
@@ -60,73 +65,41 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
     s.cache_dir.clone()
 }
 
-/// Adapter specification and flat initial values: from `--init-adapter`, or fresh from the seed.
-/// A run that continues does not need the folder it once began from.
-fn initial_adapter(
-    s: &mut Settings,
-    spec: &Spec,
-    resumed: Option<&State>,
-    identity: &mut Identity,
-) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
-    let read = match (s.init_adapter.as_deref().map(peft::read).transpose(), resumed) {
-        (Err(_), Some(_)) => None,
-        (read, _) => read?,
-    };
-    if let Some(a) = &read {
-        s.lora_r = a.config.r;
-        s.lora_alpha = a.config.lora_alpha;
-        s.use_rslora = a.config.use_rslora;
-        s.lora_target_modules = config::Targets::Names(a.config.target_modules.clone());
-    }
-    let adapter = AdapterSpec {
-        rank: s.lora_r,
-        alpha: s.lora_alpha,
-        dropout: s.lora_dropout,
-        targets: s.lora_target_modules.clone(),
-        rslora: s.use_rslora,
-    };
-    let layout = Layout::new(spec, &adapter)?;
-    let initial = match &read {
-        Some(a) => layout.from_peft(a)?,
-        None => layout.initial(s.seed),
-    };
-    if let (Some(state), None, true) = (resumed, &read, s.init_adapter.is_some()) {
-        identity
-            .0
-            .extend(state.identity.0.get("adapter.initial").map(|d| ("adapter.initial".into(), d.clone())));
-        return Ok((adapter, layout, initial));
-    }
-    let digest = blake3::hash(&initial.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-    identity.0.insert("adapter.initial".into(), digest.to_hex().to_string());
-    Ok((adapter, layout, initial))
-}
-
 impl Setup {
-    /// Reads and checks everything the run on `device` reads. `resumed` is the checkpoint it continues from.
+    /// Reads and checks everything the run on `device` reads; `rows` stand in for data files, `resumed` is the checkpoint
+    /// it continues from.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
     pub fn open(
         settings: &Settings,
+        rows: Option<Rows>,
         resumed: Option<&State>,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
-        refuse_unsupported(settings)?;
+        refuse_unsupported(settings, rows.as_ref())?;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
         let spec = spec::read(&settings.model)?;
-        let weights = Weights::open(&settings.model, &spec)?;
+        let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
-        let (adapter, layout, initial) = initial_adapter(&mut settings, &spec, resumed, &mut identity)?;
-        let prepared = dataset::prepare(&settings, spec.vocab, observer)?;
+        let (adapter, layout, initial) =
+            initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity)?;
+        let prepared = match rows {
+            Some(rows) => dataset::prepare_rows(rows, &settings, spec.vocab, observer)?,
+            None => dataset::prepare(&settings, spec.vocab, observer)?,
+        };
         identity.0.extend(prepared.identity);
         identity.0.extend(config::math_identity(&settings));
         device.add_to_identity(&mut identity)?;
         model_identity(&settings, &weights, &mut identity, observer)?;
+        if let Some(state) = resumed {
+            identity.carry(&state.identity);
+        }
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
             rows: prepared.train,
@@ -136,6 +109,29 @@ impl Setup {
             None => None,
         };
         let tokens = train.plan.max_tokens().max(eval.as_ref().map_or(0, |e| e.plan.max_tokens()));
+        check_positions(&spec, &train)?;
+        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+    }
+
+    /// What evaluating one file reads: the model, with the adapter that `init_adapter` names or with one that
+    /// changes nothing. The rows are those of `train_files`, read with the settings of data and batches.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
+        refuse_unsupported(settings, None)?;
+        let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
+        let spec = spec::read(&settings.model)?;
+        let mut weights = Weights::open(&settings.model, &spec)?;
+        let mut identity = Identity::default();
+        let (adapter, layout, initial) =
+            initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity)?;
+        let rows = dataset::prepare(&settings, spec.vocab, observer)?.train;
+        let plan = || Plan::new(rows.lengths(), eval_rules(&settings));
+        let (train, eval) = (plan()?, plan()?);
+        let tokens = eval.max_tokens();
+        let train = Source { plan: train, rows: rows.clone() };
+        let eval = Some(Source { plan: eval, rows });
         check_positions(&spec, &train)?;
         Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
     }

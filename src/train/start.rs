@@ -7,6 +7,7 @@ use crate::checkpoint::state::{Difference, Identity, State};
 use crate::checkpoint::store::Store;
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
+use crate::formats::{hf_trainer, peft};
 use crate::report::event::{Event, Observer};
 use std::path::{Path, PathBuf};
 
@@ -25,23 +26,24 @@ pub struct Start {
 /// [`crate::error::Kind::Output`] naming both continuations.
 pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
     let s = &request.settings;
-    let (program, shown) = (request.program(), folder.path.display());
+    let (continuation, shown) = (request.continuation(None), folder.path.display());
     if !folder.holds_run() || request.must_resume {
         return Ok(());
     }
     match &s.resume_from_checkpoint {
-        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) && !s.overwrite_output_dir => {
             return Err(Error::output(format!("{shown} already holds a run, {} is another", path.display()))
                 .hint(format!(
-                    "continue the one that is here: {program} resume {shown}   or choose a new --output-dir"
+                    "continue the one that is here: {continuation}   or choose a new --output-dir"
                 )));
         }
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {}
         Some(_) => return Ok(()),
         None => {}
     }
     if !s.overwrite_output_dir {
         return Err(Error::output(format!("{shown} already holds a run"))
-            .hint(format!("continue it: {program} resume {shown}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
+            .hint(format!("continue it: {continuation}   start another: choose a new --output-dir, or --overwrite-output-dir to move the old run's files aside")));
     }
     if let Some(target) = folder.move_aside()? {
         let note = format!("the earlier run's files were moved to {}", target.display());
@@ -68,7 +70,7 @@ pub fn find(request: &Request, store: &mut Store, observer: &mut dyn Observer) -
 }
 
 /// Whether `path` is the folder or lies below it.
-fn is_inside(path: &Path, folder: &Path) -> bool {
+pub(super) fn is_inside(path: &Path, folder: &Path) -> bool {
     match (path.canonicalize(), folder.canonicalize()) {
         (Ok(path), Ok(folder)) => path.starts_with(folder),
         _ => path.starts_with(folder),
@@ -87,7 +89,10 @@ fn newest(store: &mut Store, s: &Settings, observer: &mut dyn Observer) -> Resul
     }
     Ok(match found.newest {
         Some((path, state)) => Start { origin: path.display().to_string(), state: Some(state) },
-        None => Start { state: None, origin: format!("no checkpoint in {}", s.output_dir.display()) },
+        None => Start {
+            state: None,
+            origin: format!("nothing to resume: no checkpoint in {}", s.output_dir.display()),
+        },
     })
 }
 
@@ -96,10 +101,11 @@ fn elsewhere(path: &Path, observer: &mut dyn Observer) -> Result<Start> {
     if path.is_file() {
         return named(path);
     }
-    if path.join("trainer_state.json").exists() || path.join("adapter_config.json").exists() {
-        return Err(Error::usage(format!(
-            "{} is a Hugging Face checkpoint; this version cannot continue one",
-            path.display()
+    if path.join(peft::CONFIG).exists() {
+        return Err(Error::input(format!(
+            "{} is an adapter without a state to continue ({} is missing)",
+            path.display(),
+            hf_trainer::STATE
         ))
         .hint(format!("--init-adapter {} starts at step 0 from its weights", path.display())));
     }

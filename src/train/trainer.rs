@@ -46,6 +46,8 @@ pub struct Trainer {
     eval: Option<Source>,
     cursor: Cursor,
     step: u64,
+    /// By how many steps AdamW's count of updates is behind.
+    behind: u64,
     snapshot: Option<Snapshot>,
 }
 
@@ -139,6 +141,7 @@ impl Trainer {
             eval,
             cursor,
             step: 0,
+            behind: 0,
             snapshot: None,
         };
         trainer.network.upload(&mut trainer.device, progress)?;
@@ -183,6 +186,21 @@ impl Trainer {
     /// When the device failed.
     pub fn parameters(&mut self) -> Result<Vec<f32>> {
         self.device.read(self.network.state.params)
+    }
+
+    /// Puts flat adapter values in place of the current ones; zeros are the base model alone.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn set_parameters(&mut self, values: &[f32]) -> Result<()> {
+        let params = self.network.state.params;
+        self.device.write(params, values)
+    }
+
+    /// The evaluation rows.
+    #[must_use]
+    pub fn evaluation_rows(&self) -> Option<&Dataset> {
+        self.eval.as_ref().map(|source| &source.rows)
     }
 
     /// The device, for its own settings.
@@ -285,7 +303,7 @@ impl Trainer {
             beta2: s.adam_beta2,
             epsilon: s.adam_epsilon,
             weight_decay: s.weight_decay,
-            step: self.step + 1,
+            step: self.step + 1 - self.behind,
             grad_scale: clip as f32,
         };
         let ratio = s.loraplus_lr_ratio;
@@ -302,7 +320,7 @@ impl Trainer {
         let faster = AdamW { lr: lr * ratio, ..numbers };
         for slot in &self.layout.slots {
             run(&numbers, slot.a, slot.b - slot.a);
-            run(&faster, slot.b, slot.shape[0] * self.layout.rank);
+            run(&faster, slot.b, slot.lens()[1]);
         }
     }
 
@@ -438,6 +456,10 @@ impl Trainer {
                 state.step, state.cursor.samples
             )));
         }
+        self.behind = state
+            .identity
+            .updates_behind(state.step)
+            .map_err(|what| Error::input(format!("checkpoint of step {}: {what}", state.step)))?;
         let places = self.network.state;
         self.device.write(places.params, &state.weights)?;
         self.device.write(places.m, &state.m)?;

@@ -128,7 +128,7 @@ pub fn train_until(settings: &Settings, stop: impl Fn(&Event) -> bool) -> Result
         }
     };
     let request =
-        Request { settings: settings.clone(), command_line: vec!["test".into()], must_resume: false };
+        Request { settings: settings.clone(), command_line: vec!["test".into()], ..Request::default() };
     train::run(request, &control, &mut observer)
 }
 

@@ -1,5 +1,7 @@
-//! The emulated device as a driver: what the product's launch code runs on when there is no GPU. All work is done at
-//! once, in the order it was asked for; recorded work is done when its graph is launched.
+//! The emulated device as a driver: what the product's launch code runs on when there is no GPU. Launches are done when
+//! they are asked for, copies between host and device at the latest moment: when their stream has other work, or somebody
+//! waits for an event behind them. So a wait that is missing shows as other results. Recorded work is done when its graph
+//! is launched.
 
 use super::library::{Library, MODES, Mode};
 use qwentune::device::cuda::driver::{
@@ -20,6 +22,10 @@ struct State {
     allocations: Vec<(u64, usize)>,
     functions: Vec<String>,
     handles: usize,
+    /// Copies that nobody has had to see yet, in order.
+    waiting: Vec<(Stream, Work)>,
+    /// Where each event was recorded last.
+    recorded: Vec<(Event, Stream)>,
     /// Work of the stream that is being captured.
     capture: Option<(Stream, Vec<Work>)>,
     graphs: Vec<Vec<Work>>,
@@ -35,12 +41,17 @@ pub struct Emulated {
 impl Emulated {
     /// A device whose lanes run in one of [`MODES`].
     pub fn new(mode: usize) -> Self {
+        Self::with_memory(mode, 1 << 32)
+    }
+
+    /// The same with so many bytes of memory.
+    pub fn with_memory(mode: usize, memory: u64) -> Self {
         let facts = Facts {
             name: "emulated".into(),
             capability: (8, 0),
             multiprocessors: 1,
             shared_bytes: 99 * 1024,
-            memory: 1 << 32,
+            memory,
             cuda: (13, 0),
             driver: String::new(),
         };
@@ -60,7 +71,7 @@ impl Emulated {
         state.handles
     }
 
-    /// Does the work, or records it when its stream is captured.
+    /// Does the work after what waits before it, or records it when its stream is captured.
     fn submit(&self, stream: Stream, work: Work) -> Result<()> {
         if let Some((captured, list)) = &mut self.state.lock().unwrap().capture
             && *captured == stream
@@ -68,7 +79,30 @@ impl Emulated {
             list.push(work);
             return Ok(());
         }
+        self.finish(stream)?;
         self.run(&work)
+    }
+
+    /// Does the stream's copies that wait.
+    fn finish(&self, stream: Stream) -> Result<()> {
+        let all = std::mem::take(&mut self.state.lock().unwrap().waiting);
+        let (now, later): (Vec<_>, Vec<_>) = all.into_iter().partition(|(s, _)| *s == stream);
+        self.state.lock().unwrap().waiting = later;
+        now.iter().try_for_each(|(_, work)| self.run(work))
+    }
+
+    /// Does everything before the event.
+    fn finish_event(&self, event: Event) -> Result<()> {
+        let stream = self.state.lock().unwrap().recorded.iter().find(|(e, _)| *e == event).map(|(_, s)| *s);
+        stream.map_or(Ok(()), |stream| self.finish(stream))
+    }
+
+    /// Puts a copy off.
+    fn put_off(&self, stream: Stream, work: Work) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        assert!(state.capture.as_ref().is_none_or(|(s, _)| *s != stream), "a host copy in recorded work");
+        state.waiting.push((stream, work));
+        Ok(())
     }
 
     fn run(&self, work: &Work) -> Result<()> {
@@ -165,13 +199,15 @@ impl Driver for Emulated {
         self.submit(stream, Work::Launch(name, launch, params.to_vec()))
     }
 
-    fn write(&self, _stream: Stream, to: Address, from: &[u8]) -> Result<()> {
+    fn write(&self, stream: Stream, to: Address, from: &[u8]) -> Result<()> {
         self.check(to, from.len());
+        self.finish(stream)?;
         self.run(&Work::Copy(to, Address(from.as_ptr() as u64), from.len()))
     }
 
-    fn read(&self, _stream: Stream, to: &mut [u8], from: Address) -> Result<()> {
+    fn read(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<()> {
         self.check(from, to.len());
+        self.finish(stream)?;
         self.run(&Work::Copy(Address(to.as_mut_ptr() as u64), from, to.len()))
     }
 
@@ -185,7 +221,7 @@ impl Driver for Emulated {
     ) -> Result<()> {
         assert!(offset + bytes <= from.len, "a copy beyond its host buffer");
         self.check(to, bytes);
-        self.submit(stream, Work::Copy(to, Address(from.start as u64 + offset as u64), bytes))
+        self.put_off(stream, Work::Copy(to, Address(from.start as u64 + offset as u64), bytes))
     }
 
     unsafe fn start_read(
@@ -198,7 +234,7 @@ impl Driver for Emulated {
     ) -> Result<()> {
         assert!(offset + bytes <= to.len, "a copy beyond its host buffer");
         self.check(from, bytes);
-        self.submit(stream, Work::Copy(Address(to.start as u64 + offset as u64), from, bytes))
+        self.put_off(stream, Work::Copy(Address(to.start as u64 + offset as u64), from, bytes))
     }
 
     fn copy(&self, stream: Stream, to: Address, from: Address, bytes: usize) -> Result<()> {
@@ -212,20 +248,24 @@ impl Driver for Emulated {
         self.submit(stream, Work::Fill(to, bytes, value))
     }
 
-    fn record(&self, _event: Event, _stream: Stream) -> Result<()> {
+    fn record(&self, event: Event, stream: Stream) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        state.recorded.retain(|(e, _)| *e != event);
+        state.recorded.push((event, stream));
         Ok(())
     }
 
-    fn wait(&self, _stream: Stream, _event: Event) -> Result<()> {
-        Ok(())
+    /// Only its own copies can be unfinished in a stream, so what the event stands behind is done now.
+    fn wait(&self, _stream: Stream, event: Event) -> Result<()> {
+        self.finish_event(event)
     }
 
-    fn reached(&self, _event: Event) -> Result<bool> {
-        Ok(true)
+    fn reached(&self, event: Event) -> Result<bool> {
+        self.finish_event(event).map(|()| true)
     }
 
-    fn wait_for(&self, _event: Event) -> Result<()> {
-        Ok(())
+    fn wait_for(&self, event: Event) -> Result<()> {
+        self.finish_event(event)
     }
 
     /// The emulated device has no clock.
@@ -233,8 +273,8 @@ impl Driver for Emulated {
         Ok(0.0)
     }
 
-    fn synchronize(&self, _stream: Stream) -> Result<()> {
-        Ok(())
+    fn synchronize(&self, stream: Stream) -> Result<()> {
+        self.finish(stream)
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
@@ -250,7 +290,8 @@ impl Driver for Emulated {
         Ok(Graph(state.graphs.len() - 1))
     }
 
-    unsafe fn launch_graph(&self, _stream: Stream, graph: Graph) -> Result<()> {
+    unsafe fn launch_graph(&self, stream: Stream, graph: Graph) -> Result<()> {
+        self.finish(stream)?;
         let work = std::mem::take(&mut self.state.lock().unwrap().graphs[graph.0]);
         let result = work.iter().try_for_each(|w| self.run(w));
         self.state.lock().unwrap().graphs[graph.0] = work;

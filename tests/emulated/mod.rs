@@ -2,6 +2,7 @@
 //! structs of both languages, and each kernel against f64 sums of its own stored inputs, under every schedule of lanes
 //! and asynchronous copies.
 
+mod bindings;
 pub mod driver;
 pub mod library;
 mod products;

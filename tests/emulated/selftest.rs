@@ -2,12 +2,14 @@
 //! schedule of lanes and asynchronous copies; and whole training runs.
 
 use super::driver::Emulated;
-use crate::common::scratch;
-use qwentune::config::DeviceChoice;
+use crate::common::{assert_same, results, scratch};
+use qwentune::config::{DeviceChoice, Settings as Config};
 use qwentune::device::cuda::Driver;
-use qwentune::error::Result;
-use qwentune::selftest::{self, Row, Settings};
-use qwentune::train::Devices;
+use qwentune::error::{Kind, Result};
+use qwentune::report::event::Event;
+use qwentune::selftest::{self, Row, Settings, tiny};
+use qwentune::train::{self, Control, Devices, Request, Summary};
+use std::path::Path;
 
 fn open<const MODE: usize>(_: u32) -> Result<Box<dyn Driver>> {
     Ok(Box::new(Emulated::new(MODE)))
@@ -23,6 +25,9 @@ fn settings(devices: Devices) -> Settings {
 }
 
 fn assert_passed(rows: &[Row]) {
+    for row in rows {
+        println!("{row:?}");
+    }
     let failed: Vec<String> = rows.iter().filter(|r| !r.passed()).map(|r| format!("{r:?}")).collect();
     assert!(failed.is_empty(), "{} of {} failed:\n{}", failed.len(), rows.len(), failed.join("\n"));
 }
@@ -62,7 +67,74 @@ fn recomputed_and_recorded_work_gives_the_same_bits() {
 #[test]
 fn an_interrupted_run_ends_in_the_same_bytes() {
     training(2);
-    assert_eq!(selftest::TRAINING.len(), 3, "a test for each part");
+}
+
+#[test]
+fn generation_follows_the_cpu_device() {
+    training(3);
+    assert_eq!(selftest::TRAINING.len(), 4, "a test for each part");
+}
+
+fn run_on(devices: Devices, settings: Config) -> Result<Summary> {
+    let request = Request { settings, rows: None, command_line: vec!["test".into()], must_resume: false };
+    train::run_on(devices, request, &Control::default(), &mut |_: &Event| {})
+}
+
+/// The snapshot of a step is copied while the next one is computed, and the optimizer waits for it: on this device copies
+/// are done as late as they may be.
+#[test]
+fn a_run_that_saves_every_step_ends_as_one_that_saves_once() {
+    let folder = scratch("saves-emulated");
+    tiny::write_model(&tiny::FAMILIES[2], &folder.join("model")).unwrap();
+    tiny::write_rows(&folder.join("rows.jsonl"), 6, 3).unwrap();
+    let runs: Vec<_> = [1.0, 100.0]
+        .into_iter()
+        .map(|save_steps| {
+            let output_dir = folder.join(format!("run-{save_steps}"));
+            let settings = Config {
+                device: DeviceChoice::Cuda(0),
+                save_steps,
+                output_dir,
+                ..tiny::settings(&folder, 5)
+            };
+            let run = settings.output_dir.clone();
+            run_on(devices::<2>(), settings).unwrap();
+            (results(&run).unwrap(), run)
+        })
+        .collect();
+    assert_same(&runs[0].0, &runs[1].0, "saving every step");
+    // Each checkpoint is the state of its own step: the bytes that a run has which stops there and waits for its save.
+    let stopped = Config {
+        device: DeviceChoice::Cuda(0),
+        save_steps: 100.0,
+        output_dir: folder.join("stopped"),
+        ..tiny::settings(&folder, 5)
+    };
+    let control = Control::default();
+    let asker = control.clone();
+    let mut observer = move |event: &Event| {
+        if matches!(event, Event::Step { line, .. } if line.step == 4) {
+            asker.request_stop();
+        }
+    };
+    let request = Request { settings: stopped, command_line: vec!["test".into()], ..Request::default() };
+    let error = train::run_on(devices::<2>(), request, &control, &mut observer).unwrap_err();
+    assert_eq!(error.kind, Kind::Stopped, "{error}");
+    let step = |run: &Path| std::fs::read(run.join("checkpoints/step-00000004.qckpt")).unwrap();
+    assert!(step(&runs[0].1) == step(&folder.join("stopped")), "the checkpoint of step 4");
+}
+
+#[test]
+fn a_run_that_does_not_fit_is_refused_with_what_would_help() {
+    let folder = scratch("memory-emulated");
+    tiny::write_model(&tiny::FAMILIES[2], &folder.join("model")).unwrap();
+    tiny::write_rows(&folder.join("rows.jsonl"), 6, 3).unwrap();
+    let small =
+        Devices { open: |_| Ok(Box::new(Emulated::with_memory(0, (512 << 20) + 4096))), ..devices::<0>() };
+    let settings = Config { device: DeviceChoice::Cuda(0), ..tiny::settings(&folder, 5) };
+    let error = run_on(small, settings).unwrap_err();
+    assert_eq!(error.kind, Kind::Device);
+    assert!(error.what.contains("are available") && error.remedy.contains("--recompute full"), "{error}");
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn attention_follows_the_reference() {
         close(&format!("{name} lse"), &got[1], &want_lse, 1e-6);
         // All gradients together set the scale: with one token in sight those of q and k are zero.
         let (got_all, want_all) = (got[2..].concat(), [want_dqk.clone(), want_dqkv.clone()].concat());
-        close(&format!("{name} gradients"), &got_all, &want_all, 1e-5 * f64::from(case.peak));
+        close(&format!("{name} gradients"), &got_all, &want_all, 2e-5 * f64::from(case.peak));
         close(&format!("{name} dv"), &got[3], &want_dqkv, tolerance);
         if s.tokens <= 100 {
             check_gradient(&name, |x| s.forward(x, &v).0, &x, &dy, &want_dqk);

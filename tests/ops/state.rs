@@ -4,22 +4,10 @@ use super::rig::{Rig, close, wide};
 use qwentune::ops::adamw::{self, AdamW};
 use qwentune::ops::cases::FLAT;
 use qwentune::ops::reduce;
+use qwentune::selftest::reference::adamw_step;
 
 const NUMBERS: AdamW =
     AdamW { lr: 3e-3, beta1: 0.9, beta2: 0.999, epsilon: 1e-8, weight_decay: 0.1, step: 1, grad_scale: 0.5 };
-
-/// The textbook's AdamW in f64.
-fn reference(p: &AdamW, state: [&mut Vec<f64>; 3], grads: &[f64]) {
-    let [params, m, v] = state;
-    let power = |base: f64| (0..p.step).fold(1.0, |product, _| product * base);
-    for (i, g) in grads.iter().enumerate() {
-        let g = g * f64::from(p.grad_scale);
-        m[i] = p.beta1 * m[i] + (1.0 - p.beta1) * g;
-        v[i] = p.beta2 * v[i] + (1.0 - p.beta2) * g * g;
-        let (mean, square) = (m[i] / (1.0 - power(p.beta1)), v[i] / (1.0 - power(p.beta2)));
-        params[i] -= p.lr * p.weight_decay * params[i] + p.lr * mean / (square.sqrt() + p.epsilon);
-    }
-}
 
 #[test]
 fn adamw_follows_the_reference() {
@@ -36,7 +24,7 @@ fn adamw_follows_the_reference() {
         });
         let (mut params, mut m, mut v) = (wide(&values), vec![0.0; len], vec![0.0; len]);
         for p in &steps {
-            reference(p, [&mut params, &mut m, &mut v], &wide(&gradient));
+            adamw_step(p, [&mut params, &mut m, &mut v], &wide(&gradient));
         }
         close("params", &got[0], &params, 1e-6);
         close("m", &got[1], &m, 1e-6);

@@ -216,7 +216,7 @@ const SLICE_BYTES: u32 = 64;
 pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'static str, Launch) {
     let tile: u32 = match columns {
         ..=64 => 64,
-        ..256 => 128,
+        65..256 => 128,
         _ => 256,
     };
     let name = match (right, tile) {

@@ -3,7 +3,7 @@
 use super::{Loss, row_len};
 use crate::device::cuda::parameters::parameters;
 use crate::device::cuda::{Cuda, Family, Launch};
-use crate::device::{Region, Target};
+use crate::device::{Matrix, Region, Target};
 use crate::ops::linear::cuda::{LinearParams, Output, Right, Term, multiply};
 
 /// The kernels.
@@ -41,7 +41,7 @@ pub(super) fn run(cuda: &mut Cuda, p: &Loss<'_>, x: Region, backward: Option<(f3
     for first in (0..p.targets.len()).step_by(chunk) {
         let rows = chunk.min(p.targets.len() - first);
         let part = |r: Region| r.slice(first * hidden, rows * hidden);
-        logits(cuda, p, part(x), rows);
+        logits(cuda, p.head, part(x), p.logits);
         let params = LossParams {
             logits: cuda.address(p.logits),
             targets: cuda.address(p.targets.slice(first, rows).copy),
@@ -65,10 +65,11 @@ pub(super) fn run(cuda: &mut Cuda, p: &Loss<'_>, x: Region, backward: Option<(f3
 }
 
 /// `logits = x·headᵀ`, f32.
-fn logits(cuda: &mut Cuda, p: &Loss<'_>, x: Region, rows: usize) {
-    let (vocab, hidden) = (p.head.rows(), p.head.cols());
+pub(in super::super) fn logits(cuda: &mut Cuda, head: &Matrix, x: Region, logits: Region) {
+    let (vocab, hidden) = (head.rows(), head.cols());
+    let rows = x.len / hidden;
     let mut params = LinearParams {
-        y: cuda.address(p.logits),
+        y: cuda.address(logits),
         rows: rows as i32,
         stride: row_len(Target::Cuda, vocab) as i32,
         wide: 1,
@@ -76,7 +77,7 @@ fn logits(cuda: &mut Cuda, p: &Loss<'_>, x: Region, rows: usize) {
     };
     params.terms[0] = Term {
         a: cuda.address(x),
-        b: cuda.address(p.head.copy()),
+        b: cuda.address(head.copy()),
         a_stride: hidden as i32,
         b_stride: hidden as i32,
         depth: hidden as i32,

@@ -1,0 +1,66 @@
+//! `import` and `export`: to and from Hugging Face's Trainer and PEFT.
+
+use super::{commands, option, show, training};
+use crate::config::{self, fields};
+use crate::error::{Error, Result};
+use crate::report::console::{Console, say};
+use crate::train::exchange::{self, Form};
+use crate::train::{Devices, Request};
+use clap::ArgMatches;
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// `qwentune import`.
+pub fn import(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Vec<String>) -> Result<()> {
+    let [from, out] = ["from", "out"].map(|name| option(matches, name).unwrap_or_default());
+    let mut layer = training::given(matches, warnings)?;
+    commands::refuse(&layer, "import", commands::NOT_ON_IMPORT)?;
+    for (key, value) in [("resume_from_checkpoint", json!({ "path": from })), ("output_dir", json!(out))] {
+        if let Some(field) = fields::find(key) {
+            layer.set(field, value);
+        }
+    }
+    exchange::complete(&mut layer)?;
+    let settings = config::resolve(&layer)?;
+    show(warnings);
+    config::check_inputs(&settings, true)?;
+    let program = command_line.first().map_or("qwentune", String::as_str).to_owned();
+    let quiet = settings.quiet;
+    let mut console = Console::new(quiet, settings.logging_steps);
+    let request = Request { settings, command_line, ..Request::default() };
+    let imported = exchange::import(Devices::default(), &request, &mut console)?;
+    drop(console);
+    if !quiet {
+        say(&format!("saved {}", imported.checkpoint.display()));
+        say(&format!("to continue: {} resume {}", training::shell_word(&program), training::shell_word(out)));
+    }
+    Ok(())
+}
+
+/// `qwentune export`.
+pub fn export(matches: &ArgMatches) -> Result<()> {
+    let [from, out] = ["from", "out"].map(|name| PathBuf::from(option(matches, name).unwrap_or_default()));
+    let form = match option(matches, "format").unwrap_or_default().replace('_', "-").as_str() {
+        "peft" => Form::Peft,
+        "hf-trainer" => Form::HfTrainer,
+        other => return Err(Error::usage(format!("--format {other}: peft or hf-trainer"))),
+    };
+    if from.join("adapter_config.json").is_file() {
+        return Err(Error::usage(format!("{} is an adapter in PEFT's format already", from.display()))
+            .hint("export takes a .qckpt file or the folder of a run"));
+    }
+    let mut console = Console::new(false, 1);
+    let exported = exchange::export(&from, &out, form, &mut console)?;
+    drop(console);
+    say(&ending(&exported, &out, form));
+    Ok(())
+}
+
+fn ending(exported: &exchange::Exported, out: &Path, form: Form) -> String {
+    let what = match form {
+        Form::Peft => "the adapter, PEFT's format",
+        Form::HfTrainer => "a checkpoint of Hugging Face's Trainer",
+    };
+    let (source, out) = (exported.source.display(), out.display());
+    format!("step {} of {source} is in {out}: {what}", exported.step)
+}

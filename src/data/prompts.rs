@@ -1,0 +1,198 @@
+//! Prompts for generation: one text, or the rows of a file, as the tokens a model reads before it answers; and
+//! rows written back with the answer.
+
+use super::reader::RowReader;
+use super::render::Renderer;
+use super::rows::{self, Content, Role, Turn};
+use super::tokenizer::Tokenizer;
+use super::{json, prepare};
+use crate::config::Settings;
+use crate::config::settings::RowFormat;
+use crate::error::{Error, Result};
+use std::path::Path;
+
+/// Bad rows that are listed.
+const LISTED: usize = 20;
+
+/// Makes prompts by a model folder's tokenizer and template.
+pub struct Prompter {
+    renderer: Renderer,
+    system: Option<String>,
+    format: RowFormat,
+    vocab: usize,
+    thinking: bool,
+}
+
+/// One row of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptRow {
+    /// Its line in the file, from 1.
+    pub line: u64,
+    /// The row as it was written, in one line.
+    pub text: String,
+    /// The prompt.
+    pub ids: Vec<u32>,
+}
+
+impl Prompter {
+    /// Opens tokenizer and template as the settings name them; ids are below `vocab`. Without `thinking`, a
+    /// model of Qwen3's template answers without thoughts.
+    ///
+    /// # Errors
+    /// Tokenizer or template cannot be used, or the template has no thoughts to turn off.
+    pub fn open(settings: &Settings, vocab: usize, thinking: bool) -> Result<Self> {
+        let renderer = Renderer::open(settings, vocab)?;
+        if !thinking && !renderer.thinks() {
+            return Err(Error::usage("--enable-thinking false: only the template qwen3 has thoughts"));
+        }
+        let (system, format) = (settings.system_prompt.clone(), settings.format);
+        Ok(Prompter { renderer, system, format, vocab, thinking })
+    }
+
+    /// The tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.renderer.tokenizer
+    }
+
+    /// Tokens that end an answer, as the template has them.
+    #[must_use]
+    pub fn ends(&self) -> Vec<u32> {
+        self.renderer.ends()
+    }
+
+    /// What decides how a prompt becomes tokens, for comparing two jobs.
+    #[must_use]
+    pub fn identity(&self) -> String {
+        format!("{:?} {:?} {:?} {}", self.renderer.identity(), self.system, self.format, self.thinking)
+    }
+
+    /// The prompt of one question.
+    ///
+    /// # Errors
+    /// The template is not known, or the question is empty.
+    pub fn question(&self, text: &str) -> Result<Vec<u32>> {
+        self.renderer.require_template()?;
+        if text.is_empty() {
+            return Err(Error::input("the prompt is empty"));
+        }
+        let turn = Turn { role: Role::User, content: text.to_owned(), reasoning: None };
+        self.ids(&Content::Chat(vec![turn])).map_err(Error::input)
+    }
+
+    /// The prompts of all rows of a file, every one checked.
+    ///
+    /// # Errors
+    /// Names file and row; up to 20 bad rows are listed.
+    pub fn file(&self, path: &Path) -> Result<Vec<PromptRow>> {
+        let mut reader = RowReader::open(path)?;
+        let (mut rows, mut bad) = (Vec::new(), Vec::new());
+        let mut format = self.format;
+        while let Some(raw) = reader.next()? {
+            let made = prepare::parse(&raw).and_then(|row| {
+                if format == RowFormat::Auto {
+                    format = rows::recognise_prompt(&row)?;
+                }
+                self.ids(&rows::read_prompt(&row, format, self.vocab)?)
+            });
+            match made {
+                Ok(ids) => {
+                    let text = String::from_utf8_lossy(&raw.bytes);
+                    // Line ends are white space outside strings, and cannot be inside.
+                    let text = text.trim().replace(['\n', '\r'], " ");
+                    rows.push(PromptRow { line: raw.line, text, ids });
+                }
+                Err(fault) if bad.len() < LISTED => {
+                    bad.push(format!("{}:{}: {fault}", path.display(), raw.line));
+                }
+                Err(_) => break,
+            }
+        }
+        match bad.as_slice() {
+            [] if rows.is_empty() => Err(Error::input(format!("{}: no rows", path.display()))),
+            [] => Ok(rows),
+            [only] => Err(Error::input(only).hint("mend the row, or leave it out")),
+            many => {
+                let what = format!("{} bad rows:\n{}", many.len(), many.join("\n"));
+                Err(Error::input(what).hint("mend the rows, or leave them out"))
+            }
+        }
+    }
+
+    fn ids(&self, content: &Content) -> std::result::Result<Vec<u32>, String> {
+        if let (Content::Chat(_), Err(fault)) = (content, self.renderer.require_template()) {
+            return Err(fault.what);
+        }
+        let ids = self.renderer.prompt(content, self.system.as_deref(), self.thinking)?;
+        if ids.is_empty() { Err("the prompt is empty".into()) } else { Ok(ids) }
+    }
+}
+
+/// The row, a JSON object, with the key `output`: added at its end, or in the place of the one it has. All else
+/// stays as it is written.
+///
+/// # Panics
+/// When `row` is not a JSON object: rows are parsed before.
+#[must_use]
+pub fn with_output(row: &str, output: &str) -> String {
+    let value = serde_json::Value::from(output).to_string();
+    if let Some(place) = value_of(row, "output") {
+        return format!("{}{value}{}", &row[..place.start], &row[place.end..]);
+    }
+    let end = row.rfind('}').expect("an object");
+    let inner = row[..end].trim_end();
+    let comma = if inner.ends_with('{') { "" } else { ", " };
+    format!("{inner}{comma}\"output\": {value}}}")
+}
+
+/// Where the value of a key of the outermost object stands.
+fn value_of(row: &str, wanted: &str) -> Option<std::ops::Range<usize>> {
+    let bytes = row.as_bytes();
+    let (mut at, mut depth) = (0, 0usize);
+    let mut key: Option<String> = None;
+    let mut value: Option<usize> = None;
+    while at < bytes.len() {
+        match bytes[at] {
+            b'"' => {
+                let end = string_end(bytes, at);
+                if depth == 1 && value.is_none() {
+                    key = serde_json::from_str(&row[at..end]).ok();
+                }
+                at = end;
+                continue;
+            }
+            b':' if depth == 1 => value = Some(at + 1),
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' | b',' => {
+                let ends = depth == 1;
+                if let (true, Some(start), true) = (ends, value, key.as_deref() == Some(wanted)) {
+                    let text = &row[start..at];
+                    let before = text.len() - text.trim_start().len();
+                    return Some(start + before..start + text.trim_end().len());
+                }
+                if ends {
+                    (key, value) = (None, None);
+                }
+                depth -= usize::from(bytes[at] != b',');
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
+}
+
+/// One past the closing quotation mark of the string that begins at `start`.
+fn string_end(bytes: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < bytes.len() && bytes[at] != b'"' {
+        at += if bytes[at] == b'\\' { 2 } else { 1 };
+    }
+    (at + 1).min(bytes.len())
+}
+
+/// Whether the line is a whole JSON object.
+#[must_use]
+pub fn is_row(line: &str) -> bool {
+    matches!(json::parse(line), Ok(json::Json::Object(_)))
+}
