@@ -6,7 +6,7 @@
 //   ds         ds_i = scale_i dy_i B_i                                  NN
 //   head       logits = x head^T in f32 (NT), dx = dlogits head (NN)
 //
-// Launch: 256 threads; grid (ceil(max columns / TILE), ceil(rows / 128), outputs), TILE = 64, 128 or 256 as the kernel's name
+// Launch: 256 threads; grid (8 * outputs, ceil(max columns / TILE), ceil(rows / 1024)), TILE = 64, 128 or 256 as its name
 // says; shared memory 4 * 64 * (128 + TILE) bytes. One block owns a tile and makes it from beginning to end: no sums
 // across blocks, so the bits depend on the shapes alone. bf16 in, f32 accumulation, rounded once on the way out.
 #include "../tile/product.cuh"
@@ -82,11 +82,15 @@ DEVICE void store_pair(const LinearParams& p, const Output& o, int row, int colu
     }
 }
 
+// Tiles of rows that are taken together: blocks that run at the same time share what they read of both operands in the
+// cache, where row after row all of B would pass by for each.
+constexpr int TOGETHER = 8;
+
 template <int COLUMNS, bool TRANSPOSED_B>
 DEVICE void linear(const LinearParams& p) {
-    const Output& o = p.outputs[block_z()];
-    const int row = block_y() * ROWS, column = block_x() * COLUMNS;
-    if (column >= o.columns) return;
+    const Output& o = p.outputs[block_x() / TOGETHER];
+    const int row = (block_z() * TOGETHER + block_x() % TOGETHER) * ROWS, column = block_y() * COLUMNS;
+    if (row >= p.rows || column >= o.columns) return;
     Accumulators<COLUMNS> acc;
     const auto mask = [&] {
         each_accumulator(acc, [&](float& x, float& y, int r, int c) {

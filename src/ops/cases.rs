@@ -193,7 +193,7 @@ pub struct LinearCase {
 }
 
 /// Linear layers with adapters. Ranks that are no multiple of 8, layers without adapters, one token, more tokens than a
-/// part of the gradients has.
+/// part of the gradients has, more tiles of rows than a GPU takes together.
 pub const LINEAR: &[LinearCase] = &[
     LinearCase { tokens: 1, input: 8, layers: &[(8, 1, false)], residual: false, dropout: 0.0 },
     LinearCase {
@@ -220,6 +220,7 @@ pub const LINEAR: &[LinearCase] = &[
         residual: false,
         dropout: 0.0,
     },
+    LinearCase { tokens: 1300, input: 8, layers: &[(136, 1, false)], residual: false, dropout: 0.0 },
 ];
 
 /// A head with its loss.

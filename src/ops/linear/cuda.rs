@@ -207,6 +207,7 @@ pub enum Right {
 }
 
 const ROWS: u32 = 128;
+const TOGETHER: u32 = 8;
 const STAGES: u32 = 4;
 const SLICE_BYTES: u32 = 64;
 
@@ -227,7 +228,8 @@ pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'s
         (Right::Nn, 128) => "linear_nn_128",
         (Right::Nn, _) => "linear_nn_256",
     };
-    let grid = [(columns as u32).div_ceil(tile), (rows as u32).div_ceil(ROWS), outputs as u32];
+    let grid =
+        [TOGETHER * outputs as u32, (columns as u32).div_ceil(tile), (rows as u32).div_ceil(TOGETHER * ROWS)];
     (name, Launch { grid, threads: 256, shared_bytes: STAGES * SLICE_BYTES * (ROWS + tile) })
 }
 
