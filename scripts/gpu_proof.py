@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Everything there is to prove on a GPU, in one run of about ten minutes, with a binary that was built elsewhere.
+"""Everything there is to prove on a GPU, in one run that is meant to take ten minutes, with a binary built elsewhere.
 
     python scripts/gpu_proof.py --qwentune target/release/qwentune --work /tmp/proof --out proof.json
 
