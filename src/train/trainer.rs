@@ -13,7 +13,6 @@ use crate::model::{AdapterSpec, Layout};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::Segment;
 use crate::ops::rows;
-use rayon::prelude::*;
 
 /// What one optimizer step gave.
 #[derive(Clone, Copy, Debug)]
@@ -55,6 +54,8 @@ pub struct Trainer {
 struct Snapshot {
     state: State,
     under_way: bool,
+    /// Whether all of it is finite; known when it has come.
+    finite: bool,
 }
 
 /// The plan's rules for training.
@@ -396,11 +397,12 @@ impl Trainer {
         state.cursor = self.cursor.clone();
         state.log = log.to_vec();
         self.device.begin_snapshot(&self.network.state.kept())?;
-        self.snapshot = Some(Snapshot { state, under_way: true });
+        self.snapshot = Some(Snapshot { state, under_way: true, finite: false });
         Ok(())
     }
 
-    /// Waits for a copy that is under way; the state may change again.
+    /// Waits for a copy that is under way and looks through it; the state may change again. On a GPU this is done while the
+    /// next micro-batch is computed.
     fn end_snapshot(&mut self) -> Result<()> {
         let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.under_way) else { return Ok(()) };
         snapshot.under_way = false;
@@ -408,7 +410,11 @@ impl Trainer {
         for values in [&mut *weights, &mut *m, &mut *v] {
             values.clear();
         }
-        self.device.end_snapshot(&self.network.state.kept(), [weights, m, v])
+        self.device.end_snapshot(&self.network.state.kept(), [&mut *weights, &mut *m, &mut *v])?;
+        // Without branches within a piece: the compiler makes vector code of it.
+        let all = |piece: &[f32]| piece.iter().fold(true, |all, v| all & v.is_finite());
+        snapshot.finite = [weights, m, v].into_iter().all(|values| values.chunks(4096).all(all));
+        Ok(())
     }
 
     /// The state whose copying was begun last, whole; waits for it when `wait`.
@@ -419,9 +425,10 @@ impl Trainer {
         if wait || !self.device.is_queued() {
             self.end_snapshot()?;
         }
-        let Some(Snapshot { state, .. }) = self.snapshot.take_if(|s| !s.under_way) else { return Ok(None) };
-        let finite = |values: &Vec<f32>| values.par_iter().all(|v| v.is_finite());
-        if [&state.weights, &state.m, &state.v].into_iter().all(finite) {
+        let Some(Snapshot { state, finite, .. }) = self.snapshot.take_if(|s| !s.under_way) else {
+            return Ok(None);
+        };
+        if finite {
             return Ok(Some(state));
         }
         let what = format!("step {}: a parameter or moment is not finite", state.step);
