@@ -4,11 +4,10 @@
     python scripts/gpu_proof.py --qwentune target/release/qwentune --work /tmp/proof --out proof.json
 
 In this order: `doctor`; `selftest` (each operation against f64, 100 times for the same bits, training beside the CPU,
-resume); compute-sanitizer's memcheck and racecheck over the operations, where it is installed; a model of
-Qwen2.5-0.5B's shapes and one of Qwen2.5-7B's, random bfloat16 weights, 20 steps each; the same rows and the same initial
-adapter with PEFT in bfloat16 and PyTorch's SDPA; a run that is killed with SIGKILL and resumed, byte for byte. Needs
-Python 3.10, torch, transformers, peft and safetensors; no Rust. `--tiny --device cpu` tries the script itself in a
-minute, without a GPU.
+resume); a model of Qwen2.5-0.5B's shapes and one of Qwen2.5-7B's, random bfloat16 weights, 20 steps each, and the same
+rows and initial adapter with PEFT in bfloat16 and PyTorch's SDPA; a run that is killed with SIGKILL and resumed, byte for
+byte; compute-sanitizer's memcheck and racecheck over the operations, where it is installed. Needs Python 3.10, torch,
+transformers, peft and safetensors; no Rust. `--tiny --device cpu` tries the script itself, without a GPU.
 
 The result file holds the device, the driver, both sides of each ratio and every step's loss; the last lines printed are
 a table of it. A part that fails is recorded with its output, and the others still run; the exit status is then 1.

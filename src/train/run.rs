@@ -138,7 +138,7 @@ fn introduce(
         (_, 1..) => note(format!("resumed at step {step} of {total} from {origin}")),
         (Some(adapter), 0) => {
             note(format!(
-                "weights only: step 0 of {total}, starting from the adapter in {}; optimizer, schedule and data order start new",
+                "weights only: step 0 of {total}, starting from the adapter in {}; rank, alpha and target modules are its own, optimizer, schedule and data order start new",
                 adapter.display()
             ));
             if let Some(state) = origin::complete_state(adapter) {
