@@ -1,9 +1,12 @@
 //! One allocation planned before the first step: named regions, nothing allocated inside a step.
 
+use super::Capabilities;
+
 /// Element type of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
-    /// Activations and their gradients: f32 on the CPU, bf16 on CUDA.
+    /// Activations and their gradients, in the type that the device computes with.
+    #[default]
     Activation,
     /// State and statistics: f32 everywhere.
     F32,
@@ -33,8 +36,8 @@ pub enum Purpose {
     Inputs,
 }
 
-/// A range of elements of the arena. Plain data: reading or writing goes through the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A range of elements of the arena; the default is an empty one. Plain data: reading or writing goes through the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Region {
     /// Element type.
     pub storage: Storage,
@@ -68,6 +71,17 @@ pub enum Target {
     Cuda,
 }
 
+impl Target {
+    /// What the device states of itself.
+    #[must_use]
+    pub fn capabilities(self) -> &'static Capabilities {
+        match self {
+            Target::Cpu => &super::cpu::CAPABILITIES,
+            Target::Cuda => &super::capabilities::CUDA,
+        }
+    }
+}
+
 /// Collects the regions of a run before anything is allocated.
 #[derive(Clone, Debug)]
 pub struct Planner {
@@ -87,6 +101,12 @@ impl Planner {
     #[must_use]
     pub fn target(&self) -> Target {
         self.target
+    }
+
+    /// What the device that is planned for can.
+    #[must_use]
+    pub fn capabilities(&self) -> &'static Capabilities {
+        self.target.capabilities()
     }
 
     /// Bytes of one element; 0 for what the target keeps no copy of.

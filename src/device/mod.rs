@@ -1,6 +1,7 @@
 //! Devices: memory, streams, launches. A device knows no model; the operations in `ops` are its users.
 
 pub mod arena;
+mod capabilities;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -8,6 +9,7 @@ pub mod indices;
 pub mod matrix;
 
 pub use arena::{Planner, Purpose, Region, Storage, Target};
+pub use capabilities::Capabilities;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
@@ -44,6 +46,12 @@ impl Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => Target::Cuda,
         }
+    }
+
+    /// What it can.
+    #[must_use]
+    pub fn capabilities(&self) -> &'static Capabilities {
+        self.target().capabilities()
     }
 
     /// Copies `values` to `region`, rounded where it holds bf16.
@@ -203,11 +211,5 @@ impl Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => None,
         }
-    }
-
-    /// Whether operations are queued rather than done when they return.
-    #[must_use]
-    pub fn is_queued(&self) -> bool {
-        !matches!(self, Device::Cpu(_))
     }
 }

@@ -10,7 +10,7 @@ use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
-use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
+use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::report::event::{Event, Observer};
 use std::path::PathBuf;
 
@@ -84,7 +84,7 @@ impl Setup {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
@@ -121,7 +121,7 @@ impl Setup {
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
         let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =

@@ -15,9 +15,21 @@ pub mod tile;
 pub use isa::Isa;
 pub use matmul::Engine;
 
-use super::{Planner, Region};
+use super::{Capabilities, Planner, Region};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use buffer::Buffer;
+
+/// f32 throughout, over what the host has in memory.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    kind: "cpu",
+    activation: Element::F32,
+    own_memory: false,
+    queued: false,
+    head_sizes: None,
+    row_multiple: 1,
+    logits: 1 << 25,
+};
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
