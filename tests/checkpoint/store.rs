@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
-use qwentune::checkpoint::storage::{Folder, Stored};
+use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
 use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
 use qwentune::error::{Kind, Result};
 use std::fs;
@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 fn opened(folder: &Path, keep: usize) -> Result<Store> {
-    Store::open(RunLock::take(folder)?, keep)
+    Store::open(&RunLock::take(&FileSystem, folder)?, keep)
 }
 
 fn open(folder: &Path, keep: usize) -> Store {
@@ -462,7 +462,7 @@ impl Folder for Gated {
 fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
-    let lock = fs::File::create(fresh_folder(name).join("lock")).expect("created");
+    let lock: Held = Arc::new(());
     (Store::start(shelf, lock).expect("starts"), disk, gate)
 }
 
