@@ -117,7 +117,9 @@ impl Store {
         let writer = std::thread::Builder::new()
             .name("checkpoint-writer".into())
             .spawn(move || write_until_closed(&theirs))
-            .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
+            .map_err(|e| {
+                Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")).caused_by(e)
+            })?;
         Ok(Store { shared, writer: Some(writer), _lock: lock })
     }
 
@@ -344,7 +346,7 @@ fn lock_soon(file: &File) -> rustix::io::Result<()> {
 
 fn take_lock(run: &RealFolder, run_folder: &Path) -> Result<File> {
     let path = run_folder.join(LOCK);
-    let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display()));
+    let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display())).caused_by(e);
     let mut file = run.open_or_create(LOCK).map_err(failed)?;
     match lock_soon(&file) {
         Ok(()) => {}
