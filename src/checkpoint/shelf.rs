@@ -215,7 +215,7 @@ impl Shelf {
     /// As [`Shelf::newest`].
     pub fn look(&mut self) -> Result<Found> {
         let path = self.folder.path();
-        let listing = |e: io::Error| Error::io("reading", &path, &e);
+        let listing = |e: io::Error| Error::io("reading", &path, e);
         let entries = self.scan().map_err(listing)?;
         let names = self.folder.list().map_err(listing)?;
         let earlier = names.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
@@ -253,7 +253,7 @@ impl Shelf {
         let path = self.folder.path();
         let aside = |(name, why): &(String, String)| self.set_aside(name, why);
         let told: io::Result<Vec<String>> = damaged.iter().map(aside).collect();
-        told.map_err(|e| Error::io("renaming files in", &path, &e))
+        told.map_err(|e| Error::io("renaming files in", &path, e))
     }
 
     /// The checkpoint whose header's digest is `wanted`, under whatever name; changes nothing.
@@ -262,7 +262,7 @@ impl Shelf {
     /// [`Kind::Io`] when the folder cannot be read, [`Kind::Input`] when the file is damaged.
     pub fn find(&mut self, wanted: impl Fn(&Digest) -> bool) -> Result<Option<(PathBuf, Digest, State)>> {
         let path = self.folder.path();
-        let names = self.folder.list().map_err(|e| Error::io("reading", &path, &e))?;
+        let names = self.folder.list().map_err(|e| Error::io("reading", &path, e))?;
         let is_checkpoint = |name: &&String| name.starts_with("step-") && name.contains(".qckpt");
         for name in names.iter().filter(is_checkpoint) {
             let Ok(Header { digest, .. }) = self.open_header(name) else { continue };

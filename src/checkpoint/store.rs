@@ -70,6 +70,7 @@ impl RunLock {
         let folder = disk.create(run_folder).map_err(|e| {
             Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
                 .hint("choose another --output-dir, or make this one writable")
+                .caused_by(e)
         })?;
         match folder.lock(LOCK) {
             Ok(Locked::Held(held)) => Ok(RunLock { path: run_folder.to_path_buf(), folder, held }),
@@ -80,7 +81,8 @@ impl RunLock {
                     .hint("wait until it ends, or stop it; the lock ends with the process that holds it"))
             }
             Err(e) => {
-                Err(Error::output(format!("cannot lock {}: {e}", run_folder.join(LOCK).display())))
+                let what = format!("cannot lock {}: {e}", run_folder.join(LOCK).display());
+                Err(Error::output(what).caused_by(e))
             }
         }
     }
@@ -138,7 +140,9 @@ impl Store {
         let writer = std::thread::Builder::new()
             .name("checkpoint-writer".into())
             .spawn(move || write_until_closed(&theirs))
-            .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
+            .map_err(|e| {
+                Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")).caused_by(e)
+            })?;
         Ok(Store { shared, writer: Some(writer), _lock: lock })
     }
 

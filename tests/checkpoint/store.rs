@@ -459,7 +459,7 @@ impl Folder for Gated {
     }
 }
 
-fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
+fn gated() -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
     let lock: Held = Arc::new(());
@@ -468,7 +468,7 @@ fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
 
 #[test]
 fn a_slow_disk_skips_and_never_blocks() {
-    let (mut store, _, gate) = gated("slow");
+    let (mut store, _, gate) = gated();
     let closed = gate.lock().expect("open");
     let first = sized_state(1, 0, 50);
     let memory = first.weights.as_ptr();
@@ -502,7 +502,7 @@ fn saved_step(outcome: &Outcome) -> u64 {
 #[test]
 fn a_full_disk_skips_and_training_goes_on() {
     use super::disk::Trouble;
-    let (mut store, disk, _) = gated("full");
+    let (mut store, disk, _) = gated();
     save(&mut store, 1);
     disk.plan(1, Trouble::Full);
     let error = store.save(state(2, 0), Wait::Block).expect_err("full");

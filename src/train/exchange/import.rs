@@ -98,10 +98,7 @@ fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
 fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)> {
     let progress = &foreign.progress;
     let step = progress.step;
-    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|mut e| {
-        e.what = format!("{}: {}", foreign.folder.display(), e.what);
-        e
-    })?;
+    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
     let segment = ScheduleSegment {
@@ -130,7 +127,9 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
         cursor: Cursor { samples, tokens, schedule: vec![segment], ..Cursor::default() },
         log: Vec::new(),
     };
-    state.check().map_err(|what| Error::input(format!("{}: {what}", foreign.folder.display())))?;
+    state
+        .check()
+        .map_err(|flaw| Error::input(format!("{}: {flaw}", foreign.folder.display())).caused_by(flaw))?;
     Ok((state, notes))
 }
 
