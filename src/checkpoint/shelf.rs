@@ -196,7 +196,7 @@ impl Shelf {
     /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
     pub fn newest(&mut self) -> Result<Found> {
         let path = self.folder.path();
-        let listing = |e: io::Error| Error::io("reading", &path, &e);
+        let listing = |e: io::Error| Error::io("reading", &path, e);
         let entries = self.scan().map_err(listing)?;
         let earlier =
             self.folder.list().map_err(listing)?.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
@@ -214,7 +214,7 @@ impl Shelf {
                     }
                     for (name, why) in damaged {
                         let aside = self.set_aside(&name, &why);
-                        found.set_aside.push(aside.map_err(|e| Error::io("renaming files in", &path, &e))?);
+                        found.set_aside.push(aside.map_err(|e| Error::io("renaming files in", &path, e))?);
                     }
                     self.verified.insert(entry.name.clone());
                     found.newest = Some((path.join(&entry.name), state));
