@@ -13,6 +13,8 @@ pub struct Capabilities {
     pub own_memory: bool,
     /// Whether operations are queued rather than done when they return; work that comes again is then recorded.
     pub queued: bool,
+    /// Whether sums over many rows are made of parts, which need memory beside the operands.
+    pub sums_in_parts: bool,
     /// Head sizes of its attention; `None`: all even ones.
     pub head_sizes: Option<&'static [usize]>,
     /// Elements that rows of products are a multiple of.
@@ -29,14 +31,3 @@ impl Capabilities {
         len.next_multiple_of(self.row_multiple)
     }
 }
-
-/// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
-pub const CUDA: Capabilities = Capabilities {
-    kind: "cuda",
-    activation: Element::Bf16,
-    own_memory: true,
-    queued: true,
-    head_sizes: Some(&[64, 128]),
-    row_multiple: 8,
-    logits: 1 << 28,
-};

@@ -8,7 +8,7 @@ pub mod cuda;
 pub mod indices;
 pub mod matrix;
 
-pub use arena::{Planner, Purpose, Region, Storage, Target};
+pub use arena::{Planner, Purpose, Region, Storage};
 pub use capabilities::Capabilities;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
@@ -38,20 +38,14 @@ pub struct Recording {
 }
 
 impl Device {
-    /// What memory has to be planned for.
-    #[must_use]
-    pub fn target(&self) -> Target {
-        match self {
-            Device::Cpu(_) => Target::Cpu,
-            #[cfg(feature = "cuda")]
-            Device::Cuda(_) => Target::Cuda,
-        }
-    }
-
     /// What it can.
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
-        self.target().capabilities()
+        match self {
+            Device::Cpu(_) => Cpu::CAPABILITIES,
+            #[cfg(feature = "cuda")]
+            Device::Cuda(_) => Cuda::CAPABILITIES,
+        }
     }
 
     /// Copies `values` to `region`, rounded where it holds bf16.

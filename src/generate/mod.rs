@@ -151,7 +151,7 @@ impl Generator {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
         let chosen = options.chosen()?;
-        let mut planner = Planner::new(chosen.target());
+        let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots, capacity, rows };
         let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
         let (need, available) = (planner.bytes() as u64, chosen.available()?);

@@ -43,7 +43,7 @@ impl Head {
         b.begin_block();
         let hidden = self.norm.dim;
         let capabilities = b.planner().capabilities();
-        let row = loss::row_len(b.planner().target(), self.matrix.rows());
+        let row = capabilities.row_len(self.matrix.rows());
         let (last, chunk) = match b.passes() {
             Passes::Training { tokens, .. } => (tokens, (capabilities.logits / row).clamp(1, tokens)),
             Passes::Decoding { slots, .. } => (slots, slots),

@@ -2,7 +2,7 @@
 
 use super::lora::{Layout, Slot};
 use crate::device::{Planner, Purpose, Region, Storage};
-use crate::ops::linear::{self, Lora};
+use crate::ops::linear::Lora;
 use crate::ops::reduce;
 
 /// The flat trainable state, four arrays of one layout.
@@ -48,14 +48,14 @@ pub(super) struct Adapters<'a> {
     /// The copies: see [`Lora::packed`].
     pub packed: Region,
     used: usize,
-    /// What [`linear::pack`] reads.
+    /// What [`crate::ops::linear::pack`] reads.
     pub table: Vec<u32>,
 }
 
 impl<'a> Adapters<'a> {
     pub fn plan(planner: &mut Planner, layout: &'a Layout, state: State) -> Self {
-        let target = planner.target();
-        let copies = |s: &Slot| linear::width(target, s.rank) * (s.shape[0] + s.shape[1]);
+        let device = planner.capabilities();
+        let copies = |s: &Slot| device.row_len(s.rank) * (s.shape[0] + s.shape[1]);
         let len = layout.slots.iter().map(copies).sum();
         let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
         Adapters { layout, state, packed, used: 0, table: Vec::new() }
@@ -74,7 +74,7 @@ impl<'a> Adapters<'a> {
     pub fn of(&mut self, planner: &Planner, module: &str) -> Option<Lora> {
         let slot = self.layout.slot(module)?;
         let ([output, input], rank, [a, b]) = (slot.shape, slot.rank, slot.lens());
-        let width = linear::width(planner.target(), rank);
+        let width = planner.capabilities().row_len(rank);
         let packed = [
             self.copy(slot.a, [rank, input], [width, input]),
             self.copy(slot.b, [output, rank], [output, width]),

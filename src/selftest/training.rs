@@ -157,7 +157,7 @@ fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]
     let spec = Spec::read(model)?;
     let weights = Weights::open(model, &spec)?;
     let limits = Limits { slots: 2, capacity: 100, rows: 200 };
-    let mut planner = Planner::new(device.target());
+    let mut planner = Planner::new(device.capabilities());
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
     let mut dev = device.device(&planner, None)?;

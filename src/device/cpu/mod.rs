@@ -20,17 +20,6 @@ use crate::element::Element;
 use crate::error::{Error, Result};
 use buffer::Buffer;
 
-/// f32 throughout, over what the host has in memory.
-pub const CAPABILITIES: Capabilities = Capabilities {
-    kind: "cpu",
-    activation: Element::F32,
-    own_memory: false,
-    queued: false,
-    head_sizes: None,
-    row_multiple: 1,
-    logits: 1 << 25,
-};
-
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rounding {
@@ -52,6 +41,18 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// f32 throughout, over what the host has in memory.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cpu",
+        activation: Element::F32,
+        own_memory: false,
+        queued: false,
+        sums_in_parts: false,
+        head_sizes: None,
+        row_multiple: 1,
+        logits: 1 << 25,
+    };
+
     /// Allocates the planned arena, zeroed, and a pool of `threads` (`None`: all cores).
     ///
     /// # Errors

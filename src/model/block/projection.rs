@@ -30,8 +30,8 @@ impl SharedBuffers {
     /// For all of these groups.
     pub fn plan(b: &mut Buffers<'_>, groups: &[&Group]) -> Self {
         let most = |f: &dyn Fn(&Group) -> usize| groups.iter().map(|group| f(group)).max().unwrap_or(0);
-        let (target, rows) = (b.planner().target(), b.rows());
-        let partial = if b.trains() { most(&|group| group.partial_len(target, rows)) } else { 0 };
+        let (device, rows) = (b.planner().capabilities(), b.rows());
+        let partial = if b.trains() { most(&|group| group.partial_len(device, rows)) } else { 0 };
         SharedBuffers {
             dropped: b.gradient(Storage::Activation, most(&|group| group.input)),
             ds: b.gradient(Storage::Activation, most(&Group::rank_sum)),
