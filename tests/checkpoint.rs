@@ -1,7 +1,7 @@
 //! Checkpoints: the format, the folder's rules, and what survives of them.
 
 use qwentune::checkpoint::state::{
-    Ancestor, Best, Change, Cursor, Descent, History, Length, State, TensorEntry, digest_of,
+    Ancestor, Best, Change, Cursor, Descent, History, Length, PlanOrigin, State, TensorEntry, digest_of,
 };
 use qwentune::identity::{BaseModel, Identity};
 use qwentune::report::line::{EvalLine, LogLine, StepLine};
@@ -43,6 +43,7 @@ pub fn sized_state(step: u64, salt: u64, width: usize) -> State {
             lengths: vec![Length { from_step: 0, total_steps: 1000, warmup_steps: 3 }],
             changes: vec![Change { from_step: 1, setting: "eval_steps".into(), value: salt.to_string() }],
             lineage: vec![Ancestor { descent: Descent::Branch, step: 1, digest: "ab".into() }],
+            plan: PlanOrigin { step: 1, epoch: 2, samples: 3 },
         },
         tensors,
         m: array(2).iter().map(|x| -x).collect(),

@@ -47,8 +47,6 @@ pub struct Change {
 pub enum Descent {
     /// Continued with other settings.
     Branch,
-    /// Continued in another folder.
-    Elsewhere,
     /// Made by another program.
     Import,
 }
@@ -75,6 +73,20 @@ pub struct History {
     pub changes: Vec<Change>,
     /// Other runs' states it went on from.
     pub lineage: Vec<Ancestor>,
+    /// Where the present plan of the data begins.
+    pub plan: PlanOrigin,
+}
+
+/// Where the numbering of a plan of the data begins: at zero, or for a branch with other data where it left its parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanOrigin {
+    /// Steps done before its first.
+    pub step: u64,
+    /// Epochs counted before its first.
+    pub epoch: u64,
+    /// Rows consumed before it.
+    pub samples: u64,
 }
 
 impl History {
@@ -85,10 +97,26 @@ impl History {
         History { lengths, ..History::default() }
     }
 
-    /// The length that counts now.
+    /// The length recorded last.
     #[must_use]
     pub fn length(&self) -> Option<&Length> {
         self.lengths.last()
+    }
+
+    /// The length that counts for the step after `done` steps.
+    #[must_use]
+    pub fn at(&self, done: u64) -> Option<&Length> {
+        self.lengths.iter().rev().find(|length| length.from_step <= done).or(self.lengths.first())
+    }
+
+    /// What of it lies before `step`: so the state of a step is the same whether or not a change from there on was
+    /// already asked for.
+    #[must_use]
+    pub fn before(&self, step: u64) -> History {
+        let mut history = self.clone();
+        history.lengths.retain(|length| length.from_step == 0 || length.from_step < step);
+        history.changes.retain(|change| change.from_step < step);
+        history
     }
 }
 
@@ -253,7 +281,7 @@ impl State {
     }
 
     fn check_history(&self) -> Result<(), String> {
-        let History { lengths, changes, lineage } = &self.history;
+        let History { lengths, changes, lineage, plan } = &self.history;
         let Some(last) = lengths.last() else {
             return Err("section META: no length".into());
         };
@@ -266,7 +294,8 @@ impl State {
         ];
         let ordered = begins.iter().all(|steps| steps.is_sorted() && steps.iter().all(|s| *s <= self.step));
         let ordered = ordered && lengths.iter().all(|l| l.from_step <= l.total_steps);
-        if !ordered || lineage.iter().any(|ancestor| ancestor.step > self.step) {
+        let later = |step: u64| step > self.step;
+        if !ordered || later(plan.step) || lineage.iter().any(|ancestor| later(ancestor.step)) {
             return Err("section META: history out of order".into());
         }
         Ok(())

@@ -55,6 +55,33 @@ pub struct Store {
     _lock: File,
 }
 
+/// A run folder that is this process's alone; nothing else in it was touched.
+#[derive(Debug)]
+pub struct RunLock {
+    path: PathBuf,
+    folder: RealFolder,
+    file: File,
+}
+
+impl RunLock {
+    /// Takes the lock of `run_folder`, creating the folder.
+    ///
+    /// # Errors
+    /// [`Kind::Output`] when it is locked by another run or cannot be used.
+    pub fn take(run_folder: &Path) -> Result<Self> {
+        crate::sys::ignore_file_size_signal();
+        let unusable = |e: io::Error| {
+            Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
+                .hint("choose another --output-dir, or make this one writable")
+        };
+        refuse_foreign_link(run_folder)?;
+        create_durably(run_folder).map_err(unusable)?;
+        let folder = RealFolder::open(run_folder).map_err(unusable)?;
+        let file = take_lock(&folder, run_folder)?;
+        Ok(RunLock { path: run_folder.to_path_buf(), folder, file })
+    }
+}
+
 struct Shared {
     desk: Mutex<Desk>,
     changed: Condvar,
@@ -78,30 +105,21 @@ struct Desk {
 }
 
 impl Store {
-    /// Takes the lock of `run_folder` (creating the folder), probes that it can be written, synced and
-    /// renamed in, removes leftovers of an interrupted save, starts the writer thread.
-    /// `keep` is the retention (below 2 counts as 2).
+    /// Opens the checkpoints of the folder whose lock is held: probes that it can be written, synced and renamed in,
+    /// removes leftovers of an interrupted save, starts the writer thread. `keep` is the retention (below 2 counts as
+    /// 2).
     ///
     /// # Errors
-    /// [`Kind::Output`] when locked by another run or not writable.
-    pub fn open(run_folder: &Path, keep: usize) -> Result<Self> {
-        crate::sys::ignore_file_size_signal();
-        let unusable = |e: io::Error| {
-            Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
-                .hint("choose another --output-dir, or make this one writable")
-        };
-        refuse_foreign_link(run_folder)?;
-        create_durably(run_folder).map_err(unusable)?;
-        let run = RealFolder::open(run_folder).map_err(unusable)?;
-        let lock = take_lock(&run, run_folder)?;
-        let folder = run.subfolder(FOLDER).map_err(|e| {
-            let path = run_folder.join(FOLDER);
+    /// [`Kind::Output`] when not writable.
+    pub fn open(lock: RunLock, keep: usize) -> Result<Self> {
+        let folder = lock.folder.subfolder(FOLDER).map_err(|e| {
+            let path = lock.path.join(FOLDER);
             Error::output(format!("cannot use {}: {e} (a link is not followed)", path.display()))
         })?;
         let mut shelf = Shelf::new(Box::new(folder), keep);
         shelf.prepare()?;
-        shelf.warnings.extend(open_to_all(run_folder));
-        Self::start(shelf, lock)
+        shelf.warnings.extend(open_to_all(&lock.path));
+        Self::start(shelf, lock.file)
     }
 
     /// Starts the writer thread on a shelf that was prepared; `lock` is held as long as the store. For tests
