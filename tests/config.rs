@@ -155,7 +155,7 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         ..Settings::default()
     };
     let versions = BTreeMap::from([("engine".to_owned(), "1".to_owned())]);
-    let text = run_json(&settings, &["qwentune".into(), "train".into()], &versions, &BTreeMap::new());
+    let text = run_json(&settings, &["qwentune".into(), "train".into()], &versions, &Default::default());
     let folder = write("run.json", &text).parent().unwrap().to_owned();
     let run = RunFile::read(&folder).unwrap();
     let mut frozen = settings.clone();
@@ -169,7 +169,7 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         ("\"seed\": 42", "\"sead\": 42", "sead"),
         ("\"seed\": 42", "\"seed\": 42, \"seed\": 43", "duplicate"),
         ("\"lora_r\": 16", "\"lora_r\": 0", "lora_r"),
-        ("\"format\": 1", "\"format\": 2", "format 2"),
+        ("\"format\": 2", "\"format\": 1", "format 1"),
         ("\"versions\"", "\"verisons\"", "verisons"),
     ] {
         let broken = text.replacen(from, to, 1);

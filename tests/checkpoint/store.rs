@@ -5,6 +5,7 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
+use qwentune::checkpoint::state::Best;
 use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
 use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
 use qwentune::error::{Kind, Result};
@@ -134,7 +135,7 @@ fn retention_keeps_the_best_of_the_state() {
     let folder = fresh_folder("retention-best");
     for step in 1..=6 {
         let mut state = state(step, 0);
-        state.cursor.best = Some((0.5, step.min(2)));
+        state.cursor.best = Some(Best { loss: 0.5, step: step.min(2), adapter: [1; 32] });
         open(&folder, 2).save(state, Wait::Block).expect("saved");
     }
     let steps: Vec<u64> = names(&folder).iter().filter_map(|n| step_of(n)).collect();
