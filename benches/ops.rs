@@ -72,7 +72,7 @@ fn measure_prepared(
 }
 
 fn attention_and_rope(bench: &mut Bench, tokens: usize) {
-    let p = Attention { heads: 14, kv_heads: 2, head_dim: 64, scale: 0.125 };
+    let p = Attention { heads: 14, kv_heads: 2, head_dim: 64, gated: false, scale: 0.125 };
     let (qk, qkv, attended) = (16 * 64, 18 * 64, 14 * 64);
     let [qk, dqk] = [tokens * qk; 2].map(|n| bench.region(n));
     let [qkv, dqkv] = [tokens * qkv; 2].map(|n| bench.region(n));
@@ -91,7 +91,7 @@ fn attention_and_rope(bench: &mut Bench, tokens: usize) {
         let o = attention::Backward { qk, qkv, out, lse, dout, delta, dqk, dqkv };
         attention::backward(dev, &p, &segments, &o);
     });
-    let p = Rope { heads: 14, kv_heads: 2, head_dim: 64, table, norm: None };
+    let p = Rope { heads: 14, kv_heads: 2, head_dim: 64, gated: false, turned: 64, table, norm: None };
     let positions: Vec<u32> = (0..tokens as u32).collect();
     let positions = Indices::host(&positions);
     let bytes = 2.0 * 4.0 * qk.len as f64 / 1e9;

@@ -38,6 +38,33 @@ def qwen1(hidden, inner, layers, heads, vocab):
     )
 
 
+def qwen35(hidden, inner, types, heads, head_dim, linear, vocab, tied, **more):
+    """Text configuration of the dense Qwen3.5 models. `heads` are those of queries and keys, `linear` the heads and sizes
+    of keys and values of Gated DeltaNet; `types` has an F for each layer of full attention and an L for each linear one."""
+    kinds = {"F": "full_attention", "L": "linear_attention"}
+    config = dict(
+        architectures=["Qwen3_5ForCausalLM"], model_type="qwen3_5_text", hidden_act="silu", hidden_size=hidden,
+        intermediate_size=inner, num_hidden_layers=len(types), layer_types=[kinds[kind] for kind in types],
+        num_attention_heads=heads[0], num_key_value_heads=heads[1], head_dim=head_dim, vocab_size=vocab,
+        linear_num_key_heads=linear[0], linear_num_value_heads=linear[1], linear_key_head_dim=linear[2],
+        linear_value_head_dim=linear[3], linear_conv_kernel_dim=4, attn_output_gate=True, attention_bias=False,
+        attention_dropout=0.0, tie_word_embeddings=tied, max_position_embeddings=512, rms_norm_eps=1e-6,
+        rope_parameters=dict(
+            rope_theta=10000000, rope_type="default", partial_rotary_factor=0.25, mrope_section=[2, 1, 1],
+            mrope_interleaved=True,
+        ),
+    )
+    return config | more
+
+
+def with_towers(text):
+    """config.json of a model whose language part has the text configuration `text`."""
+    return dict(
+        architectures=["Qwen3_5ForConditionalGeneration"], model_type="qwen3_5", text_config=text,
+        vision_config=dict(model_type="qwen3_5", depth=1), tie_word_embeddings=text["tie_word_embeddings"],
+    )
+
+
 def case(name, config, dtype, rows, flags, **more):
     """One case. `flags` are those of `qwentune train` without their dashes."""
     return dict(name=name, config=config, dtype=dtype, rows=rows, flags=BASE_FLAGS | flags) | more
@@ -116,6 +143,32 @@ CASES = [
             {"lora-r": 3, "lora-alpha": 6, "lora-target-modules": ALL, "lora-rank-pattern": '{"mlp.*": 5}'},
             {"lora-r": 8, "lora-alpha": 4, "use-rslora": "true", "lora-target-modules": "q_proj,gate_proj"},
         ],
+    ),
+]
+
+# Rows around the sizes of the chunks that the delta rule is computed in.
+CHUNKED = [3, 63, 64, 65, 130, 17]
+CASES += [
+    case(
+        "qwen35-towers-bf16",
+        qwen35(48, 80, "LLLF", (4, 2), 32, (2, 4, 16, 16), 288, False, rms_norm_eps=1e-3,
+               torch_dtype="bfloat16"), "bf16", 6,
+        {"per-device-train-batch-size": 2, "learning-rate": 1e-3, "lr-scheduler-type": "cosine", "warmup-steps": 3,
+         "max-grad-norm": 1.0, "lora-r": 4, "lora-alpha": 8, "lora-target-modules": ALL},
+        lengths=CHUNKED, towers=True,  # an epsilon with which float32 tells heads that say next to nothing from noise
+    ),
+    case(
+        "qwen35-text-tied-mixed", qwen35(40, 56, "LF", (2, 1), 16, (2, 6, 8, 24), 256, True), "bf16", 7,
+        {"per-device-train-batch-size": 1, "gradient-accumulation-steps": 3, "learning-rate": 1e-3,
+         "lr-scheduler-type": "linear", "max-grad-norm": 2.0, "lora-r": 3, "lora-alpha": 6, "use-rslora": "true",
+         "lora-target-modules": "in_proj_qkv,in_proj_a,out_proj,q_proj,down_proj"},
+        lengths=CHUNKED + [5], wide=["A_log", "linear_attn.norm.weight"],
+    ),
+    case(
+        "qwen35-large-heads-f32", qwen35(24, 32, "FL", (2, 1), 256, (1, 2, 128, 128), 130, False), "bf16", 4,
+        {"per-device-train-batch-size": 4, "learning-rate": 5e-4, "lr-scheduler-type": "constant",
+         "max-grad-norm": 1000.0, "lora-r": 2, "lora-alpha": 4, "lora-target-modules": ALL},
+        lengths=[5, 70, 33, 12],
     ),
 ]
 

@@ -27,8 +27,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, get_scheduler
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.qwen3_5 import modeling_qwen3_5
 
-from golden_cases import ALL, CASES, MODULES, PATTERNS, SCHEDULES, qwen1, qwen2, qwen3
+from golden_cases import ALL, CASES, MODULES, PATTERNS, SCHEDULES, qwen1, qwen2, qwen3, qwen35, with_towers
 from qwen_reference import ALL_LINEAR, build, load_base, summed_loss
 
 GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden"
@@ -43,16 +44,24 @@ def write_json(path, value):
 # ---- the files of a case ----------------------------------------------------------------------------------------
 
 
-def random_weights(model, generator):
-    """Weights with which every part matters: activations of order one, biases and norm weights that are not trivial."""
+def random_weights(model, generator, zero_centred=False):
+    """Weights with which every part matters: activations of order one, biases and norm weights that are not trivial. Norm
+    weights are stored as their distance from 1 where `zero_centred`."""
     tensors = {}
     for name, value in model.state_dict().items():
         noise = torch.randn(value.shape, generator=generator)
-        if value.ndim == 2:
+        if name.endswith("A_log"):  # the logarithms of decay rates from 0.01 to 16
+            tensors[name] = (0.01 + 15.99 * torch.rand(value.shape, generator=generator)).log()
+        elif name.endswith("dt_bias"):
+            tensors[name] = -2.0 + 2.0 * noise
+        elif value.ndim == 3:  # a short convolution
+            tensors[name] = noise / math.sqrt(value.shape[2])
+        elif value.ndim == 2:
             spread = 0.5 if "embed_tokens" in name or "wte" in name else 1.0
             tensors[name] = noise * spread / math.sqrt(value.shape[1])
         else:
-            tensors[name] = (0.0 if name.endswith("bias") else 1.0) + 0.2 * noise
+            centred = name.endswith("bias") or zero_centred and not name.endswith("linear_attn.norm.weight")
+            tensors[name] = (0.0 if centred else 1.0) + 0.2 * noise
     return tensors
 
 
@@ -60,13 +69,21 @@ def write_model(folder, case, generator):
     """config.json and the weights in the case's storage type, in one file or in shards with an index."""
     folder.mkdir(parents=True)
     config = {key: value for key, value in case["config"].items() if key not in case.get("drop_keys", [])}
-    write_json(folder / "config.json", config)
-    tensors = random_weights(build(config), generator)
+    write_json(folder / "config.json", with_towers(config) if case.get("towers") else config)
+    tensors = random_weights(build(config), generator, config["model_type"] == "qwen3_5_text")
     if config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
         if not case.get("store_tied_head"):
             del tensors["lm_head.weight"]
-    tensors = {name: tensor.to(DTYPES[case["dtype"]]).contiguous() for name, tensor in tensors.items()}
+    if case.get("towers"):  # what has nothing to do with text is passed over
+        tensors = {name.replace("model.", "model.language_model.", 1): value for name, value in tensors.items()}
+        tensors |= {name: torch.ones(2, 3) for name in ("model.visual.blocks.0.attn.qkv.weight", "mtp.fc.weight")}
+
+    def stored(name, tensor):
+        wide = any(name.endswith(end) for end in case.get("wide", []))
+        return tensor.to(torch.float32 if wide else DTYPES[case["dtype"]]).contiguous()
+
+    tensors = {name: stored(name, tensor) for name, tensor in tensors.items()}
     count = case.get("shards", 1)
     if count == 1:
         save_file(tensors, folder / "model.safetensors", {"format": "pt"})
@@ -89,7 +106,7 @@ def write_rows(path, case, generator):
 
     rows = []
     for index in range(case["rows"]):
-        length = draw(5, 41)
+        length = case["lengths"][index] if "lengths" in case else draw(5, 41)
         ids = torch.randint(0, case["config"]["vocab_size"], (length,), generator=generator).tolist()
         row = {"input_ids": ids}
         if index % 5 != 4:
@@ -250,6 +267,7 @@ def write_peft_keys():
     """Names and shapes of the tensors PEFT writes for one layer of each family, all linear layers adapted."""
     configs = {"qwen": qwen1(64, 88, 1, 4, 256), "qwen2": qwen2(64, 96, 1, 4, 2, 256, True)}
     configs["qwen3"] = qwen3(64, 96, 1, 4, 2, 32, 256, True)
+    configs["qwen3_5_text"] = qwen35(64, 96, "LF", (4, 2), 32, (2, 4, 16, 16), 256, True)
     table = {}
     for family, config in configs.items():
         model = get_peft_model(
@@ -296,10 +314,10 @@ def print_noise(case):
     rows = [json.loads(line) for line in (folder / "data.jsonl").read_text().splitlines()]
     expected = json.loads((folder / "expected.json").read_text())
     model = starting_model(folder, case).double()
-    for module in (modeling_qwen2, modeling_qwen3):
+    for module in (modeling_qwen2, modeling_qwen3, modeling_qwen3_5):
         module.torch = TorchWithWideFloat()
     history = train(model, rows, case["flags"])
-    for module in (modeling_qwen2, modeling_qwen3):
+    for module in (modeling_qwen2, modeling_qwen3, modeling_qwen3_5):
         module.torch = torch
     final = load_file(folder / "final" / "adapter_model.safetensors")
     wide = {
@@ -317,12 +335,14 @@ def print_noise(case):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="write only the cases whose names begin so")
     parser.add_argument("--noise", action="store_true", help="compare the written cases with float64")
-    noise = parser.parse_args().noise
+    arguments = parser.parse_args()
+    noise = arguments.noise
     torch.set_num_threads(1)  # one order of summation on every machine
-    for case in CASES:
+    for case in (case for case in CASES if case["name"].startswith(arguments.only)):
         print_noise(case) if noise else write_case(case)
-    if not noise:
+    if not noise and not arguments.only:
         write_schedules()
         write_peft_keys()
         write_patterns()

@@ -129,8 +129,10 @@ fn linears(spec: &Spec) -> Vec<LinearSpec> {
 }
 
 fn attention(spec: &Spec) -> &AttentionSpec {
-    let MixerSpec::Attention(attention) = &spec.layers[0].mixer;
-    attention
+    match &spec.layers[0].mixer {
+        MixerSpec::Attention(attention) => attention,
+        MixerSpec::GatedDelta(_) => panic!("the first layer attends"),
+    }
 }
 
 fn swiglu(spec: &Spec) -> &SwiGluSpec {

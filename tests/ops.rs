@@ -3,6 +3,7 @@
 
 mod attention;
 mod decode;
+mod delta;
 mod elementwise;
 mod norm_rope;
 pub mod rig;

@@ -17,6 +17,8 @@ pub struct Capabilities {
     pub sums_in_parts: bool,
     /// Head sizes of its attention; `None`: all even ones.
     pub head_sizes: Option<&'static [usize]>,
+    /// Whether it has the operations of Gated DeltaNet and of attention with output gates and rotary positions on a part.
+    pub gated_mixers: bool,
     /// Elements that rows of products are a multiple of.
     pub row_multiple: usize,
     /// Logits held at once: enough rows to amortise reading the head and to fill the device, bounded for a vocabulary of

@@ -185,6 +185,12 @@ impl<'a> Buffers<'a> {
         self.work(storage, width)
     }
 
+    /// What a decoder keeps of each sequence, [slots, len]; nothing for other passes.
+    pub fn state(&mut self, storage: Storage, len: usize) -> Option<Region> {
+        let Passes::Decoding { slots, .. } = self.passes else { return None };
+        Some(self.own_len(Purpose::SavedActivations, storage, slots * len))
+    }
+
     /// What a decoder keeps of each token, [slots · capacity, width] activations; nothing for other passes.
     pub fn cache(&mut self, width: usize) -> Option<Region> {
         let Passes::Decoding { slots, capacity, .. } = self.passes else { return None };

@@ -3,7 +3,7 @@
 
 use super::buffers::Passes;
 use super::rotary::Rotary;
-use super::spec::{LinearSpec, NormSpec, Spec};
+use super::spec::{LinearSpec, NormSpec, Spec, TensorSpec};
 use super::state::Adapters;
 use super::weights::Weights;
 use crate::device::{Device, Indices, Matrix, Planner, Purpose, Region, Storage};
@@ -58,8 +58,17 @@ impl<'a> Builder<'a> {
         Ok(self.constant(self.weights.small(name)?.to_vec()))
     }
 
+    /// The model's small tensor [rows, …], as [columns, rows].
+    pub fn transposed(&mut self, spec: &TensorSpec) -> Result<Region> {
+        let values = self.weights.small(&spec.name)?;
+        let (rows, columns) = (spec.shape[0], values.len() / spec.shape[0]);
+        let column = |c: usize| (0..rows).map(move |r| values[r * columns + c]);
+        Ok(self.constant((0..columns).flat_map(column).collect()))
+    }
+
     pub fn norm(&mut self, spec: &NormSpec) -> Result<RmsNorm> {
-        let weight = self.small(&spec.weight.name)?;
+        let weights = self.weights.small(&spec.weight.name)?;
+        let weight = self.constant(weights.iter().map(|w| spec.offset + w).collect());
         Ok(RmsNorm { dim: spec.weight.shape[0], eps: spec.eps, weight })
     }
 
@@ -75,6 +84,14 @@ impl<'a> Builder<'a> {
         let table = self.constant(form.tables(positions, self.level));
         self.rotaries.push((*form, table));
         table
+    }
+
+    /// Refuses the gated mixers of Qwen3.5 on a device that has no kernels for them.
+    pub fn check_gated(&self, what: &str) -> Result<()> {
+        if self.planner.capabilities().gated_mixers {
+            return Ok(());
+        }
+        Err(refused(format!("{what}; there are no GPU kernels for it yet")))
     }
 
     /// Refuses heads that the device has no kernels for.

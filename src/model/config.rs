@@ -3,6 +3,7 @@
 use super::arch;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, Object};
+use crate::formats::weight_map::WeightMap;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,8 @@ pub mod most {
 /// The keys of a `config.json`, or of an object within it.
 pub struct Config {
     path: PathBuf,
+    /// The object within the file, for messages.
+    within: Option<&'static str>,
     keys: Object,
 }
 
@@ -31,11 +34,36 @@ impl Config {
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let keys = json::read_object(&path, MAX_BYTES)?;
-        Ok(Config { path, keys })
+        Ok(Config { path, within: None, keys })
     }
 
     pub fn fault(&self, what: impl std::fmt::Display) -> Error {
-        Error::input(format!("{}: {what}", self.path.display()))
+        let path = self.path.display();
+        Error::input(match self.within {
+            None => format!("{path}: {what}"),
+            Some(within) => format!("{path}: {within}: {what}"),
+        })
+    }
+
+    /// The object under the key, where there is one.
+    pub fn object(&self, key: &'static str) -> Result<Option<Config>> {
+        match self.value(key) {
+            None => Ok(None),
+            Some(Value::Object(keys)) => {
+                Ok(Some(Config { path: self.path.clone(), within: Some(key), keys: keys.clone() }))
+            }
+            Some(other) => Err(self.fault(format_args!("{key} is {}, expected an object", brief(other)))),
+        }
+    }
+
+    /// What the folder's tensor names begin with: the longer of two prefixes, where there is such a tensor, the shorter
+    /// where there are others, and by `long` where there are none.
+    pub fn prefix(&self, [shorter, longer]: &[&'static str; 2], long: bool) -> &'static str {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        // A folder that cannot be opened is refused when its weights are.
+        let names = WeightMap::open(folder).map(|map| map.names()).unwrap_or_default();
+        let long = names.iter().any(|name| name.starts_with(longer)) || names.is_empty() && long;
+        if long { longer } else { shorter }
     }
 
     /// The value of the key, where it is there and not null.
@@ -133,10 +161,10 @@ impl Config {
 impl Config {
     /// Refuses, by name, what none of the families of language models has.
     pub fn refuse_unsupported(&self) -> Result<()> {
+        self.refuse_quantised()?;
         let supported = arch::supported();
         let supported = supported.as_str();
         let named = [
-            ("quantization_config", "quantised weights are not supported", "use the unquantised model"),
             ("num_experts", "mixture of experts is not supported", supported),
             ("num_local_experts", "mixture of experts is not supported", supported),
             ("vision_config", "vision models are not supported", supported),
@@ -159,6 +187,14 @@ impl Config {
             }
         }
         self.refuse_rope_scaling()
+    }
+
+    pub fn refuse_quantised(&self) -> Result<()> {
+        if self.value("quantization_config").is_none() {
+            return Ok(());
+        }
+        let what = "quantization_config: quantised weights are not supported";
+        Err(self.fault(what).hint("use the unquantised model"))
     }
 
     fn refuse_rope_scaling(&self) -> Result<()> {
@@ -239,20 +275,24 @@ impl Config {
         Ok(size)
     }
 
-    /// `layer_types` of newer files: all layers attend to everything.
-    pub fn full_attention(&self, layers: usize) -> Result<()> {
-        let Some(types) = self.value("layer_types") else {
-            return Ok(());
-        };
-        let Value::Array(types) = types else {
-            return Err(self.fault("layer_types is not a list"));
+    /// `layer_types` of newer files, one for each layer.
+    pub fn layer_types(&self, layers: usize) -> Result<Option<&[Value]>> {
+        let types = match self.value("layer_types") {
+            None => return Ok(None),
+            Some(Value::Array(types)) => types,
+            Some(_) => return Err(self.fault("layer_types is not a list")),
         };
         if types.len() != layers {
-            return Err(self.fault(format_args!(
-                "layer_types has {} entries, num_hidden_layers is {layers}",
-                types.len()
-            )));
+            let count = types.len();
+            let what = format!("layer_types has {count} entries, num_hidden_layers is {layers}");
+            return Err(self.fault(what));
         }
+        Ok(Some(types))
+    }
+
+    /// Checks that all layers attend to everything.
+    pub fn full_attention(&self, layers: usize) -> Result<()> {
+        let types = self.layer_types(layers)?.unwrap_or_default();
         match types.iter().find(|t| *t != "full_attention") {
             None => Ok(()),
             Some(other) => Err(self.fault(format_args!(

@@ -58,6 +58,8 @@ struct Tokens {
     places: Vec<u32>,
     /// Of a pass over prompts: the prompts. Of a step: the rows of the caches that each token sees.
     runs: Vec<Segment>,
+    /// Slots of the runs.
+    slots: Vec<u32>,
     /// Rows whose logits are wanted.
     last: Vec<u32>,
 }
@@ -88,7 +90,7 @@ impl Decoder {
         let Limits { slots, capacity, rows } = limits;
         let stack =
             Stack::plan(planner, spec, weights, adapters, Passes::Decoding { rows, slots, capacity })?;
-        let integers = 4 * rows + 3 * slots + attention::most_work(rows);
+        let integers = 4 * rows + 4 * slots + attention::most_work(rows);
         Ok(Decoder {
             spec: spec.clone(),
             stack,
@@ -136,6 +138,7 @@ impl Decoder {
             assert!((1..=capacity).contains(&prompt.len()), "a prompt longer than planned, or empty");
             let sequence = Sequence { len: prompt.len(), level: self.spec.rotary_level(prompt.len()) };
             self.sequences[slot] = sequence;
+            tokens.slots.push(slot as u32);
             tokens.runs.push(Segment { start: tokens.ids.len() as u32, len: prompt.len() as u32 });
             for (position, id) in prompt.iter().enumerate() {
                 tokens.push(*id, position, slot, sequence, capacity);
@@ -166,6 +169,7 @@ impl Decoder {
             assert!(sequence.len < capacity, "a sequence longer than planned");
             tokens.push(id, sequence.len, slot, *sequence, capacity);
             sequence.len += 1;
+            tokens.slots.push(slot as u32);
             tokens.runs.push(Segment { start: (slot * capacity) as u32, len: sequence.len as u32 });
             tokens.last.push(tokens.last.len() as u32);
         }
@@ -180,15 +184,17 @@ impl Decoder {
         prompts: bool,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<f32>>> {
-        let Tokens { ids, positions, angles, places, runs, last } = tokens;
+        let Tokens { ids, positions, angles, places, runs, slots, last } = tokens;
         let fits = ids.len() <= self.limits.rows && last.len() <= self.limits.slots;
         assert!(fits, "more rows than planned");
         let words: Vec<u32> = runs.iter().flat_map(|run| [run.start, run.len]).collect();
         let lists_work = prompts && dev.capabilities().own_memory;
         let work = if lists_work { attention::work(runs) } else { <_>::default() };
-        let lists: [&[u32]; 9] = [ids, positions, angles, places, last, &words, &work[0], &work[1], &work[2]];
-        let [ids, positions, angles, places, last, words, work @ ..] = dev.place(self.inputs, lists)?;
-        let kept = Kept { places, positions };
+        let lists: [&[u32]; 10] =
+            [ids, positions, angles, places, last, slots, &words, &work[0], &work[1], &work[2]];
+        let [ids, positions, angles, places, last, slots, words, work @ ..] =
+            dev.place(self.inputs, lists)?;
+        let kept = Kept { places, positions, slots };
         let reads = if prompts {
             Reads::Prompts(Segments { list: runs, work }, kept)
         } else {

@@ -24,6 +24,8 @@ pub struct Spec {
     pub norm: NormSpec,
     /// Output head is the embedding table.
     pub tied: bool,
+    /// What module names begin with in the family's text models and in those with further towers, where both exist.
+    pub prefixes: Option<[&'static str; 2]>,
     /// Longest position trained on.
     pub max_positions: usize,
     /// Longest text that can be generated, where that is more.
@@ -52,6 +54,8 @@ pub struct LayerSpec {
 pub enum MixerSpec {
     /// Softmax attention with rotary positions.
     Attention(AttentionSpec),
+    /// Gated DeltaNet.
+    GatedDelta(GatedDeltaSpec),
 }
 
 /// The kinds of MLPs.
@@ -76,7 +80,34 @@ pub struct AttentionSpec {
     pub logn: Option<usize>,
     /// Norms of each head of q and of k.
     pub qk_norm: Option<[NormSpec; 2]>,
+    /// Whether each head's output is multiplied by the sigmoid of a gate, which follows its query.
+    pub gated: bool,
     /// Layers that make q|k|v side by side of the normalised input.
+    pub input: Vec<LinearSpec>,
+    /// Output projection.
+    pub output: LinearSpec,
+}
+
+/// Gated DeltaNet (Yang, Kautz & Hatamizadeh 2024).
+#[derive(Clone, Debug, PartialEq)]
+pub struct GatedDeltaSpec {
+    /// Heads of q and k.
+    pub key_heads: usize,
+    /// Heads of v, a multiple; head h reads key head `h / (value_heads / key_heads)`.
+    pub value_heads: usize,
+    /// Size of a head of q or k.
+    pub key_dim: usize,
+    /// Size of a head of v.
+    pub value_dim: usize,
+    /// Weight [channels, 1, taps] of the short convolution over q|k|v.
+    pub convolution: TensorSpec,
+    /// Logarithms of the decay rates, one for each value head.
+    pub a_log: TensorSpec,
+    /// Added to a before its softplus, one for each value head.
+    pub dt_bias: TensorSpec,
+    /// Norm of each value head's output.
+    pub norm: NormSpec,
+    /// Layers that make q|k|v, z, b and a side by side of the normalised input, in this order.
     pub input: Vec<LinearSpec>,
     /// Output projection.
     pub output: LinearSpec,
@@ -107,6 +138,8 @@ pub struct TensorSpec {
 pub struct NormSpec {
     /// Scale, one vector.
     pub weight: TensorSpec,
+    /// Added to the stored scale: 1 where its distance from 1 is stored.
+    pub offset: f32,
     /// Added to the mean square.
     pub eps: f32,
 }
@@ -115,7 +148,7 @@ impl NormSpec {
     /// A norm of rows of `len` elements.
     #[must_use]
     pub fn new(name: String, len: usize, eps: f32) -> Self {
-        NormSpec { weight: TensorSpec { name, shape: vec![len] }, eps }
+        NormSpec { weight: TensorSpec { name, shape: vec![len] }, offset: 0.0, eps }
     }
 }
 
@@ -167,18 +200,21 @@ impl MixerSpec {
     fn linears(&self) -> Vec<&LinearSpec> {
         match self {
             MixerSpec::Attention(a) => a.input.iter().chain([&a.output]).collect(),
+            MixerSpec::GatedDelta(d) => std::iter::once(&d.output).chain(&d.input).collect(),
         }
     }
 
     fn tensors(&self) -> Vec<&TensorSpec> {
         match self {
             MixerSpec::Attention(a) => a.qk_norm.iter().flatten().map(|norm| &norm.weight).collect(),
+            MixerSpec::GatedDelta(d) => vec![&d.convolution, &d.a_log, &d.dt_bias, &d.norm.weight],
         }
     }
 
     fn rotary(&self) -> Option<&Rotary> {
         match self {
             MixerSpec::Attention(a) => Some(&a.rotary),
+            MixerSpec::GatedDelta(_) => None,
         }
     }
 }

@@ -4,15 +4,19 @@
 pub mod adamw;
 pub mod attention;
 pub mod decode_attention;
+pub mod delta_rule;
 pub mod embedding;
+pub mod gated_norm;
 pub mod linear;
 pub mod logits;
 pub mod loss;
+pub mod output_gate;
 pub mod philox;
 pub mod reduce;
 pub mod rmsnorm;
 pub mod rope;
 pub mod rows;
+pub mod short_convolution;
 pub mod swiglu;
 
 /// All kernels of a GPU.

@@ -251,7 +251,7 @@ fn rope(settings: &Settings, case: &rope::check::Case, rows: &mut Vec<Row>) -> R
     let table = b.given(F32, angles.clone());
     let ((q, q_weight), (k, k_weight)) = (b.random(F32, d, 1.0), b.random(F32, d, 1.0));
     let norm = case.norm.then_some(HeadNorm { q, k, eps: 1e-6 });
-    let p = Rope { heads, kv_heads, head_dim: d, table, norm };
+    let p = Rope { heads, kv_heads, head_dim: d, gated: false, turned: d, table, norm };
     let (qkv, values) = b.random(Activation, tokens * p.qkv_width(), 1.0);
     let (dqk, gradient) = b.random(Activation, tokens * p.qk_width(), 1.0);
     let qk = b.space(Activation, dqk.len);
@@ -287,7 +287,7 @@ fn attention(settings: &Settings, case: &attention::check::Case, rows: &mut Vec<
     use Storage::{Activation, F32};
     let attention::check::Case { heads, kv_heads, head_dim: d, .. } = *case;
     let scale = (1.0 / (d as f64).sqrt()) as f32;
-    let p = Attention { heads, kv_heads, head_dim: d, scale };
+    let p = Attention { heads, kv_heads, head_dim: d, gated: false, scale };
     let shape = AttentionShape { p, segments: case.placed(), tokens: case.tokens() };
     let tokens = shape.tokens;
     let mut b = Bench::new(settings, 7)?;
@@ -330,7 +330,7 @@ fn attention(settings: &Settings, case: &attention::check::Case, rows: &mut Vec<
 fn decode(settings: &Settings, case: &decode_attention::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
     let decode_attention::check::Case { heads, kv_heads, head_dim: d, capacity, .. } = *case;
-    let p = Attention { heads, kv_heads, head_dim: d, scale: (1.0 / (d as f64).sqrt()) as f32 };
+    let p = Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
     let (count, kv, width) = (case.seen.len(), kv_heads * d, (heads + kv_heads) * d);
     let mut b = Bench::new(settings, 23)?;
     let (qk, queries) = b.random(Activation, count * width, case.peak);

@@ -6,7 +6,13 @@ use qwentune::selftest::reference::AttentionShape;
 
 fn shape(case: &attention::check::Case) -> AttentionShape {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
-    let p = Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale };
+    let p = Attention {
+        heads: case.heads,
+        kv_heads: case.kv_heads,
+        head_dim: case.head_dim,
+        gated: false,
+        scale,
+    };
     AttentionShape { p, segments: case.placed(), tokens: case.tokens() }
 }
 
@@ -55,7 +61,7 @@ fn attention_follows_the_reference() {
 fn segments_do_not_see_each_other() {
     let (heads, kv, d) = (2, 1, 16);
     let len = 70;
-    let p = Attention { heads, kv_heads: kv, head_dim: d, scale: 0.25 };
+    let p = Attention { heads, kv_heads: kv, head_dim: d, gated: false, scale: 0.25 };
     let outputs = [0, 37].map(|before: usize| {
         let mut rig = Rig::new(3);
         let (_, qk_tail) = rig.random(len * (heads + kv) * d, 1.0);

@@ -8,7 +8,7 @@ use qwentune::selftest::reference::decode_attention;
 
 fn shape(case: &decode_attention::check::Case) -> Attention {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
-    Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale }
+    Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, gated: false, scale }
 }
 
 #[test]
@@ -33,7 +33,7 @@ fn queries_see_their_rows_of_the_cache() {
 
 #[test]
 fn rows_are_kept_where_they_belong_and_queries_alone_are_scaled() {
-    let p = Attention { heads: 3, kv_heads: 1, head_dim: 4, scale: 0.5 };
+    let p = Attention { heads: 3, kv_heads: 1, head_dim: 4, gated: false, scale: 0.5 };
     let mut rig = Rig::new(29);
     let (qk, qk_values) = rig.random(2 * 16, 1.0);
     let (qkv, qkv_values) = rig.random(2 * 20, 1.0);

@@ -91,7 +91,7 @@ fn rope_follows_the_reference() {
         let table = rig.given(&angles);
         let ((q, q_weights), (k, k_weights)) = (rig.random(head_dim, 1.0), rig.random(head_dim, 1.0));
         let norm = case.norm.then_some(HeadNorm { q, k, eps: 1e-6 });
-        let p = Rope { heads, kv_heads, head_dim, table, norm };
+        let p = Rope { heads, kv_heads, head_dim, gated: false, turned: head_dim, table, norm };
         let (qkv, values) = rig.random(tokens * p.qkv_width(), 1.0);
         let (dqk, gradient) = rig.random(tokens * p.qk_width(), 1.0);
         let qk = rig.space(dqk.len);

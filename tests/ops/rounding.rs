@@ -27,8 +27,9 @@ fn stored_activations_are_rounded_where_asked() {
     let ids: Vec<u32> = (0..tokens as u32).map(|t| t % 5).collect();
     let positions: Vec<u32> = (0..tokens as u32).collect();
     let norm = RmsNorm { dim: d, eps: 1e-6, weight };
-    let rope = Rope { heads: 2, kv_heads: 1, head_dim: d, table: angles, norm: None };
-    let attention = Attention { heads: 2, kv_heads: 1, head_dim: d, scale: 0.25 };
+    let rope =
+        Rope { heads: 2, kv_heads: 1, head_dim: d, gated: false, turned: d, table: angles, norm: None };
+    let attention = Attention { heads: 2, kv_heads: 1, head_dim: d, gated: false, scale: 0.25 };
     let list = [Segment { start: 0, len: tokens as u32 }];
     let segments = Segments::host(&list);
     embedding::forward(&mut dev, &table, Indices::host(&ids), x);

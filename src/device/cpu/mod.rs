@@ -49,6 +49,7 @@ impl Cpu {
         queued: false,
         sums_in_parts: false,
         head_sizes: None,
+        gated_mixers: true,
         row_multiple: 1,
         logits: 1 << 25,
     };

@@ -82,6 +82,7 @@ impl Cuda {
         queued: true,
         sums_in_parts: true,
         head_sizes: Some(&[64, 128]),
+        gated_mixers: false,
         row_multiple: 8,
         logits: 1 << 28,
     };

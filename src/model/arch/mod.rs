@@ -5,6 +5,7 @@
 mod qwen1;
 mod qwen2;
 mod qwen3;
+mod qwen35;
 
 use super::config::{Config, brief};
 use super::spec::Spec;
@@ -25,7 +26,7 @@ pub(super) struct Family {
 }
 
 /// All families.
-const FAMILIES: &[&Family] = &[&qwen1::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY];
+const FAMILIES: &[&Family] = &[&qwen1::FAMILY, &qwen2::FAMILY, &qwen3::FAMILY, &qwen35::FAMILY];
 
 /// The architectures there are, in one sentence.
 pub(super) fn supported() -> String {

@@ -80,6 +80,7 @@ fn read(config: &Config) -> Result<Spec> {
         layers: (0..layers).map(|layer| shape.layer(layer)).collect(),
         norm: NormSpec::new("transformer.ln_f.weight".into(), hidden, eps),
         tied,
+        prefixes: None,
         max_positions,
         longest_text: dynamic_ntk.then_some(LONGEST),
         eos: config.eos()?,
@@ -113,6 +114,7 @@ impl Shape {
                 rotary: self.rotary,
                 logn: self.logn,
                 qk_norm: None,
+                gated: false,
                 // One layer for q, k and v.
                 input: vec![LinearSpec::new(name("attn.c_attn"), [3 * q, hidden]).with_bias(true)],
                 output: LinearSpec::new(name("attn.c_proj"), [hidden, q]),

@@ -62,6 +62,7 @@ pub(super) fn dense(config: &Config, family: &'static str, variant: Variant) -> 
         layers: (0..layers).map(|layer| shape.layer(layer)).collect(),
         norm: NormSpec::new("model.norm.weight".into(), hidden, eps),
         tied: config.flag("tie_word_embeddings", false)?,
+        prefixes: None,
         max_positions: config.size(&["max_position_embeddings"], most::POSITIONS, Some(32768))?,
         longest_text: None,
         eos: config.eos()?,
@@ -106,6 +107,7 @@ impl Dense {
             rotary: self.rotary,
             logn: None,
             qk_norm: qk_norm.then(|| [norm("q_norm.weight"), norm("k_norm.weight")]),
+            gated: false,
             input: vec![
                 LinearSpec::new(name("q_proj"), [q, hidden]).with_bias(qkv_bias),
                 LinearSpec::new(name("k_proj"), [kv, hidden]).with_bias(qkv_bias).at(q),

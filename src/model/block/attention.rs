@@ -10,12 +10,14 @@ use crate::model::spec::AttentionSpec;
 use crate::ops::attention::{self, Attention};
 use crate::ops::decode_attention::{self, Cache};
 use crate::ops::linear::Group;
+use crate::ops::output_gate::{self, OutputGate};
 use crate::ops::rope::{self, HeadNorm, Rope};
 
 pub(super) struct AttentionBlock {
     input: Projection,
     rope: Rope,
     attention: Attention,
+    gate: Option<OutputGate>,
     output: Projection,
     /// Factors of the queries by position, where they grow with it.
     logn: Option<Region>,
@@ -28,6 +30,8 @@ struct AttentionBuffers {
     /// Rotated.
     qk: Region,
     attended: Region,
+    /// `attended` times the gates, where there are some.
+    gated: Region,
     lse: Region,
     cache: Option<Cache>,
     dqkv: Region,
@@ -39,19 +43,35 @@ struct AttentionBuffers {
 impl AttentionBlock {
     pub fn new(spec: &AttentionSpec, layer: usize, b: &mut Builder<'_>) -> Result<Self> {
         let AttentionSpec { heads, kv_heads, head_dim, .. } = *spec;
+        if spec.gated || spec.rotary.dims != head_dim {
+            b.check_gated("attention with output gates or rotary positions on a part")?;
+        }
         b.check_heads(head_dim)?;
         let norm = match &spec.qk_norm {
             Some([q, k]) => Some(HeadNorm { q: b.norm(q)?.weight, k: b.norm(k)?.weight, eps: q.eps }),
             None => None,
         };
         let logn = spec.logn.and_then(|trained| b.decoded(|positions| logarithms(trained, positions)));
+        let input = Projection::mixer_input(&spec.input, layer, b)?;
+        let width = input.group.output;
+        let gate = OutputGate { heads, dim: head_dim, width, gate: head_dim, stride: 2 * head_dim };
         Ok(AttentionBlock {
-            input: Projection::mixer_input(&spec.input, layer, b)?,
-            rope: Rope { heads, kv_heads, head_dim, table: b.rotary(&spec.rotary), norm },
+            input,
+            gate: spec.gated.then_some(gate),
+            rope: Rope {
+                heads,
+                kv_heads,
+                head_dim,
+                gated: spec.gated,
+                turned: spec.rotary.dims,
+                table: b.rotary(&spec.rotary),
+                norm,
+            },
             attention: Attention {
                 heads,
                 kv_heads,
                 head_dim,
+                gated: spec.gated,
                 scale: (1.0 / (head_dim as f64).sqrt()) as f32,
             },
             output: Projection::mixer_output(&spec.output, layer, b)?,
@@ -65,6 +85,16 @@ impl AttentionBlock {
         let qk = pass.rows(self.buffers.qk, self.rope.qk_width());
         rope::forward(dev, &self.rope, qkv, pass.angles, qk);
         [qk, qkv]
+    }
+
+    /// What the output projection reads: the attention's output, gated where there are gates.
+    fn gate(&self, dev: &mut Device, pass: &Pass<'_>) -> Region {
+        let AttentionBuffers { attended, gated, qkv, .. } = self.buffers;
+        let Some(gate) = &self.gate else { return attended };
+        let width = self.output.group.input;
+        let projected = pass.rows(qkv, gate.width);
+        output_gate::forward(dev, gate, pass.rows(attended, width), projected, pass.rows(gated, width));
+        gated
     }
 
     /// Puts keys and values where later tokens find them; before that, queries grow.
@@ -101,6 +131,7 @@ impl Block for AttentionBlock {
             qkv: b.kept(Activation, qkv),
             qk: b.work(Activation, qk),
             attended: b.kept(Activation, attended),
+            gated: b.work(Activation, if self.gate.is_some() { attended } else { 0 }),
             lse: b.kept(F32, heads),
             cache,
             dqkv: b.gradient(Activation, qkv),
@@ -130,13 +161,15 @@ impl Block for AttentionBlock {
                 decode_attention::forward(dev, p, qk, seen, cache, attended);
             }
         }
-        self.output.forward(dev, pass, self.buffers.attended, o.y, Some(o.residual));
+        let out = self.gate(dev, pass);
+        self.output.forward(dev, pass, out, o.y, Some(o.residual));
     }
 
     fn backward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Backward, stop: Option<usize>) {
         let buffers = &self.buffers;
         let dattended = (stop != Some(1)).then_some(buffers.dattended);
-        self.output.backward(dev, pass, buffers.attended, o.dy, dattended);
+        let out = if self.output.group.rank_sum() > 0 { self.gate(dev, pass) } else { buffers.attended };
+        self.output.backward(dev, pass, out, o.dy, dattended);
         if dattended.is_none() {
             return;
         }
@@ -153,6 +186,9 @@ impl Block for AttentionBlock {
             dqk: pass.rows(buffers.dqk, self.rope.qk_width()),
             dqkv: pass.rows(buffers.dqkv, self.rope.qkv_width()),
         };
+        if let Some(gate) = &self.gate {
+            output_gate::backward(dev, gate, [operands.out, qkv], operands.dout, operands.dqkv);
+        }
         attention::backward(dev, &self.attention, segments, &operands);
         rope::backward(dev, &self.rope, qkv, pass.angles, operands.dqk, operands.dqkv);
         self.input.backward(dev, pass, o.x, buffers.dqkv, (stop != Some(0)).then_some(o.dx));

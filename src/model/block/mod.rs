@@ -4,6 +4,7 @@
 //! one token of each sequence.
 
 mod attention;
+mod gated_delta;
 mod projection;
 mod swiglu;
 
@@ -71,6 +72,8 @@ pub(super) struct Kept<'a> {
     pub places: Indices<'a>,
     /// Positions in the sequences.
     pub positions: Indices<'a>,
+    /// The sequences' slots, one for each prompt or token.
+    pub slots: Indices<'a>,
 }
 
 impl Pass<'_> {
@@ -138,6 +141,7 @@ impl MixerSpec {
     fn block(&self, layer: usize, b: &mut Builder<'_>) -> Result<Box<dyn Block>> {
         Ok(match self {
             MixerSpec::Attention(spec) => Box::new(attention::AttentionBlock::new(spec, layer, b)?),
+            MixerSpec::GatedDelta(spec) => Box::new(gated_delta::GatedDeltaBlock::new(spec, layer, b)?),
         })
     }
 }

@@ -81,6 +81,8 @@ pub struct Attention {
     pub kv_heads: usize,
     /// Head size D.
     pub head_dim: usize,
+    /// Whether each query is followed by its output's gate in the projected rows.
+    pub gated: bool,
     /// Softmax scale, 1/sqrt(D).
     pub scale: f32,
 }
@@ -90,8 +92,14 @@ impl Attention {
         (self.heads + self.kv_heads) * self.head_dim
     }
 
-    fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+    /// Columns of the projected rows.
+    pub(super) fn qkv_width(&self) -> usize {
+        (self.first_value() + self.kv_heads) * self.head_dim
+    }
+
+    /// Heads' widths before the first value in the projected rows.
+    fn first_value(&self) -> usize {
+        self.heads * if self.gated { 2 } else { 1 } + self.kv_heads
     }
 
     fn group(&self) -> usize {
@@ -99,8 +107,8 @@ impl Attention {
     }
 }
 
-/// `out` [T, heads·D] from `qk` [T, (heads+kv_heads)·D] (rotated) and the v columns of `qkv`
-/// [T, (heads+2·kv_heads)·D]; `lse` [heads, T] f32 is kept.
+/// `out` [T, heads·D] from `qk` [T, (heads+kv_heads)·D] (rotated) and the v columns of `qkv`,
+/// which are its last; `lse` [heads, T] f32 is kept.
 pub fn forward(
     dev: &mut Device,
     p: &Attention,

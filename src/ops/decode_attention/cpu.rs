@@ -12,7 +12,7 @@ fn qk_width(p: &Attention) -> usize {
 }
 
 pub(super) fn append(cpu: &mut Cpu, p: &Attention, qk: Region, qkv: Region, to: &[u32], cache: Cache) {
-    let (width, raw, kv) = (qk_width(p), qk_width(p) + p.kv_heads * p.head_dim, p.kv_heads * p.head_dim);
+    let (width, raw, kv) = (qk_width(p), p.qkv_width(), p.kv_heads * p.head_dim);
     let (_, [qk, qkv], [k, v]) = cpu.split([qk, qkv], [cache.k, cache.v]);
     assert_eq!(qk.len(), to.len() * width, "one place for each row");
     for ((qk, qkv), to) in qk.chunks_exact(width).zip(qkv.chunks_exact(raw)).zip(to) {

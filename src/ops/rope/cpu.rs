@@ -47,8 +47,9 @@ pub(super) fn forward(cpu: &mut Cpu, p: &Rope, qkv: Region, positions: &[u32], q
         #[inline(always)]
         |((y, x), positions)| {
             for ((y, x), position) in y.chunks_exact_mut(width).zip(x.chunks_exact(raw)).zip(positions) {
-                let angles = &table[*position as usize * d..][..d];
-                for (h, (y, x)) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)).enumerate() {
+                let angles = &table[*position as usize * p.turned..][..p.turned];
+                for (h, y) in y.chunks_exact_mut(d).enumerate() {
+                    let x = &x[p.raw_column(h)..][..d];
                     forward_head(x, norm.map(|n| n.of(h, heads)), angles, y);
                 }
             }
@@ -63,7 +64,7 @@ fn forward_head(x: &[f32], norm: Option<(&[f32], f32)>, angles: &[f32], y: &mut 
         Some((weight, eps)) => normalise(x, weight, inverse_rms(x, eps), y),
         None => y.copy_from_slice(x),
     }
-    let (low, high) = y.split_at_mut(x.len() / 2);
+    let (low, high) = y[..angles.len()].split_at_mut(angles.len() / 2);
     for ((a, b), angle) in low.iter_mut().zip(high).zip(angles.as_chunks::<2>().0) {
         (*a, *b) = rotate(*a, *b, angle[0], angle[1]);
     }
@@ -87,10 +88,10 @@ pub(super) fn backward(cpu: &mut Cpu, p: &Rope, qkv: Region, positions: &[u32], 
         |(((dx, x), dy), positions)| {
             let rows = dx.chunks_exact_mut(raw).zip(x.chunks_exact(raw)).zip(dy.chunks_exact(width));
             for (((dx, x), dy), position) in rows.zip(positions) {
-                let angles = &table[*position as usize * d..][..d];
-                // Zipping with `dy` ends after the q and k columns.
-                let columns = dx.chunks_exact_mut(d).zip(x.chunks_exact(d)).zip(dy.chunks_exact(d));
-                for (h, ((dx, x), dy)) in columns.enumerate() {
+                let angles = &table[*position as usize * p.turned..][..p.turned];
+                for (h, dy) in dy.chunks_exact(d).enumerate() {
+                    let column = p.raw_column(h)..p.raw_column(h) + d;
+                    let (dx, x) = (&mut dx[column.clone()], &x[column]);
                     backward_head(x, norm.map(|n| n.of(h, heads)), angles, dy, dx);
                 }
             }
@@ -101,9 +102,10 @@ pub(super) fn backward(cpu: &mut Cpu, p: &Rope, qkv: Region, positions: &[u32], 
 
 #[inline(always)]
 fn backward_head(x: &[f32], norm: Option<(&[f32], f32)>, angles: &[f32], dy: &[f32], dx: &mut [f32]) {
-    let half = x.len() / 2;
-    let (dy_low, dy_high) = dy.split_at(half);
-    let (low, high) = dx.split_at_mut(half);
+    let turned = angles.len();
+    dx[turned..].copy_from_slice(&dy[turned..]);
+    let (dy_low, dy_high) = dy[..turned].split_at(turned / 2);
+    let (low, high) = dx[..turned].split_at_mut(turned / 2);
     let pairs = low.iter_mut().zip(high).zip(dy_low.iter().zip(dy_high));
     for (((a, b), (da, db)), angle) in pairs.zip(angles.as_chunks::<2>().0) {
         (*a, *b) = rotate(*da, *db, angle[0], -angle[1]);

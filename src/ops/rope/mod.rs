@@ -16,7 +16,11 @@ pub struct Rope {
     pub kv_heads: usize,
     /// Head size D.
     pub head_dim: usize,
-    /// cos and sin, f32 [max positions, D/2, 2] (cos then sin of one angle side by side).
+    /// Whether each query is followed by its output's gate in the projected rows.
+    pub gated: bool,
+    /// Leading elements R of a head that are turned; the others only pass.
+    pub turned: usize,
+    /// cos and sin, f32 [max positions, R/2, 2] (cos then sin of one angle side by side).
     pub table: Region,
     /// Per-head norm weights of q and k, each `[D]`, and its epsilon; `None` where the family has none.
     pub norm: Option<HeadNorm>,
@@ -34,10 +38,22 @@ pub struct HeadNorm {
 }
 
 impl Rope {
-    /// Columns of the projected input: q, k and v side by side.
+    /// Columns of the projected input: q (and gates), k and v side by side.
     #[must_use]
     pub fn qkv_width(&self) -> usize {
-        (self.heads + 2 * self.kv_heads) * self.head_dim
+        (self.heads * self.query_parts() + 2 * self.kv_heads) * self.head_dim
+    }
+
+    /// Heads' widths that a query takes in the projected rows.
+    fn query_parts(&self) -> usize {
+        if self.gated { 2 } else { 1 }
+    }
+
+    /// First column in the projected rows of head `head` of q and k.
+    fn raw_column(&self, head: usize) -> usize {
+        let parts = self.query_parts();
+        let before = if head < self.heads { head * parts } else { self.heads * parts + head - self.heads };
+        before * self.head_dim
     }
 
     /// Columns of the rotated output: q and k side by side.
@@ -56,7 +72,7 @@ pub fn forward(dev: &mut Device, p: &Rope, qkv: Region, positions: Indices<'_>, 
     }
 }
 
-/// Writes the q and k columns of `dqkv` [T, qkv_width] from `dqk` [T, qk_width]; the v columns stay.
+/// Writes the q and k columns of `dqkv` [T, qkv_width] from `dqk` [T, qk_width]; the others stay.
 pub fn backward(dev: &mut Device, p: &Rope, qkv: Region, positions: Indices<'_>, dqk: Region, dqkv: Region) {
     match dev {
         Device::Cpu(cpu) => cpu::backward(cpu, p, qkv, positions.values, dqk, dqkv),

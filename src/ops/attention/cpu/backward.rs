@@ -61,7 +61,7 @@ impl<'a> Operands<'a> {
         Operands {
             q: Columns::head(qk, p.qk_width(), head, d),
             k: Columns::head(qk, p.qk_width(), p.heads + kv, d),
-            v: Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d),
+            v: Columns::head(qkv, p.qkv_width(), p.first_value() + kv, d),
             dout: Columns::head(dout, p.heads * d, head, d),
             lse: &lse[head * tokens..][..tokens],
             delta: &delta[head * tokens..][..tokens],
@@ -155,7 +155,7 @@ fn key_value_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Ba
     let sources = [qk, qkv, dout, lse, delta];
     let blocks = blocks(segments, KEYS, dqk.len() / p.qk_width());
     let (_, dk) = Tile::new(dqk, p.qk_width()).split_cols(p.heads * d);
-    let (_, dv) = Tile::new(dqkv, p.qkv_width()).split_cols(p.qk_width());
+    let (_, dv) = Tile::new(dqkv, p.qkv_width()).split_cols(p.first_value() * d);
     let tiles = cut(dk, p.kv_heads, d, &blocks).into_iter().zip(cut(dv, p.kv_heads, d, &blocks));
     let places = (0..p.kv_heads).flat_map(|h| blocks.iter().map(move |b| (h, *b)));
     tasks::run(

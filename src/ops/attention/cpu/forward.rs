@@ -34,7 +34,7 @@ pub(in super::super) fn run(
             let kv = head / p.group();
             let q = Columns::head(qk, p.qk_width(), head, d);
             let k = Columns::head(qk, p.qk_width(), p.heads + kv, d);
-            let v = Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d);
+            let v = Columns::head(qkv, p.qkv_width(), p.first_value() + kv, d);
             forward_block([q, k, v], p.scale, block, out, lse);
         },
     );
