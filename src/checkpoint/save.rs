@@ -164,10 +164,10 @@ impl Shelf {
         self.remove_if_there(&name.replace(".qckpt", ".next"))
     }
 
-    /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, the
-    /// protected, and the one just saved.
+    /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, and the one
+    /// just saved.
     fn prune(&mut self, saved: &State) -> io::Result<()> {
-        let stays = [self.protected, saved.cursor.best.map(|best| best.step), Some(saved.step)];
+        let stays = [saved.cursor.best.map(|best| best.step), Some(saved.step)];
         let entries = self.scan()?;
         let mut changed = false;
         if entries.len() > self.keep {
@@ -274,9 +274,9 @@ impl Shelf {
 }
 
 fn check(state: &State) -> Result<()> {
-    state.check().map_err(|what| {
-        let kind = if what.contains("not finite") { Kind::Diverged } else { Kind::Check };
-        Error::new(kind, format!("the state of step {} is not saved: {what}", state.step))
+    state.check().map_err(|wrong| {
+        let kind = if wrong.not_finite { Kind::Diverged } else { Kind::Check };
+        Error::new(kind, format!("the state of step {} is not saved: {wrong}", state.step))
     })
 }
 

@@ -213,6 +213,22 @@ impl TensorEntry {
     }
 }
 
+/// Why a state is none that a run can be in.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}")]
+pub struct Wrong {
+    /// The section (of the file format), the entry, and what is wrong.
+    pub what: String,
+    /// A weight or moment is not a number, infinite, or negative where it must not be.
+    pub not_finite: bool,
+}
+
+impl From<String> for Wrong {
+    fn from(what: String) -> Self {
+        Wrong { what, not_finite: false }
+    }
+}
+
 /// Longest tensor name, bytes.
 pub const NAME_MAX: usize = 512;
 
@@ -221,11 +237,11 @@ impl State {
     ///
     /// # Errors
     /// Names the section (of the file format) and the entry.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), Wrong> {
         self.check_structure([self.weights.len(), self.m.len(), self.v.len()])?;
         for (section, array) in [("W", &self.weights), ("M", &self.m), ("V", &self.v)] {
             if let Some(at) = first_bad(section, array) {
-                return Err(self.bad_value(section, at));
+                return Err(Wrong { what: self.bad_value(section, at), not_finite: true });
             }
         }
         Ok(())

@@ -84,7 +84,8 @@ impl RunFile {
             ))
             .hint("use the version of this program that wrote it"));
         }
-        let run: RunFile = serde_json::from_value(value).map_err(wrong)?;
+        // From the text: a value would have lost keys that come twice.
+        let run: RunFile = serde_json::from_str(&text).map_err(wrong)?;
         // Combinations are left to the start: evaluation rows, for one, may have come from memory.
         super::check_values(&run.settings)
             .map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;

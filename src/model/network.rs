@@ -207,10 +207,10 @@ impl Network {
         }
         self.head_input(dev, &pass);
         let done = self.head_chunks(&pass, |operands, x, _| loss::forward(dev, operands, x));
-        done.map(|()| self.losses(dev, pass.targets.len())).transpose()
+        done.map(|()| dev.read(self.losses_of(pass.targets.len()))).transpose()
     }
 
-    /// Queues or does one micro-batch: its losses are then [`Network::losses`], and the gradient of `grad_scale` × their sum
+    /// Queues or does one micro-batch: its losses then lie in [`Network::losses_of`], and the gradient of `grad_scale` × their sum
     /// is added to the flat gradients. `None` when cancelled; the gradients are then unusable.
     ///
     /// # Errors
@@ -241,12 +241,10 @@ impl Network {
         }))
     }
 
-    /// Losses of the `count` scored tokens of the micro-batch done last, nats.
-    ///
-    /// # Errors
-    /// When the device failed, also in work that was queued before.
-    pub fn losses(&self, dev: &mut Device, count: usize) -> Result<Vec<f32>> {
-        dev.read(self.rows(self.work.losses, count, 1))
+    /// Where the losses of the `count` scored tokens of the micro-batch done last lie, nats.
+    #[must_use]
+    pub fn losses_of(&self, count: usize) -> Region {
+        self.rows(self.work.losses, count, 1)
     }
 
     /// Sum of the squares of all gradients.

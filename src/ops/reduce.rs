@@ -32,6 +32,44 @@ pub fn sum_of_squares(dev: &mut Device, x: Region, scratch: Region) -> Result<f6
     }
 }
 
+/// Sums of f32 values in f64, first to last: the order is part of the result. Several are taken one after the other and read
+/// at once.
+pub struct Sums {
+    sums: Vec<f64>,
+}
+
+impl Sums {
+    /// For up to `most` sums. Nothing is allocated on the device yet.
+    pub fn plan(planner: &mut Planner, most: usize) -> Self {
+        let _ = planner;
+        Sums { sums: Vec::with_capacity(most) }
+    }
+
+    /// Forgets all sums.
+    pub fn clear(&mut self) {
+        self.sums.clear();
+    }
+
+    /// Queues or does one more sum, that of `x`.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn add(&mut self, dev: &mut Device, x: Region) -> Result<()> {
+        let values = dev.read(x)?;
+        self.sums.push(values.iter().fold(0.0, |sum, x| sum + f64::from(*x)));
+        Ok(())
+    }
+
+    /// All sums, in order.
+    ///
+    /// # Errors
+    /// When the device failed, also in work that was queued before.
+    pub fn read(&mut self, dev: &mut Device) -> Result<Vec<f64>> {
+        let _ = dev;
+        Ok(self.sums.clone())
+    }
+}
+
 fn cpu_sum_of_squares(cpu: &mut Cpu, x: Region) -> f64 {
     let isa = cpu.isa;
     let (pool, [x], []) = cpu.split([x], []);

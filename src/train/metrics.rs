@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// Every line of the file.
+    lines: Vec<Line>,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
@@ -52,7 +54,7 @@ impl Metrics {
         let text: String = lines.iter().map(Line::to_json).collect();
         atomic_file::write(path, text.as_bytes())?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, &e))?;
-        Ok(Metrics { path: path.to_owned(), file, ahead, repeated: None, exact, failed: false })
+        Ok(Metrics { path: path.to_owned(), file, lines, ahead, repeated: None, exact, failed: false })
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -66,7 +68,7 @@ impl Metrics {
     ///
     /// # Errors
     /// [`crate::error::Kind::Check`] when a repeated step differs from what was logged.
-    pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
+    pub fn push(&mut self, line: Line) -> Result<Option<(u64, u64)>> {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
@@ -75,6 +77,7 @@ impl Metrics {
                 failpoint::die_if_halfway();
             }
             self.failed |= self.file.write_all(text.as_bytes()).is_err();
+            self.lines.push(line);
             return Ok(None);
         };
         if before != now {
@@ -110,10 +113,8 @@ impl Metrics {
     }
 
     /// Every line of the file.
-    ///
-    /// # Errors
-    /// I/O errors, naming the path.
-    pub fn lines(&self) -> Result<Vec<Line>> {
-        read_lines(&self.path)
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
     }
 }

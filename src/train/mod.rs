@@ -1,13 +1,17 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
 pub mod devices;
+pub mod engine;
 pub mod evaluate;
 pub mod exchange;
 pub mod folder;
 mod initial;
 pub mod metrics;
+pub mod objective;
 pub mod origin;
+pub mod publish;
 mod run;
+pub mod saver;
 pub mod schedule;
 pub mod setup;
 pub mod start;

@@ -2,7 +2,9 @@
 
 use super::PlanReport;
 use super::devices::Chosen;
+use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
+use super::objective;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
 use crate::checkpoint::state::State;
 use crate::config::{self, Recompute, Settings, Strategy};
@@ -12,6 +14,7 @@ use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
+use crate::ops::reduce::Sums;
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -136,7 +139,7 @@ impl Setup {
     }
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
-    fn network(&self) -> Result<(Planner, Network)> {
+    fn network(&self) -> Result<(Planner, Network, Sums)> {
         let (available, target) = (self.device.available()?, self.device.target());
         let beside = if target == Target::Cpu { snapshot_bytes(&self.layout) } else { 0 };
         let choices: &[Recompute] = match self.settings.recompute {
@@ -155,10 +158,11 @@ impl Setup {
                 self.tokens,
                 recompute,
             )?;
+            let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps);
             let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
             if need <= available {
-                return Ok((planner, network));
+                return Ok((planner, network, sums));
             }
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -171,12 +175,18 @@ impl Setup {
         .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
     }
 
+    /// Bytes of one checkpoint, but for its log.
+    #[must_use]
+    pub fn checkpoint_bytes(&self) -> u64 {
+        snapshot_bytes(&self.layout)
+    }
+
     /// What the run would need.
     ///
     /// # Errors
     /// When it does not fit.
     pub fn report(&self) -> Result<PlanReport> {
-        let (planner, _) = self.network()?;
+        let (planner, _, _) = self.network()?;
         let purpose = |p: Purpose| match p {
             Purpose::BaseWeights => "base weights",
             Purpose::Inputs => "token ids, positions, work lists",
@@ -206,12 +216,12 @@ impl Setup {
         })
     }
 
-    /// Allocates the memory and builds the trainer. The weights stay mapped as long as the trainer lives.
+    /// Allocates the memory and copies the model there.
     ///
     /// # Errors
     /// When it does not fit, or threads cannot be had.
-    pub fn trainer(self, observer: &mut dyn Observer) -> Result<(Trainer, Weights, Identity)> {
-        let (planner, network) = self.network()?;
+    pub fn allocate(self, observer: &mut dyn Observer) -> Result<Ready> {
+        let (planner, network, sums) = self.network()?;
         observer.on_event(&Event::Note(format!("device: {}", self.device.describe())));
         if let (Target::Cuda, Some(text)) = (planner.target(), self.weights.rounding()) {
             observer.on_event(&Event::Warning(text));
@@ -220,18 +230,45 @@ impl Setup {
         let mut progress = |done, total| {
             observer.on_event(&Event::Progress { what: "copying the model to the device", done, total });
         };
-        let trainer = Trainer::new(
-            self.settings,
-            device,
-            network,
-            self.layout,
-            self.adapter,
-            self.train,
-            self.eval,
-            &self.initial,
-            &mut progress,
-        )?;
-        Ok((trainer, self.weights, self.identity))
+        let objective = objective::named(self.identity.objective);
+        let (layout, adapter) = (self.layout, self.adapter);
+        let parts = Parts { device, network, objective, layout, adapter, sums };
+        let engine = NetworkEngine::new(parts, &self.settings, &self.initial, &mut progress)?;
+        Ok(Ready {
+            engine,
+            settings: self.settings,
+            identity: self.identity,
+            train: self.train,
+            eval: self.eval,
+            weights: self.weights,
+        })
+    }
+}
+
+/// A model in its place, and what a trainer needs beside it.
+pub struct Ready {
+    /// The model with its adapter.
+    pub engine: NetworkEngine,
+    /// As [`Setup::settings`].
+    pub settings: Settings,
+    /// As [`Setup::identity`].
+    pub identity: Identity,
+    /// As [`Setup::train`].
+    pub train: Source,
+    /// As [`Setup::eval`].
+    pub eval: Option<Source>,
+    /// The base stays mapped as long as the model is in use.
+    pub weights: Weights,
+}
+
+impl Ready {
+    /// The trainer, and the base.
+    ///
+    /// # Errors
+    /// Wrong schedule arguments.
+    pub fn trainer(self) -> Result<(Trainer, Weights)> {
+        let Ready { engine, settings, identity, train, eval, weights } = self;
+        Ok((Trainer::new(settings, identity, Box::new(engine), train, eval)?, weights))
     }
 }
 
