@@ -2,7 +2,7 @@
 
 use super::Settings;
 use super::fields::{Class, FIELDS};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -67,14 +67,14 @@ impl RunFile {
     pub fn read(run_folder: &Path) -> Result<Self> {
         let path = run_folder.join("run.json");
         let text = std::fs::read_to_string(&path).map_err(|e| {
-            let error = Error::reading(&path, &e);
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::input(format!("{}: no run in this folder (run.json is missing)", run_folder.display()))
+                    .caused_by(e)
             } else {
-                error
+                Error::reading(&path, e)
             }
         })?;
-        let wrong = |e: serde_json::Error| Error::input(format!("{}: {e}", path.display()));
+        let wrong = |e: serde_json::Error| Error::input(format!("{}: {e}", path.display())).caused_by(e);
         let value: Value = serde_json::from_str(&text).map_err(wrong)?;
         // First: a layout of another version may have any fields.
         if let Some(format) = value["format"].as_u64().filter(|format| *format != u64::from(FORMAT)) {
@@ -87,8 +87,7 @@ impl RunFile {
         // From the text: a value would have lost keys that come twice.
         let run: RunFile = serde_json::from_str(&text).map_err(wrong)?;
         // Combinations are left to the start: evaluation rows, for one, may have come from memory.
-        super::check_values(&run.settings)
-            .map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;
+        super::check_values(&run.settings).map_err(|e| e.at(path.display()).of_kind(Kind::Input))?;
         Ok(run)
     }
 }

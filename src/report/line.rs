@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 trait Word {
     fn to_word(self) -> u64;
     fn from_word(word: u64) -> Self;
-    fn is_finite(self) -> bool;
+    fn finite(self) -> bool;
 }
 
 impl Word for u64 {
@@ -18,7 +18,7 @@ impl Word for u64 {
         word
     }
 
-    fn is_finite(self) -> bool {
+    fn finite(self) -> bool {
         true
     }
 }
@@ -32,7 +32,7 @@ impl Word for f64 {
         f64::from_bits(word)
     }
 
-    fn is_finite(self) -> bool {
+    fn finite(self) -> bool {
         f64::is_finite(self)
     }
 }
@@ -75,7 +75,7 @@ macro_rules! log_lines {
             /// Whether all its numbers are finite.
             #[must_use]
             pub fn is_finite(&self) -> bool {
-                match self { $(LogLine::$kind(line) => [$(Word::is_finite(line.$field)),*].iter().all(|yes| *yes),)* }
+                match self { $(LogLine::$kind(line) => [$(Word::finite(line.$field)),*].iter().all(|yes| *yes),)* }
             }
 
             /// The number of its kind, and its fields: integers, and the bits of f64.

@@ -192,9 +192,9 @@ impl<'a> Run<'a> {
         work: impl FnOnce(&mut Saver, &mut Trainer, &mut dyn Observer) -> Result<()>,
     ) -> Result<()> {
         let Begun { saver, trainer, .. } = &mut self.begun;
-        let before = saver.last_saved();
+        let before = saver.newest();
         work(saver, trainer, self.observer)?;
-        if saver.last_saved() != before {
+        if saver.newest() != before {
             self.write_report();
         }
         Ok(())
@@ -203,7 +203,7 @@ impl<'a> Run<'a> {
     /// A base that is edited in place while it is mapped would change the run silently.
     fn check_base(&self) -> Result<()> {
         let Some(weights) = &self.begun.weights else { return Ok(()) };
-        weights.check_unchanged().map_err(|error| match self.begun.saver.last_saved() {
+        weights.check_unchanged().map_err(|error| match self.begun.saver.newest() {
             Some(step) => {
                 error.hint(format!("the checkpoint of step {step} is good; restore the file and resume"))
             }
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
 
     /// What stands after a divergence, and how to go on from it.
     fn after_divergence(&self, error: Error) -> Error {
-        let stands = match self.begun.saver.last_saved() {
+        let stands = match self.begun.saver.newest() {
             Some(step) => format!("the checkpoint of step {step} stands"),
             None => "no checkpoint was saved".into(),
         };

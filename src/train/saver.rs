@@ -19,6 +19,8 @@ pub struct Saver {
     /// A state that was written, for its memory.
     spare: State,
     last_saved: Option<u64>,
+    /// The newest whole checkpoint that was there before.
+    found: Option<u64>,
     writer: Writer,
 }
 
@@ -44,11 +46,11 @@ struct Written {
 }
 
 impl Saver {
-    /// A saver into `store`, whose newest whole checkpoint is that of step `last_saved`.
+    /// A saver into `store`, whose newest whole checkpoint is that of step `found`.
     ///
     /// # Errors
     /// [`Kind::Io`] when there can be no further thread.
-    pub fn new(store: Store, last_saved: Option<u64>) -> Result<Self> {
+    pub fn new(store: Store, found: Option<u64>) -> Result<Self> {
         let store = Arc::new(Mutex::new(store));
         let (states, to_write) = channel();
         let (done, written) = channel();
@@ -58,13 +60,13 @@ impl Saver {
             .spawn(move || write_until_closed(&theirs, &to_write, &done))
             .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
         let writer = Writer { states: Some(states), written, thread: Some(thread) };
-        Ok(Saver { store, phase: Phase::Idle, spare: State::default(), last_saved, writer })
+        Ok(Saver { store, phase: Phase::Idle, spare: State::default(), last_saved: None, found, writer })
     }
 
-    /// The newest step that was saved, or that the run began with.
+    /// The newest step whose checkpoint is known to be whole.
     #[must_use]
-    pub fn last_saved(&self) -> Option<u64> {
-        self.last_saved
+    pub fn newest(&self) -> Option<u64> {
+        self.last_saved.or(self.found)
     }
 
     /// The step of `state` is to be saved again: what it held then was not all of it.
@@ -157,6 +159,7 @@ impl Saver {
         let mut copied = std::mem::take(&mut self.spare);
         let arrays = [&mut copied.weights, &mut copied.m, &mut copied.v].map(std::mem::take);
         copied.clone_from(state);
+        copied.history = state.history.before(state.step);
         engine.begin_copy(arrays)?;
         self.phase = Phase::Copying(copied);
         Ok(())
@@ -185,6 +188,7 @@ impl Saver {
         self.spare = written.state;
         if let Ok(path) = &written.result {
             self.last_saved = Some(step);
+            self.found = Some(step);
             observer.on_event(&Event::Saved { step, path: path.clone() });
         }
         written.warnings.into_iter().for_each(|text| observer.on_event(&Event::Warning(text)));

@@ -297,7 +297,7 @@ fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> R
     let mut files: BTreeMap<String, String> =
         weights.map.digests(cache.as_deref(), &mut progress)?.into_iter().collect();
     let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
     let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
     Ok(BaseModel { files, encoding })

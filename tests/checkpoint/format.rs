@@ -43,7 +43,7 @@ fn bytes_are_pinned() {
     assert_eq!(digest.as_str(), PINNED);
 }
 
-const PINNED: &str = "49826edb010da8e89a96083c484805bd40a51b27a8444da1d132094d4b9437f5";
+const PINNED: &str = "3c804f998de54f9dfef257743ab0833b4e4f8ea22a83e735bb9db4ab0fb872b2";
 
 #[test]
 fn every_flipped_bit_is_refused() {

@@ -6,7 +6,7 @@ use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
 use qwentune::checkpoint::state::{Best, State};
-use qwentune::checkpoint::storage::{Folder, Stored};
+use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
 use qwentune::checkpoint::store::{Found, RunLock, Store};
 use qwentune::error::{Kind, Result};
 use qwentune::report::event::Event;
@@ -20,7 +20,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 fn opened(folder: &Path, keep: usize) -> Result<Store> {
-    Store::open(RunLock::take(folder)?, keep)
+    Store::open(&RunLock::take(&FileSystem, folder)?, keep)
 }
 
 fn open(folder: &Path, keep: usize) -> Store {
@@ -67,19 +67,8 @@ fn saves_and_finds_again() {
     let mut store = open(&folder, 0);
     assert!(store.newest().expect("empty").newest.is_none());
     (1..=5).for_each(|step| save(&mut store, step));
-    let saved: Vec<u64> = store
-        .outcomes()
-        .iter()
-        .map(|o| match o {
-            Outcome::Saved { step, path } => {
-                assert_eq!(path, &file(&folder, *step));
-                *step
-            }
-            Outcome::Skipped { why, .. } => panic!("{why}"),
-        })
-        .collect();
-    assert_eq!(saved, [1, 2, 3, 4, 5]);
-    assert!(store.outcomes().is_empty());
+    assert_eq!(store.save(&state(6, 0)).expect("saved"), file(&folder, 6));
+    assert!(store.take_warnings().is_empty());
     drop(store);
     let found = open(&folder, 2).newest().expect("there");
     assert_eq!((found.seen, found.set_aside.len()), (2, 0));
@@ -161,7 +150,7 @@ fn nothing_goes_before_newer_ones_were_read_back() {
     let expected =
         ["step-00000001.qckpt", "step-00000002.qckpt.bad", "step-00000003.qckpt.bad", "step-00000004.qckpt"];
     assert_eq!(names(&folder), expected);
-    assert_eq!(store.warnings().len(), 2);
+    assert_eq!(store.take_warnings().len(), 2);
 }
 
 #[test]
@@ -243,11 +232,11 @@ fn the_header_counts_not_the_name() {
     fs::rename(file(&folder, 1), file(&folder, 9)).expect("renamed");
     let mut store = open(&folder, 2);
     let found = store.newest().expect("whole");
-    assert!(store.warnings().is_empty(), "the newest has its right name");
+    assert!(store.take_warnings().is_empty(), "the newest has its right name");
     assert_eq!(step(found), Some(2));
     fs::remove_file(file(&folder, 2)).expect("removed");
     let found = store.newest().expect("whole");
-    let warnings = store.warnings();
+    let warnings = store.take_warnings();
     assert!(warnings[0].contains("holds step 1; the content counts"), "{warnings:?}");
     assert_eq!(step(found), Some(1));
     // The name is needed for step 9: the file that has it is no longer found under it, and is kept.
@@ -287,7 +276,7 @@ fn a_repeated_step() {
     assert_eq!(inspect::load(&file(&folder, 2)).expect("whole"), state(2, 8));
     let old = folder.join("checkpoints/step-00000002.qckpt.old");
     assert_eq!(inspect::load(&old).expect("whole"), state(2, 0));
-    assert!(store.warnings()[0].contains("kept as step-00000002.qckpt.old"));
+    assert!(store.take_warnings()[0].contains("kept as step-00000002.qckpt.old"));
     // A damaged one is set aside.
     flip(&file(&folder, 3), 30_000);
     save(&mut store, 3);
@@ -351,10 +340,9 @@ fn a_moved_folder_is_noticed() {
     let (before, after) = (folder.join("before"), folder.join("after"));
     let mut store = open(&before, 2);
     fs::rename(&before, &after).expect("renamed");
-    save(&mut store, 1);
-    let warnings = store.warnings();
+    assert_eq!(store.save(&state(1, 0)).expect("saved"), file(&after, 1));
+    let warnings = store.take_warnings();
     assert!(warnings[0].contains("was moved") && warnings[0].contains("after/checkpoints"), "{warnings:?}");
-    assert!(matches!(&store.outcomes()[..], [Outcome::Saved { path, .. }] if path == &file(&after, 1)));
     fs::remove_dir_all(&after).expect("removed");
     let error = store.save(&state(2, 0)).expect_err("deleted");
     assert_eq!(error.kind, Kind::Output);
@@ -417,7 +405,7 @@ fn the_next_loss_beside_a_checkpoint() {
     assert!(text.starts_with("qwentune next-loss 1\nstep 2\nloss 3fd5555555555555\n"), "{text}");
     fs::write(&path, text.replace("3fd5", "3fd4")).expect("written");
     assert_eq!(store.read_next_loss(2).expect("no error"), None);
-    assert!(store.warnings()[0].contains("step-00000002.next: damaged"));
+    assert!(store.take_warnings()[0].contains("step-00000002.next: damaged"));
     (3..=4).for_each(|step| save(&mut store, step));
     assert!(!path.exists(), "it goes with its checkpoint");
 }
@@ -425,7 +413,7 @@ fn the_next_loss_beside_a_checkpoint() {
 #[test]
 fn room_is_counted_beforehand() {
     let folder = fresh_folder("room");
-    let mut store = open(&folder, 3);
+    let store = open(&folder, 3);
     assert_eq!(store.space_warning(1), None);
     let text = store.space_warning(1 << 58).expect("no disk is that large");
     assert!(text.contains("4 of 288230376152 MB each"), "{text}");
@@ -468,10 +456,10 @@ impl Folder for Gated {
     }
 }
 
-fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
+fn gated() -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
-    let lock = fs::File::create(fresh_folder(name).join("lock")).expect("created");
+    let lock: Held = Arc::new(());
     (Store::of(shelf, lock), disk, gate)
 }
 
@@ -525,7 +513,7 @@ fn told(events: &[Event]) -> Vec<String> {
 #[test]
 fn a_slow_disk_skips_and_never_blocks() {
     for beside in [false, true] {
-        let (store, disk, gate) = gated("slow");
+        let (store, disk, gate) = gated();
         let mut saver = Saver::new(store, None).expect("starts");
         let mut events = Vec::new();
         let closed = gate.lock().expect("open");
@@ -546,7 +534,7 @@ fn a_slow_disk_skips_and_never_blocks() {
         assert_eq!(told(&events).len(), 3);
         assert!(told(&events)[0].contains("still being written"), "{:?}", told(&events));
         assert_eq!(told(&events)[1..], ["saved 1", "saved 3"]);
-        assert_eq!(saver.last_saved(), Some(3));
+        assert_eq!(saver.newest(), Some(3));
         let found = saver.store().newest().expect("whole").newest.expect("there").1;
         assert_eq!(found, state(3, 0), "with the arrays of its own step");
         assert_eq!(disk.names().len(), 2);
@@ -556,25 +544,27 @@ fn a_slow_disk_skips_and_never_blocks() {
 /// A state that is saved already is not saved again, unless it changed.
 #[test]
 fn a_step_is_saved_once() {
-    let (store, disk, _) = gated("once");
+    let (store, disk, _) = gated();
     let mut saver = Saver::new(store, Some(1)).expect("starts");
+    assert_eq!(saver.newest(), Some(1));
     let mut arrays = Arrays::new(state(1, 0), false);
     let mut events = Vec::new();
-    saver
-        .save(&head(&state(1, 0)), &mut arrays, &mut |event: &Event| events.push(event.clone()))
-        .expect("there");
-    assert!(told(&events).is_empty() && disk.names().is_empty());
-    saver.forget();
-    saver
-        .save(&head(&state(1, 0)), &mut arrays, &mut |event: &Event| events.push(event.clone()))
-        .expect("saved");
-    assert_eq!(told(&events), ["saved 1"]);
+    let mut observer = |event: &Event| events.push(event.clone());
+    let head = head(&state(1, 0));
+    for again in [false, false, true] {
+        if again {
+            saver.forget();
+        }
+        saver.save(&head, &mut arrays, &mut observer).expect("saved");
+    }
+    assert_eq!(disk.names().len(), 1);
+    assert_eq!(told(&events), ["saved 1", "saved 1"]);
 }
 
 #[test]
 fn a_full_disk_skips_and_training_goes_on() {
     use super::disk::Trouble;
-    let (store, disk, _) = gated("full");
+    let (store, disk, _) = gated();
     let mut saver = Saver::new(store, None).expect("starts");
     let mut events = Vec::new();
     let mut save = |step: u64, waits: bool| {
@@ -603,7 +593,7 @@ fn a_full_disk_skips_and_training_goes_on() {
 /// Training does not go on with a state that is not finite, also when nobody waited for its save.
 #[test]
 fn a_state_that_is_not_finite_ends_the_run() {
-    let (store, disk, _) = gated("not-finite");
+    let (store, disk, _) = gated();
     let mut saver = Saver::new(store, None).expect("starts");
     let mut bad = state(2, 0);
     bad.m[3] = f32::NAN;

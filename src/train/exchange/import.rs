@@ -4,6 +4,7 @@ use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, State, TensorEntry};
+use crate::checkpoint::storage::FileSystem;
 use crate::checkpoint::store::{RunLock, Store};
 use crate::config::Settings;
 use crate::error::{Error, Result};
@@ -49,9 +50,9 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     foreign.check_settings(s)?;
     let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
-    let lock = RunLock::take(&folder.path)?;
+    let lock = RunLock::take(&FileSystem, &folder.path)?;
     refuse_occupied(request, &folder)?;
-    let mut store = Store::open(lock, s.save_total_limit)?;
+    let mut store = Store::open(&lock, s.save_total_limit)?;
     let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
     store.save(&state)?;
     // Last: a folder that names itself a run has the checkpoint to continue from.
@@ -97,10 +98,7 @@ fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
 fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)> {
     let progress = &foreign.progress;
     let step = progress.step;
-    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|mut e| {
-        e.what = format!("{}: {}", foreign.folder.display(), e.what);
-        e
-    })?;
+    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
     let mut history = History::new(total_steps, warmup_steps(&setup.settings, total_steps));
@@ -125,7 +123,9 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
         cursor: Cursor { samples, tokens, updates_behind, ..Cursor::default() },
         log: Vec::new(),
     };
-    state.check().map_err(|what| Error::input(format!("{}: {what}", foreign.folder.display())))?;
+    state
+        .check()
+        .map_err(|flaw| Error::input(format!("{}: {flaw}", foreign.folder.display())).caused_by(flaw))?;
     Ok((state, notes))
 }
 

@@ -10,6 +10,8 @@ use super::saver::Saver;
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
 use super::{Control, PlanReport, Request, Summary, exchange, origin};
+use crate::checkpoint::inspect;
+use crate::checkpoint::storage::FileSystem;
 use crate::checkpoint::store::{RunLock, Store};
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
@@ -54,10 +56,10 @@ pub fn run_on(
         request.must_resume = true;
     }
     let folder = RunFolder::new(&request.settings.output_dir);
-    let lock = RunLock::take(&folder.path)?;
+    let lock = RunLock::take(&FileSystem, &folder.path)?;
     // What is moved aside is moved before anything in the folder is open.
     locate::claim(&request, &folder, observer)?;
-    let mut store = Store::open(lock, request.settings.save_total_limit)?;
+    let mut store = Store::open(&lock, request.settings.save_total_limit)?;
     let found = locate::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
     // They are kept encoded from here on; that there were any is remembered.
@@ -75,7 +77,8 @@ pub fn run_on(
     if let Some(text) = store.space_warning(checkpoint) {
         observer.on_event(&Event::Warning(text));
     }
-    let last_saved = found.state.as_ref().map(|state| state.step);
+    let whole = found.state.as_ref().map(|state| state.step);
+    let whole = whole.filter(|step| inspect::path_of_step(&folder.path, *step).is_file());
     if let Some(state) = found.state {
         trainer.restore(state)?;
     }
@@ -99,7 +102,7 @@ pub fn run_on(
     let begun = Begun {
         settings,
         folder,
-        saver: Saver::new(store, last_saved)?,
+        saver: Saver::new(store, whole)?,
         trainer,
         inexact,
         metrics,
