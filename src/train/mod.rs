@@ -10,6 +10,7 @@ pub mod metrics;
 pub mod objective;
 pub mod origin;
 pub mod publish;
+pub mod report;
 mod run;
 pub mod saver;
 pub mod schedule;
