@@ -132,7 +132,8 @@ fn runs_are_compared_on_one_page() {
     let mut first: Vec<Line> = (1..=40).map(|n| logged(step(n, 3.0 - n as f64 / 50.0))).collect();
     first.push(evaluation(40, 2.5, None));
     let second = (1..=20).map(|n| logged(step(n, 2.0))).collect();
-    let page = compare(&[run("runs/<a>", "1e-4", first), run("runs/b", "2e-4", second), run("c", "2e-4", vec![])]);
+    let page =
+        compare(&[run("runs/<a>", "1e-4", first), run("runs/b", "2e-4", second), run("c", "2e-4", vec![])]);
     for words in [
         "3 runs compared",
         "runs/&lt;a&gt;",

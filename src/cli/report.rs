@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 
 /// `qwentune report`.
 pub fn report(matches: &ArgMatches) -> Result<()> {
-    let runs: Vec<PathBuf> = matches.get_many::<String>("runs").into_iter().flatten().map(PathBuf::from).collect();
+    let runs: Vec<PathBuf> =
+        matches.get_many::<String>("runs").into_iter().flatten().map(PathBuf::from).collect();
     if let [run] = runs.as_slice() {
         say(&report::write(run)?.display().to_string());
         return Ok(());

@@ -146,8 +146,11 @@ pub fn compare(runs: &[Compared]) -> String {
 /// A column for each run, its name above.
 fn table(title: &str, runs: &[Compared], rows: &[(String, Vec<String>)]) -> String {
     let names = runs.iter().enumerate();
-    let names: String =
-        names.map(|(i, run)| format!("<th class=\"key c{}\">{}</th>", i % super::chart::COLOURS, escape(&run.name))).collect();
+    let names: String = names
+        .map(|(i, run)| {
+            format!("<th class=\"key c{}\">{}</th>", i % super::chart::COLOURS, escape(&run.name))
+        })
+        .collect();
     let row = |(name, values): &(String, Vec<String>)| {
         let cells: String = values.iter().map(|value| format!("<td>{}</td>", escape(value))).collect();
         format!("<tr><td>{}</td>{cells}</tr>", escape(name))

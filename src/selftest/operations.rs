@@ -743,7 +743,8 @@ fn optimizer(settings: &Settings, len: usize, rows: &mut Vec<Row>) -> Result<()>
         (square.get() - want).abs() / want,
         1e-12,
     ));
-    let part = |len: usize| gradient[..len].iter().fold((0.0, 0.0), |(sum, size), g| (sum + g, size + g.abs()));
+    let part =
+        |len: usize| gradient[..len].iter().fold((0.0, 0.0), |(sum, size), g| (sum + g, size + g.abs()));
     for (got, len) in both.take().into_iter().zip([len, len.div_ceil(2)]) {
         let (want, size) = part(len);
         rows.push(Row::compared("reduce", format!("sum of {len}"), (got - want).abs() / size, 1e-12));

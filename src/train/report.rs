@@ -1,7 +1,7 @@
 //! `report.html` of a run folder made again, and the page that compares several.
 
-use crate::config::{self, RunFile};
 use crate::config::fields::{Class, FIELDS};
+use crate::config::{self, RunFile};
 use crate::error::{Error, Result};
 use crate::formats::atomic_file;
 use crate::report::html::{self, Compared};
