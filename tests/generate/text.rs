@@ -268,7 +268,10 @@ fn a_model_that_is_edited_meanwhile_ends_the_job() {
     };
     let error = job.run("edited.jsonl", &edited_meanwhile).unwrap_err();
     assert_eq!(error.kind, Kind::Io, "{error}");
-    assert!(error.to_string().contains("model.safetensors") && error.to_string().contains("run the command again"));
+    assert!(
+        error.to_string().contains("model.safetensors")
+            && error.to_string().contains("run the command again")
+    );
     assert!(!job.folder.join("edited.jsonl").exists());
     let kept = job.read("edited.jsonl.partial").lines().count() - 1;
     std::fs::write(&weights, whole).unwrap();
