@@ -146,7 +146,7 @@ const STACK: &[(&str, &[&str])] = &[
 ];
 
 /// What everything above them may use; among themselves the later may use the earlier.
-const EVERYBODY: &[&str] = &["error", "element", "philox", "sys", "failpoint", "config", "report"];
+const EVERYBODY: &[&str] = &["error", "element", "philox", "sys", "failpoint", "files", "config", "report"];
 
 fn may_use(module: &str, other: &str) -> bool {
     let rank = |name: &str| EVERYBODY.iter().position(|m| *m == name);

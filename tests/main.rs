@@ -26,6 +26,7 @@ mod model;
 mod model_files;
 mod ops;
 mod origin;
+mod publish;
 mod report;
 mod resume;
 mod scratch;

@@ -5,14 +5,14 @@
 use super::decode::Source;
 use super::format::BLOCK;
 use crate::failpoint;
-use rustix::fs::{self as rfs, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use crate::formats::open_folder::OpenFolder;
+use rustix::fs::{self as rfs, Advice, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-/// An open folder.
+/// An open folder of checkpoints.
 pub trait Folder: Send {
     /// Creates `name` for writing; it must not exist, links are not followed.
     ///
@@ -59,124 +59,46 @@ pub trait Stored: Source + Send {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A folder of the file system.
-#[derive(Debug)]
-pub struct RealFolder {
-    fd: OwnedFd,
-    opened_as: PathBuf,
-}
-
-impl RealFolder {
-    /// Opens `path`; a symbolic link is followed.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let fd = rfs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(RealFolder { fd, opened_as: path.to_path_buf() })
-    }
-
-    /// Opens the folder `name` inside, creating it; a symbolic link there is an error.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn subfolder(&self, name: &str) -> io::Result<Self> {
-        match rfs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) => rfs::fsync(&self.fd)?,
-            Err(Errno::EXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rfs::openat(&self.fd, name, flags, Mode::empty())?;
-        Ok(RealFolder { fd, opened_as: self.opened_as.join(name) })
-    }
-
-    /// Opens `name` for reading and writing, creating it; links are not followed.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn open_or_create(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rfs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))?))
-    }
-}
-
-impl Folder for RealFolder {
+impl Folder for OpenFolder {
     fn create(&self, name: &str) -> io::Result<Box<dyn Stored>> {
-        failpoint::hit();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rfs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))?;
-        Ok(Box::new(RealFile(File::from(fd))))
+        Ok(Box::new(RealFile(self.create_file(name)?)))
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Stored>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rfs::openat(&self.fd, name, flags, Mode::empty())?);
-        Ok(Box::new(RealFile::regular(file)?))
+        Ok(Box::new(RealFile::regular(self.open_file(name)?)?))
     }
 
     fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()> {
-        failpoint::hit();
-        if replace {
-            return Ok(rfs::renameat(&self.fd, from, &self.fd, to)?);
-        }
-        match rfs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
-            // A file system without the flag. Only this process writes here, it holds the run's lock, so
-            // looking first is as good.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                if rfs::statat(&self.fd, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                Ok(rfs::renameat(&self.fd, from, &self.fd, to)?)
-            }
-            other => Ok(other?),
-        }
+        if replace { self.rename(from, to) } else { self.rename_new(from, to) }
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
+        self.link(from, to)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::unlinkat(&self.fd, name, AtFlags::empty())?)
+        self.unlink(name)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in rfs::Dir::read_from(&self.fd)? {
-            // Names that are not UTF-8 are none of ours.
-            if let Ok(name) = entry?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        // Names that are not UTF-8 are none of ours.
+        Ok(self.list()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
     fn sync(&self) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::fsync(&self.fd)?)
+        self.sync()
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        rfs::fstatvfs(&self.fd).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+        self.free_bytes()
     }
 
     fn path(&self) -> PathBuf {
-        if self.in_place() {
-            return self.opened_as.clone();
-        }
-        let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        std::fs::read_link(link).unwrap_or_else(|_| self.opened_as.clone())
+        self.path()
     }
 
     fn in_place(&self) -> bool {
-        match (rfs::fstat(&self.fd), rfs::stat(&self.opened_as)) {
-            (Ok(held), Ok(named)) => (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino),
-            _ => false,
-        }
+        self.in_place()
     }
 }
 

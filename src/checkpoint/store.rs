@@ -3,8 +3,8 @@
 use super::shelf::Shelf;
 pub use super::shelf::{Found, file_name};
 use super::state::State;
-use super::storage::RealFolder;
 use crate::error::{Error, Kind, Result};
+use crate::formats::open_folder::{Access, OpenFolder};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -58,8 +58,7 @@ pub struct Store {
 /// A run folder that is this process's alone; nothing else in it was touched.
 #[derive(Debug)]
 pub struct RunLock {
-    path: PathBuf,
-    folder: RealFolder,
+    folder: Arc<OpenFolder>,
     file: File,
 }
 
@@ -75,10 +74,15 @@ impl RunLock {
                 .hint("choose another --output-dir, or make this one writable")
         };
         refuse_foreign_link(run_folder)?;
-        create_durably(run_folder).map_err(unusable)?;
-        let folder = RealFolder::open(run_folder).map_err(unusable)?;
+        let folder = OpenFolder::create(run_folder, Access::Usual).map_err(unusable)?;
         let file = take_lock(&folder, run_folder)?;
-        Ok(RunLock { path: run_folder.to_path_buf(), folder, file })
+        Ok(RunLock { folder: Arc::new(folder), file })
+    }
+
+    /// The folder that is locked.
+    #[must_use]
+    pub fn folder(&self) -> Arc<OpenFolder> {
+        Arc::clone(&self.folder)
     }
 }
 
@@ -112,13 +116,14 @@ impl Store {
     /// # Errors
     /// [`Kind::Output`] when not writable.
     pub fn open(lock: RunLock, keep: usize) -> Result<Self> {
-        let folder = lock.folder.subfolder(FOLDER).map_err(|e| {
-            let path = lock.path.join(FOLDER);
+        let made = lock.folder.make_folder(FOLDER, Access::Usual).and_then(|()| lock.folder.enter(FOLDER));
+        let folder = made.map_err(|e| {
+            let path = lock.folder.path_of(FOLDER);
             Error::output(format!("cannot use {}: {e} (a link is not followed)", path.display()))
         })?;
         let mut shelf = Shelf::new(Box::new(folder), keep);
         shelf.prepare()?;
-        shelf.warnings.extend(open_to_all(&lock.path));
+        shelf.warnings.extend(open_to_all(&lock.folder));
         Self::start(shelf, lock.file)
     }
 
@@ -320,6 +325,7 @@ fn write_until_closed(shared: &Shared) {
 }
 
 fn refuse_foreign_link(run_folder: &Path) -> Result<()> {
+    // What cannot be looked at cannot be opened either, which is said then.
     let Ok(found) = std::fs::symlink_metadata(run_folder) else { return Ok(()) };
     if found.is_symlink() && found.uid() != rustix::process::geteuid().as_raw() {
         return Err(Error::output(format!("{} is a symbolic link of another user", run_folder.display()))
@@ -328,27 +334,11 @@ fn refuse_foreign_link(run_folder: &Path) -> Result<()> {
     Ok(())
 }
 
-fn open_to_all(run_folder: &Path) -> Option<String> {
-    let mode = std::fs::metadata(run_folder).ok()?.mode();
+fn open_to_all(run: &OpenFolder) -> Option<String> {
+    let mode = run.stat().ok()?.st_mode;
     let (world_writable, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
     (world_writable && !sticky)
-        .then(|| format!("{} is writable for every user of this machine", run_folder.display()))
-}
-
-/// Creates the folder and what is missing above it, each synced into the one above.
-fn create_durably(folder: &Path) -> io::Result<()> {
-    let above = |path: &Path| match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-        Some(parent) => parent.to_path_buf(),
-        None => PathBuf::from("/"),
-    };
-    let missing: Vec<&Path> =
-        folder.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
-    std::fs::create_dir_all(folder)?;
-    for created in missing {
-        File::open(above(created))?.sync_all()?;
-    }
-    Ok(())
+        .then(|| format!("{} is writable for every user of this machine", run.path().display()))
 }
 
 /// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
@@ -362,10 +352,10 @@ fn lock_soon(file: &File) -> rustix::io::Result<()> {
     flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
-fn take_lock(run: &RealFolder, run_folder: &Path) -> Result<File> {
+fn take_lock(run: &OpenFolder, run_folder: &Path) -> Result<File> {
     let path = run_folder.join(LOCK);
     let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display())).caused_by(e);
-    let mut file = run.open_or_create(LOCK).map_err(failed)?;
+    let mut file = run.open_or_create_file(LOCK).map_err(failed)?;
     match lock_soon(&file) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {

@@ -3,6 +3,7 @@
 use super::Settings;
 use super::fields::{Class, FIELDS};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,9 @@ pub struct RunFile {
     /// Digests of the inputs, by name.
     pub fingerprints: BTreeMap<String, String>,
 }
+
+/// Largest `run.json` that is read: settings and digests make some kilobytes.
+pub const MAX_BYTES: u64 = 16 << 20;
 
 /// The layout this build writes and reads.
 pub const FORMAT: u32 = 1;
@@ -64,15 +68,19 @@ impl RunFile {
     /// Input: it is not there, damaged, or says something this build does not know.
     pub fn read(run_folder: &Path) -> Result<Self> {
         let path = run_folder.join("run.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| {
-            if e.kind() == std::io::ErrorKind::NotFound {
-                Error::input(format!("{}: no run in this folder (run.json is missing)", run_folder.display()))
-                    .caused_by(e)
-            } else {
-                Error::reading(&path, e)
-            }
-        })?;
-        let run: RunFile = serde_json::from_str(&text)
+        if !files::exists(&path)? {
+            let folder = run_folder.display();
+            return Err(Error::input(format!("{folder}: no run in this folder (run.json is missing)")));
+        }
+        Self::parse(&path, &files::read_text(&path, MAX_BYTES)?)
+    }
+
+    /// The text of the `run.json` that is called `path` in messages.
+    ///
+    /// # Errors
+    /// Input: it is damaged, or says something this build does not know.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
+        let run: RunFile = serde_json::from_str(text)
             .map_err(|e| Error::input(format!("{}: {e}", path.display())).caused_by(e))?;
         if run.format != FORMAT {
             return Err(Error::input(format!(

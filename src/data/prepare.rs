@@ -13,6 +13,7 @@ use super::rows::{self, Content};
 use crate::config::Settings;
 use crate::config::settings::{RowFormat, TooLong};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::philox::{self, Stream};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
@@ -180,7 +181,7 @@ impl Source<'_> {
 
     fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
         use std::io::Read;
-        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+        let mut file = files::open(path)?;
         let total = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 22];

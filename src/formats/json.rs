@@ -1,10 +1,10 @@
 //! Strict JSON of untrusted files: bounded size and depth, no key twice.
 
 use crate::error::{Error, Result};
+use crate::files;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 
 /// Deepest nesting of lists and objects.
@@ -18,7 +18,7 @@ pub type Object = Map<String, Value>;
 /// # Errors
 /// Names the file, line and column: larger, not UTF-8, not JSON, a key twice, nested too deeply, not an object.
 pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
-    object_of(path, &read_text(path, max_bytes)?)
+    object_of(path, &files::read(path, max_bytes)?)
 }
 
 /// [`read_object`] of a file that Python's `json` wrote: NaN and Infinity, which it writes and JSON does not
@@ -27,17 +27,7 @@ pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
 /// # Errors
 /// As [`read_object`].
 pub fn read_python_object(path: &Path, max_bytes: u64) -> Result<Object> {
-    object_of(path, &without_nan(&read_text(path, max_bytes)?))
-}
-
-fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
-    let mut text = Vec::new();
-    file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, e))?;
-    if text.len() as u64 > max_bytes {
-        return Err(Error::input(format!("{}: larger than {max_bytes} bytes", path.display())));
-    }
-    Ok(text)
+    object_of(path, &without_nan(&files::read(path, max_bytes)?))
 }
 
 fn object_of(path: &Path, text: &[u8]) -> Result<Object> {

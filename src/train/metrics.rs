@@ -1,19 +1,22 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
+use super::folder::METRICS;
 use crate::checkpoint::state::LogLine;
 use crate::error::{Error, Result};
 use crate::failpoint;
-use crate::formats::atomic_file;
+use crate::files;
+use crate::formats::open_folder::OpenFolder;
+use crate::formats::publish;
 use crate::report::event::{EvalLine, StepLine};
 use crate::report::jsonl::{self, Line};
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::sync::Arc;
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
-    path: PathBuf,
+    folder: Arc<OpenFolder>,
     file: File,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
@@ -56,12 +59,16 @@ fn step_of(line: &LogLine) -> u64 {
     }
 }
 
-/// The whole lines of `path`; a torn tail and everything after a damaged line is left out.
-fn read_lines(path: &Path) -> Result<Vec<Line>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(jsonl::read(&bytes).lines),
+/// Largest log that is read: at 300 bytes a line, ten million steps.
+pub const MAX_BYTES: u64 = 3 << 30;
+
+/// The whole lines of the folder's log; a torn tail and everything after a damaged line is left out.
+fn read_lines(folder: &OpenFolder) -> Result<Vec<Line>> {
+    let path = folder.path_of(METRICS);
+    match folder.open_file(METRICS) {
+        Ok(file) => Ok(jsonl::read(&files::read_from(file, &path, MAX_BYTES)?).lines),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("reading", path, e)),
+        Err(e) => Err(Error::io("reading", &path, e)),
     }
 }
 
@@ -72,8 +79,8 @@ impl Metrics {
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn open(path: &Path, log: &[LogLine], exact: bool) -> Result<Self> {
-        let old = read_lines(path)?;
+    pub fn open(folder: &Arc<OpenFolder>, log: &[LogLine], exact: bool) -> Result<Self> {
+        let old = read_lines(folder)?;
         let known: Vec<LogLine> = old.iter().map(without_clock).collect();
         let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
         let mut lines: Vec<Line> = old[..kept].to_vec();
@@ -84,9 +91,13 @@ impl Metrics {
             ahead.extend(known[kept..].iter().copied());
         }
         let text: String = lines.iter().map(Line::to_json).collect();
-        atomic_file::write(path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, e))?;
-        Ok(Metrics { path: path.to_owned(), file, ahead, repeated: None, exact, failed: false })
+        publish::replace_run_file(folder, METRICS, text.as_bytes())?;
+        let opened = folder.open_file_to_write(METRICS).and_then(|mut file| {
+            file.seek(SeekFrom::End(0))?;
+            Ok(file)
+        });
+        let file = opened.map_err(|e| Error::io("opening", &folder.path_of(METRICS), e))?;
+        Ok(Metrics { folder: Arc::clone(folder), file, ahead, repeated: None, exact, failed: false })
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -115,7 +126,7 @@ impl Metrics {
             return Err(Error::check(format!(
                 "step {} was computed again and differs from what {} holds:\n  logged   {before:?}\n  computed {now:?}",
                 step_of(&now),
-                self.path.display()
+                self.folder.path_of(METRICS).display()
             ))
             .hint("this machine does not repeat itself, or the program changed; the file and all checkpoints are untouched"));
         }
@@ -137,7 +148,7 @@ impl Metrics {
     pub fn finish(&mut self, log: &[LogLine]) -> Result<()> {
         self.sync();
         if self.failed {
-            *self = Metrics::open(&self.path, log, self.exact)?;
+            *self = Metrics::open(&Arc::clone(&self.folder), log, self.exact)?;
             self.sync();
         }
         Ok(())
@@ -148,6 +159,6 @@ impl Metrics {
     /// # Errors
     /// I/O errors, naming the path.
     pub fn lines(&self) -> Result<Vec<Line>> {
-        read_lines(&self.path)
+        read_lines(&self.folder)
     }
 }

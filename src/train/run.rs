@@ -8,7 +8,7 @@ use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{peft, weight_map::WeightMap};
+use crate::formats::{peft, publish::MadeFrom, weight_map::WeightMap};
 use crate::report::event::{Event, Observer};
 use crate::report::html;
 use crate::report::jsonl::Line;
@@ -183,7 +183,7 @@ impl<'a> Run<'a> {
         // Step 0 is no candidate: there is nothing to publish yet.
         if self.trainer.step() > 0 && self.trainer.note_evaluation(eval_loss) {
             let adapter = self.adapter()?;
-            self.folder.write_adapter("best", &adapter)?;
+            self.folder.write_adapter("best", &adapter, &self.weights)?;
             self.store.protect(Some(self.trainer.step()));
         }
         let epoch = match self.log.last() {
@@ -311,10 +311,10 @@ impl<'a> Run<'a> {
             }
             _ => self.adapter()?,
         };
-        self.summary.adapter = self.folder.write_adapter("adapter", &adapter)?;
+        self.summary.adapter = self.folder.write_adapter("adapter", &adapter, &self.weights)?;
         let lines = self.metrics.lines()?;
-        let page = self.report(&lines);
-        crate::formats::atomic_file::write(&self.folder.join("report.html"), page.as_bytes())?;
+        let page = self.report(&lines)?;
+        self.folder.write_report(&page)?;
         let evals: Vec<f64> = lines
             .iter()
             .filter_map(|l| if let Line::Eval(e) = l { Some(e.eval_loss) } else { None })
@@ -328,7 +328,7 @@ impl<'a> Run<'a> {
     }
 
     /// `report.html`.
-    fn report(&self, lines: &[Line]) -> String {
+    fn report(&self, lines: &[Line]) -> Result<String> {
         let (mut steps, mut evals) = (Vec::new(), Vec::new());
         for line in lines {
             match line {
@@ -336,9 +336,9 @@ impl<'a> Run<'a> {
                 Line::Eval(l) => evals.push(l.clone()),
             }
         }
-        let title = self.folder.path.display().to_string();
-        let run_json = std::fs::read_to_string(self.folder.join("run.json")).unwrap_or_default();
-        html::render(&title, &steps, &evals, &run_json)
+        let title = self.folder.path().display().to_string();
+        let run_json = self.folder.run_file()?.unwrap_or_default();
+        Ok(html::render(&title, &steps, &evals, &run_json))
     }
 
     fn already_finished(&mut self) -> Result<Summary> {

@@ -10,6 +10,8 @@ use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::formats::digest_cache::DigestCache;
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::report::event::{Event, Observer};
 use std::path::PathBuf;
@@ -253,6 +255,13 @@ fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
     .hint(format!("give --cutoff-len {} or less", spec.max_positions)))
 }
 
+/// Where digests of the base are kept, unless it is to be digested again or others could have put them there.
+fn digest_cache(s: &Settings, observer: &mut dyn Observer) -> Option<DigestCache> {
+    let folder = cache_folder(s).filter(|_| !s.verify_base)?;
+    let opened = DigestCache::open(&folder);
+    opened.map_err(|e| observer.on_event(&Event::Warning(format!("{e}; the base is digested again")))).ok()
+}
+
 /// Digests of the model folder's files that decide the result.
 fn model_identity(
     s: &Settings,
@@ -260,14 +269,14 @@ fn model_identity(
     identity: &mut Identity,
     observer: &mut dyn Observer,
 ) -> Result<()> {
-    let cache = cache_folder(s);
+    let cache = digest_cache(s, observer);
     let mut progress =
         |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
-    for (file, digest) in weights.map.digests(cache.as_deref(), &mut progress)? {
+    for (file, digest) in weights.map.digests(cache.as_ref(), &mut progress)? {
         identity.0.insert(format!("model.{file}"), digest);
     }
     let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+    let config = files::read(&path, spec::MAX_BYTES)?;
     identity.0.insert("model.config.json".into(), blake3::hash(&config).to_hex().to_string());
     Ok(())
 }

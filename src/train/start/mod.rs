@@ -52,8 +52,8 @@ pub fn run_on(
         request.settings.fresh_optimizer = false;
         request.must_resume = true;
     }
-    let folder = RunFolder::new(&request.settings.output_dir);
-    let lock = RunLock::take(&folder.path)?;
+    let lock = RunLock::take(&request.settings.output_dir)?;
+    let folder = RunFolder::of(&lock);
     // What is moved aside is moved before anything in the folder is open.
     locate::claim(&request, &folder, observer)?;
     let mut store = Store::open(lock, request.settings.save_total_limit)?;
@@ -88,7 +88,7 @@ pub fn run_on(
             observer.on_event(&Event::Warning(text));
         }
     }
-    let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
+    let metrics = Metrics::open(folder.open(), &log, exact)?;
     folder.write(&settings, &identity, &request.command_line)?;
     let begun = Begun {
         settings,
