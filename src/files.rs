@@ -55,7 +55,7 @@ pub fn open(path: &Path) -> Result<File> {
     let file = File::from(opened.map_err(|e| Error::reading(path, e.into()))?);
     let kind = file.metadata().map_err(|e| Error::reading(path, e))?.file_type();
     if kind.is_dir() {
-        return Err(Error::reading(path, io::ErrorKind::IsADirectory.into()));
+        return Err(Error::input(format!("{} is a folder, not a regular file", path.display())));
     }
     if !kind.is_file() {
         return Err(Error::input(format!("{} is a pipe or a device, not a regular file", path.display()))

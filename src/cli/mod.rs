@@ -20,7 +20,7 @@ mod training;
 
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::report::console::{complain, say};
+use crate::report::console::{complain, lost_output, say};
 use clap::ArgMatches;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -37,7 +37,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         complain(&format!("internal error: {text}{place}; please report this line and the command"));
     }));
     crate::sys::ignore_file_size_signal();
-    match std::panic::catch_unwind(|| run(args)) {
+    match std::panic::catch_unwind(|| run(args).and_then(|()| check_output())) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             let prefix = if error.kind == Kind::Stopped { "" } else { "error: " };
@@ -48,11 +48,19 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Whether all that was printed arrived, at the end of a command that did all else.
+fn check_output() -> Result<()> {
+    let Some(e) = lost_output() else { return Ok(()) };
+    Err(Error::new(Kind::Io, format!("cannot write to standard output: {e}"))
+        .hint("what the command writes into files is complete; what it prints is not"))
+}
+
 /// Runs one command line.
 ///
 /// # Errors
 /// Whatever the command ends with; its kind is the exit status.
 pub fn run(args: Vec<OsString>) -> Result<()> {
+    crate::sys::start_threads()?;
     let command_line: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let mut translated = dialect::translate(args)?;
     let matches = match commands::program().try_get_matches_from(&translated.words) {

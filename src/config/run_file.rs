@@ -27,7 +27,7 @@ pub struct RunFile {
 }
 
 /// Largest `run.json` that is read: settings and digests make some kilobytes.
-pub const MAX_BYTES: u64 = 16 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// The layout this build writes and reads.
 pub const FORMAT: u32 = 1;

@@ -22,23 +22,32 @@ pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
 }
 
 /// [`read_object`] of a file that Python's `json` wrote: NaN and Infinity, which it writes and JSON does not
-/// have, are null.
+/// have, are null. The values of the keys `unread` are passed over, and are null too.
 ///
 /// # Errors
 /// As [`read_object`].
-pub fn read_python_object(path: &Path, max_bytes: u64) -> Result<Object> {
-    object_of(path, &without_nan(&files::read(path, max_bytes)?))
+pub fn read_python_object(path: &Path, max_bytes: u64, unread: &'static [&'static str]) -> Result<Object> {
+    let text = without_nan(files::read(path, max_bytes)?);
+    object_in(path, parse_with(&text, unread))
 }
 
 fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
-    match parse(text) {
+    object_in(path, parse(text))
+}
+
+fn object_in(path: &Path, parsed: std::result::Result<Value, serde_json::Error>) -> Result<Object> {
+    match parsed {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),
-        Err(error) => Err(Error::input(format!("{}: {error}", path.display()))),
+        Err(error) => Err(Error::input(format!("{}: {error}", path.display())).caused_by(error)),
     }
 }
 
-fn without_nan(text: &[u8]) -> Vec<u8> {
+fn without_nan(text: Vec<u8>) -> Vec<u8> {
+    if !text.windows(3).any(|three| three == b"NaN" || three == b"Inf") {
+        return text;
+    }
+    let text = text.as_slice();
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     let mut within_text = false;
@@ -65,8 +74,12 @@ fn without_nan(text: &[u8]) -> Vec<u8> {
 /// # Errors
 /// What is wrong, with line and column.
 pub fn parse(text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
+    parse_with(text, &[])
+}
+
+fn parse_with(text: &[u8], unread: &'static [&'static str]) -> std::result::Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Strict { depth: 0 }.deserialize(&mut reader)?;
+    let value = Strict { depth: 0, unread }.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
 }
@@ -79,6 +92,8 @@ pub(super) fn duplicate<E: de::Error>(key: &str) -> E {
 #[derive(Clone, Copy)]
 struct Strict {
     depth: usize,
+    /// Keys of the outermost object whose values are passed over.
+    unread: &'static [&'static str],
 }
 
 impl Strict {
@@ -86,7 +101,7 @@ impl Strict {
         if self.depth == MAX_DEPTH {
             return Err(E::custom(format_args!("nested more than {MAX_DEPTH} deep")));
         }
-        Ok(Strict { depth: self.depth + 1 })
+        Ok(Strict { depth: self.depth + 1, unread: &[] })
     }
 }
 
@@ -145,7 +160,12 @@ impl<'de> Visitor<'de> for Strict {
             if object.contains_key(&key) {
                 return Err(duplicate(&key));
             }
-            let value = map.next_value_seed(inner)?;
+            let value = if self.unread.contains(&key.as_str()) {
+                map.next_value::<de::IgnoredAny>()?;
+                Value::Null
+            } else {
+                map.next_value_seed(inner)?
+            };
             object.insert(key, value);
         }
         Ok(Value::Object(object))

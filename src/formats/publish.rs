@@ -321,7 +321,7 @@ impl FolderDraft {
         loop {
             let draft = secret_name(name).map_err(fault)?;
             let inner = parent.make_new_folder(&draft).map_err(fault)?;
-            let there = || parent.enter(&draft).and_then(|found| Ok(same(&found, &inner)?));
+            let there = || parent.enter(&draft).and_then(|found| same(&found, &inner));
             if claimed(inner.lock(), there).map_err(fault)? {
                 return Ok(FolderDraft { parent, name: name.to_owned(), draft: Some(draft), inner });
             }

@@ -18,7 +18,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Largest index that is read; that of the largest Qwen is below 200 kB.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 8 << 20;
 
 /// Bytes one thread looks at before it takes the next part; a multiple of every element size.
 const PART: usize = 1 << 20;

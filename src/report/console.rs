@@ -2,23 +2,63 @@
 
 use super::event::{EvalLine, Event, Observer, StepLine};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Writes a line to standard output. A reader that went away is no reason to fail a run.
+/// Writes a line to standard output. What goes wrong is kept for [`lost_output`]: it is no reason to stop a run.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    type_out(&format!("{}\n", printable(line)));
 }
 
-/// Writes text to standard output at once, as it is. False when nobody reads it any more.
+/// As [`say`], for a line with colours of our own, in which everything else has gone through [`printable`].
+pub fn say_styled(line: &str) {
+    type_out(&format!("{line}\n"));
+}
+
+/// Writes text to standard output at once, as it is. False when it did not arrive.
 pub fn type_out(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(e) => {
+            LOST.get_or_init(|| e);
+            false
+        }
+    }
+}
+
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Why something that was written to standard output did not arrive, the first time: a full disk, a failing one. A
+/// reader that went away (`| head`) has what it wanted.
+#[must_use]
+pub fn lost_output() -> Option<&'static std::io::Error> {
+    LOST.get().filter(|e| e.kind() != std::io::ErrorKind::BrokenPipe)
 }
 
 /// Writes a line to standard error.
 pub fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
+}
+
+/// The text with everything escaped that a terminal would obey and not show: names of files and their contents come
+/// from anywhere. Line feeds and tabs stay.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let escaped =
+        text.chars().map(|c| if is_obeyed(c) { c.escape_default().to_string() } else { c.to_string() });
+    Cow::Owned(escaped.collect())
+}
+
+/// Control characters, and those that change the direction of the text behind them.
+fn is_obeyed(c: char) -> bool {
+    let redirects = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    redirects || (c.is_control() && c != '\n' && c != '\t')
 }
 
 /// Whether colours are wanted on standard output: a terminal, and `NO_COLOR` not set.
