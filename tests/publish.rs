@@ -2,11 +2,11 @@
 //! behind.
 
 use crate::scratch;
+use qwentune::checkpoint::storage::{Placed, put_file, put_folder};
 use qwentune::error::{Error, Kind, Result};
 use qwentune::files;
 use qwentune::formats::open_folder::{Access, OpenFolder};
-use qwentune::formats::publish::{FileDraft, FolderDraft, MadeFrom, Memory, Over, Placed};
-use qwentune::formats::publish::{replace_file, replace_run_file, replace_run_folder};
+use qwentune::formats::publish::{FileDraft, FolderDraft, MadeFrom, Memory, Over, replace_file};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -151,8 +151,8 @@ fn what_is_published_in_a_runs_folder_goes_where_the_folder_goes() {
     let folder = scratch::folder();
     let run = OpenFolder::create(&folder.join("run"), Access::Usual).unwrap();
     let put = |run: &OpenFolder, text: &str, from: &dyn MadeFrom| {
-        replace_run_file(run, "report.html", text.as_bytes())?;
-        replace_run_folder(run, "best", &[("weights", text.as_bytes()), ("config", b"c")], from)
+        put_file(run, "report.html", text.as_bytes()).unwrap();
+        put_folder(run, "best", &[("weights", text.as_bytes()), ("config", b"c")], from)
     };
     put(&run, "1", &Memory).unwrap();
     // What the user puts beside ours stays, also when a kill came between exchange and tidying up.

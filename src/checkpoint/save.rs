@@ -2,9 +2,9 @@
 
 use super::encode::{self, Sink};
 use super::format::{Digest, Fault, Reading, read};
-use super::shelf::{Shelf, file_name, write_all};
+use super::shelf::{Shelf, file_name};
 use super::state::{Flaw, State};
-use super::storage::Stored;
+use super::storage::{Stored, write_all};
 use crate::error::{Error, Kind, Result};
 use std::io;
 use std::path::PathBuf;

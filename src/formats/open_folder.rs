@@ -71,7 +71,7 @@ impl OpenFolder {
             Access::Private => 0o700,
         };
         match rfs::mkdirat(&self.fd, name.as_ref(), Mode::from_raw_mode(mode)) {
-            Ok(()) => self.sync(),
+            Ok(()) => self.sync_leniently(),
             Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -225,6 +225,14 @@ impl OpenFolder {
     pub fn sync(&self) -> io::Result<()> {
         failpoint::hit();
         Ok(rfs::fsync(&self.fd)?)
+    }
+
+    /// As [`OpenFolder::sync`]; that a file system cannot (some network ones) is no error.
+    pub fn sync_leniently(&self) -> io::Result<()> {
+        match rfs::fsync(&self.fd) {
+            Err(Errno::INVAL) => Ok(()),
+            other => Ok(other?),
+        }
     }
 
     /// Takes the folder's own lock, which ends with this value.

@@ -4,11 +4,10 @@
 //!
 //! A draft in a folder that others may write in has a name nobody can guess and a lock (flock) that ends with its
 //! process: a draft of ours that nobody locks was left by a killed process, and the next publication of the same name
-//! removes it. In a run's folder, which this process locks, a draft of NAME is `.NAME.tmp`.
+//! removes it. In a run's folder, which one process locks, a draft of NAME is `.NAME.tmp`: see `checkpoint::storage`.
 //!
-//! File systems that lack a step: where an exclusive rename is missing (NFS), see [`OpenFolder::rename_new`]; where two
-//! names cannot be exchanged, the files of a folder are replaced one by one ([`Placed::OneByOne`]); where a folder
-//! cannot be locked (NFS), a killed process's draft stays until somebody removes it.
+//! File systems that lack a step: where an exclusive rename is missing (NFS), see [`OpenFolder::rename_new`]; where a
+//! folder cannot be locked (NFS), a killed process's draft of one stays until somebody removes it.
 
 use super::open_folder::{Access, OpenFolder, is_folder};
 use crate::error::{Error, Kind, Result};
@@ -49,15 +48,6 @@ pub enum Over {
     Earlier,
 }
 
-/// How a folder was replaced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Placed {
-    /// In one step.
-    Whole,
-    /// File by file, each whole, in the order they were given: this file system cannot exchange two names.
-    OneByOne,
-}
-
 /// Writes `bytes` to the file `path`, over an earlier one. Mode 0666 & ~umask, like every file here.
 ///
 /// # Errors
@@ -66,116 +56,6 @@ pub fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut draft = FileDraft::beside(path)?;
     draft.write(bytes)?;
     draft.publish(Over::Earlier, &Memory).map(|_| ())
-}
-
-/// As [`replace_file`], for the file `name` of a run's folder, whose lock this process holds.
-///
-/// # Errors
-/// As [`replace_file`].
-pub fn replace_run_file(folder: &OpenFolder, name: &str, bytes: &[u8]) -> Result<()> {
-    let fault = |e: io::Error| Error::io("writing", &folder.path_of(name), e);
-    let draft = fixed_name(name);
-    let mut file = match folder.create_file(&draft) {
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            folder.unlink(&draft).and_then(|()| folder.create_file(&draft)).map_err(fault)?
-        }
-        other => other.map_err(fault)?,
-    };
-    let written = write_all(&mut file, bytes).and_then(|()| {
-        failpoint::hit();
-        file.sync_all()
-    });
-    if let Err(e) = written.and_then(|()| folder.rename(&draft, name)) {
-        // A failed sync is never repeated on the same file: the kernel may have dropped the pages already.
-        let _ = folder.unlink(&draft);
-        return Err(fault(e));
-    }
-    folder.sync().map_err(fault)
-}
-
-/// Puts `files` as the folder `name` into a run's folder, whose lock this process holds, in place of an earlier edition.
-/// What else lies in the earlier one is kept.
-///
-/// # Errors
-/// What it was made from changed; I/O; [`Kind::Output`] when `name` is there and no folder.
-pub fn replace_run_folder(
-    folder: &OpenFolder,
-    name: &str,
-    files: &[(&str, &[u8])],
-    from: &dyn MadeFrom,
-) -> Result<Placed> {
-    let fault = |e: io::Error| Error::io("writing", &folder.path_of(name), e);
-    let ours: Vec<&OsStr> = files.iter().map(|(file, _)| OsStr::new(*file)).collect();
-    let draft = fixed_name(name);
-    let earlier = match folder.look(name).map_err(fault)? {
-        Some(found) if is_folder(&found) => Some(folder.enter(name).map_err(fault)?),
-        None => None,
-        Some(_) => {
-            let path = folder.path_of(name);
-            return Err(Error::output(format!("{} is no folder", path.display()))
-                .hint("move it away, then continue the run"));
-        }
-    };
-    remove_leftover(folder, &draft, &ours, earlier.as_ref())?;
-    let inner = folder.make_new_folder(&draft).map_err(fault)?;
-    let place = || -> Result<Placed> {
-        for (file, bytes) in files {
-            Sink::create(&inner, file)?.finish(|sink| sink.write(bytes))?;
-        }
-        inner.sync().map_err(fault)?;
-        from.check_unchanged()?;
-        match &earlier {
-            None => folder.rename(&draft, name).map_err(fault)?,
-            Some(_) if folder.exchange(&draft, name).map_err(fault)? => {}
-            Some(earlier) => {
-                for file in &ours {
-                    inner.replace_in(file, earlier).map_err(fault)?;
-                }
-                earlier.sync().map_err(fault)?;
-                return Ok(Placed::OneByOne);
-            }
-        }
-        Ok(Placed::Whole)
-    };
-    let placed = place();
-    // What the draft's name leads to now: half a draft, nothing, or the earlier edition.
-    let home = folder.enter(name).ok();
-    let removed = remove_leftover(folder, &draft, &ours, home.as_ref());
-    let placed = placed?;
-    removed?;
-    folder.sync().map_err(fault)?;
-    Ok(placed)
-}
-
-/// Removes the folder `draft` of a run's folder: the files we write into such a one, `ours`, go; what else an earlier
-/// edition held goes back to where it was, `home`.
-fn remove_leftover(
-    folder: &OpenFolder,
-    draft: &OsStr,
-    ours: &[&OsStr],
-    home: Option<&OpenFolder>,
-) -> Result<()> {
-    let fault = |e: io::Error| {
-        Error::output(format!("{} cannot be tidied up: {e}", folder.path_of(draft).display()))
-            .hint(
-                "it holds what an interrupted publication left; move away what is yours and remove the rest",
-            )
-            .caused_by(e)
-    };
-    match folder.look(draft).map_err(fault)? {
-        None => return Ok(()),
-        Some(found) if !is_folder(&found) => return folder.unlink(draft).map_err(fault),
-        Some(_) => {}
-    }
-    let inner = folder.enter(draft).map_err(fault)?;
-    for name in inner.list().map_err(fault)? {
-        if ours.contains(&name.as_os_str()) {
-            inner.unlink(&name).map_err(fault)?;
-        } else if let Some(home) = home {
-            inner.move_to(&name, home).map_err(fault)?;
-        }
-    }
-    folder.remove_folder(draft).map_err(fault)
 }
 
 // ---- files ------------------------------------------------------------------------------------------------
@@ -432,10 +312,6 @@ fn is_mount_point(path: &Path) -> bool {
 }
 
 // ---- drafts -----------------------------------------------------------------------------------------------
-
-fn fixed_name(name: &str) -> OsString {
-    format!(".{name}.tmp").into()
-}
 
 /// Bytes of the published name that a draft's name repeats: names have at most 255.
 const REPEATED: usize = 180;

@@ -1,14 +1,15 @@
 //! The files of a run folder beside its checkpoints: `run.json`, adapters, the report.
 
-use crate::checkpoint::{self, state::Identity, store::RunLock};
+use crate::checkpoint::state::Identity;
+use crate::checkpoint::storage::{self, FileSystem, Tree};
+use crate::checkpoint::store::{self, RunLock};
 use crate::config::{self, RunFile, Settings};
 use crate::error::{Error, Result};
 use crate::files;
-use crate::formats::open_folder::OpenFolder;
 use crate::formats::{peft, publish};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::rc::Rc;
 
 /// Whether a run has been in the folder `path`.
 ///
@@ -23,34 +24,40 @@ pub const RUN_FILE: &str = "run.json";
 
 /// A run folder whose lock this process holds. Every name is one in the open folder: what is moved elsewhere while the
 /// run goes on is written there, and whatever took its old path is left alone.
-#[derive(Clone, Debug)]
-pub struct RunFolder {
-    open: Arc<OpenFolder>,
-}
+#[derive(Clone)]
+pub struct RunFolder(Rc<RunLock>);
 
 impl RunFolder {
-    /// The folder that `lock` locks.
+    /// Takes the lock of the folder `path`, creating it.
+    ///
+    /// # Errors
+    /// As [`RunLock::take`].
+    pub fn lock(path: &Path) -> Result<Self> {
+        Ok(RunFolder(Rc::new(RunLock::take(&FileSystem, path)?)))
+    }
+
+    /// Its lock.
     #[must_use]
-    pub fn of(lock: &RunLock) -> Self {
-        RunFolder { open: lock.folder() }
+    pub fn run_lock(&self) -> &RunLock {
+        &self.0
+    }
+
+    /// The open folder.
+    #[must_use]
+    pub fn open(&self) -> &dyn Tree {
+        &*self.0.folder
     }
 
     /// Where it is now, for messages.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.open.path()
+        self.open().path()
     }
 
     /// Where the file or folder `name` of it is now.
     #[must_use]
     pub fn join(&self, name: &str) -> PathBuf {
-        self.open.path_of(name)
-    }
-
-    /// The open folder.
-    #[must_use]
-    pub fn open(&self) -> &Arc<OpenFolder> {
-        &self.open
+        self.path().join(name)
     }
 
     /// Whether a run has been here.
@@ -62,7 +69,7 @@ impl RunFolder {
     }
 
     fn look(&self, name: &str) -> Result<bool> {
-        let found = self.open.look(name).map_err(|e| Error::reading(&self.join(name), e))?;
+        let found = self.open().entry(name).map_err(|e| Error::reading(&self.join(name), e))?;
         Ok(found.is_some())
     }
 
@@ -72,13 +79,9 @@ impl RunFolder {
     /// When it cannot be read.
     pub fn run_file(&self) -> Result<Option<String>> {
         let path = self.join(RUN_FILE);
-        match self.open.open_file(RUN_FILE) {
-            Ok(file) => {
-                files::text(files::read_from(file, &path, config::run_file::MAX_BYTES)?, &path).map(Some)
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(Error::reading(&path, e)),
-        }
+        let bytes = storage::read_file(self.open(), RUN_FILE, config::run_file::MAX_BYTES);
+        let bytes = bytes.map_err(|e| Error::reading(&path, e))?;
+        bytes.map(|bytes| files::text(bytes, &path)).transpose()
     }
 
     /// What decided the result of the run that is here, as its `run.json` says; `None` when there is none.
@@ -100,7 +103,7 @@ impl RunFolder {
             versions.insert("arithmetic".to_owned(), arithmetic.clone());
         }
         let text = config::run_json(settings, command_line, &versions, &identity.0);
-        publish::replace_run_file(&self.open, RUN_FILE, text.as_bytes())
+        self.put(RUN_FILE, text.as_bytes())
     }
 
     /// Moves the files of an earlier run to `replaced-run-N` inside the folder; nothing is deleted.
@@ -109,7 +112,7 @@ impl RunFolder {
     /// # Errors
     /// I/O errors.
     pub fn move_aside(&self) -> Result<Option<PathBuf>> {
-        let names = [RUN_FILE, METRICS, checkpoint::store::FOLDER, "adapter", "best", REPORT];
+        let names = [RUN_FILE, METRICS, store::FOLDER, "adapter", "best", REPORT];
         let mut present = Vec::new();
         for name in names {
             if self.look(name)? {
@@ -119,20 +122,21 @@ impl RunFolder {
         if present.is_empty() {
             return Ok(None);
         }
-        let (name, target) = self.new_aside()?;
+        let target = self.new_aside()?;
         // run.json goes last: until then the folder still names itself a run.
         for name in present.iter().rev() {
-            self.open.move_to(name, &target).map_err(|e| Error::io("moving", &self.join(name), e))?;
+            let moved = self.open().rename(name, &format!("{target}/{name}"), false);
+            moved.map_err(|e| Error::io("moving", &self.join(name), e))?;
         }
-        Ok(Some(self.join(&name)))
+        Ok(Some(self.join(&target)))
     }
 
-    fn new_aside(&self) -> Result<(String, OpenFolder)> {
+    fn new_aside(&self) -> Result<String> {
         let mut number = 1;
         loop {
             let name = format!("replaced-run-{number}");
-            match self.open.make_new_folder(&name) {
-                Ok(target) => return Ok((name, target)),
+            match self.open().create_subfolder(&name) {
+                Ok(()) => return Ok(name),
                 Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => number += 1,
                 Err(e) => return Err(Error::io("creating", &self.join(&name), e)),
             }
@@ -144,7 +148,7 @@ impl RunFolder {
     /// # Errors
     /// I/O errors.
     pub fn write_report(&self, page: &str) -> Result<()> {
-        publish::replace_run_file(&self.open, REPORT, page.as_bytes())
+        self.put(REPORT, page.as_bytes())
     }
 
     /// Publishes an adapter (`adapter` or `best`) that was trained on `base`.
@@ -159,8 +163,13 @@ impl RunFolder {
     ) -> Result<PathBuf> {
         let files = peft::encode(adapter);
         let files = files.each_ref().map(|(name, bytes)| (*name, bytes.as_slice()));
-        publish::replace_run_folder(&self.open, name, &files, base)?;
+        storage::put_folder(self.open(), name, &files, base)?;
         Ok(self.join(name))
+    }
+
+    fn put(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let put = storage::put_file(self.open(), name, bytes);
+        put.map(drop).map_err(|e| Error::io("writing", &self.join(name), e))
     }
 }
 

@@ -1,23 +1,19 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
-use super::folder::METRICS;
+use super::folder::{METRICS, RunFolder};
 use crate::checkpoint::state::LogLine;
+use crate::checkpoint::storage::{self, Stored};
 use crate::error::{Error, Result};
-use crate::failpoint;
-use crate::files;
-use crate::formats::open_folder::OpenFolder;
-use crate::formats::publish;
 use crate::report::event::{EvalLine, StepLine};
 use crate::report::jsonl::{self, Line};
 use std::collections::VecDeque;
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::sync::Arc;
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
-    folder: Arc<OpenFolder>,
-    file: File,
+    folder: RunFolder,
+    file: Box<dyn Stored>,
+    /// Bytes of the file.
+    length: u64,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
@@ -63,13 +59,10 @@ fn step_of(line: &LogLine) -> u64 {
 pub const MAX_BYTES: u64 = 3 << 30;
 
 /// The whole lines of the folder's log; a torn tail and everything after a damaged line is left out.
-fn read_lines(folder: &OpenFolder) -> Result<Vec<Line>> {
-    let path = folder.path_of(METRICS);
-    match folder.open_file(METRICS) {
-        Ok(file) => Ok(jsonl::read(&files::read_from(file, &path, MAX_BYTES)?).lines),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("reading", &path, e)),
-    }
+fn read_lines(folder: &RunFolder) -> Result<Vec<Line>> {
+    let bytes = storage::read_file(folder.open(), METRICS, MAX_BYTES);
+    let bytes = bytes.map_err(|e| Error::io("reading", &folder.join(METRICS), e))?;
+    Ok(bytes.map_or_else(Vec::new, |bytes| jsonl::read(&bytes).lines))
 }
 
 impl Metrics {
@@ -79,7 +72,7 @@ impl Metrics {
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn open(folder: &Arc<OpenFolder>, log: &[LogLine], exact: bool) -> Result<Self> {
+    pub fn open(folder: &RunFolder, log: &[LogLine], exact: bool) -> Result<Self> {
         let old = read_lines(folder)?;
         let known: Vec<LogLine> = old.iter().map(without_clock).collect();
         let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
@@ -91,13 +84,10 @@ impl Metrics {
             ahead.extend(known[kept..].iter().copied());
         }
         let text: String = lines.iter().map(Line::to_json).collect();
-        publish::replace_run_file(folder, METRICS, text.as_bytes())?;
-        let opened = folder.open_file_to_write(METRICS).and_then(|mut file| {
-            file.seek(SeekFrom::End(0))?;
-            Ok(file)
-        });
-        let file = opened.map_err(|e| Error::io("opening", &folder.path_of(METRICS), e))?;
-        Ok(Metrics { folder: Arc::clone(folder), file, ahead, repeated: None, exact, failed: false })
+        let put = storage::put_file(folder.open(), METRICS, text.as_bytes());
+        let file = put.map_err(|e| Error::io("writing", &folder.join(METRICS), e))?;
+        let (folder, length) = (folder.clone(), text.len() as u64);
+        Ok(Metrics { folder, file, length, ahead, repeated: None, exact, failed: false })
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -115,18 +105,15 @@ impl Metrics {
         let now = without_clock(line);
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
-            if failpoint::hit_halfway() {
-                let _ = self.file.write_all(&text.as_bytes()[..text.len() / 2]);
-                failpoint::die_if_halfway();
-            }
-            self.failed |= self.file.write_all(text.as_bytes()).is_err();
+            self.failed |= storage::write_all(&*self.file, self.length, text.as_bytes()).is_err();
+            self.length += text.len() as u64;
             return Ok(None);
         };
         if before != now {
             return Err(Error::check(format!(
                 "step {} was computed again and differs from what {} holds:\n  logged   {before:?}\n  computed {now:?}",
                 step_of(&now),
-                self.folder.path_of(METRICS).display()
+                self.folder.join(METRICS).display()
             ))
             .hint("this machine does not repeat itself, or the program changed; the file and all checkpoints are untouched"));
         }
@@ -138,7 +125,7 @@ impl Metrics {
 
     /// Makes the lines so far durable; best effort, the checkpoint holds them too.
     pub fn sync(&mut self) {
-        let _ = self.file.sync_data();
+        let _ = self.file.sync();
     }
 
     /// At the end: rebuilds the file if a write had failed, and makes it durable.
@@ -148,7 +135,7 @@ impl Metrics {
     pub fn finish(&mut self, log: &[LogLine]) -> Result<()> {
         self.sync();
         if self.failed {
-            *self = Metrics::open(&Arc::clone(&self.folder), log, self.exact)?;
+            *self = Metrics::open(&self.folder.clone(), log, self.exact)?;
             self.sync();
         }
         Ok(())

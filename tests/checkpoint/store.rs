@@ -5,7 +5,7 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
-use qwentune::checkpoint::storage::{Folder, Stored};
+use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
 use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
 use qwentune::error::{Kind, Result};
 use std::fs;
@@ -16,7 +16,7 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 fn opened(folder: &Path, keep: usize) -> Result<Store> {
-    Store::open(RunLock::take(folder)?, keep)
+    Store::open(&RunLock::take(&FileSystem, folder)?, keep)
 }
 
 fn open(folder: &Path, keep: usize) -> Store {
@@ -459,16 +459,16 @@ impl Folder for Gated {
     }
 }
 
-fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
+fn gated() -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
-    let lock = fs::File::create(fresh_folder(name).join("lock")).expect("created");
+    let lock: Held = Arc::new(());
     (Store::start(shelf, lock).expect("starts"), disk, gate)
 }
 
 #[test]
 fn a_slow_disk_skips_and_never_blocks() {
-    let (mut store, _, gate) = gated("slow");
+    let (mut store, _, gate) = gated();
     let closed = gate.lock().expect("open");
     let first = sized_state(1, 0, 50);
     let memory = first.weights.as_ptr();
@@ -502,7 +502,7 @@ fn saved_step(outcome: &Outcome) -> u64 {
 #[test]
 fn a_full_disk_skips_and_training_goes_on() {
     use super::disk::Trouble;
-    let (mut store, disk, _) = gated("full");
+    let (mut store, disk, _) = gated();
     save(&mut store, 1);
     disk.plan(1, Trouble::Full);
     let error = store.save(state(2, 0), Wait::Block).expect_err("full");

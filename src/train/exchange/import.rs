@@ -4,7 +4,7 @@ use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Cursor, IMPORTED, ScheduleSegment, State, TensorEntry};
-use crate::checkpoint::store::{RunLock, Store, Wait};
+use crate::checkpoint::store::{Store, Wait};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::files;
@@ -49,10 +49,9 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     foreign.check_settings(s)?;
     let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
-    let lock = RunLock::take(&s.output_dir)?;
+    let folder = RunFolder::lock(&s.output_dir)?;
     refuse_occupied(request)?;
-    let folder = RunFolder::of(&lock);
-    let mut store = Store::open(lock, s.save_total_limit)?;
+    let mut store = Store::open(folder.run_lock(), s.save_total_limit)?;
     let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
     store.save(state, Wait::Block)?;
     // Last: a folder that names itself a run has the checkpoint to continue from.
