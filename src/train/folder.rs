@@ -1,12 +1,12 @@
 //! The files of a run folder beside its checkpoints: `run.json`, adapters, the report.
 
-use crate::checkpoint::state::Identity;
 use crate::checkpoint::storage::{self, FileSystem, Tree};
 use crate::checkpoint::store::{self, RunLock};
 use crate::config::{self, RunFile, Settings};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::formats::{peft, publish};
+use crate::identity::Identity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -90,7 +90,7 @@ impl RunFolder {
     /// When the file is not what the program writes.
     pub fn identity(&self) -> Result<Option<Identity>> {
         let Some(text) = self.run_file()? else { return Ok(None) };
-        Ok(Some(Identity(RunFile::parse(&self.join(RUN_FILE), &text)?.fingerprints)))
+        Ok(Some(RunFile::parse(&self.join(RUN_FILE), &text)?.identity))
     }
 
     /// Writes `run.json`.
@@ -98,11 +98,12 @@ impl RunFolder {
     /// # Errors
     /// I/O errors.
     pub fn write(&self, settings: &Settings, identity: &Identity, command_line: &[String]) -> Result<()> {
-        let mut versions = BTreeMap::from([("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
-        if let Some(arithmetic) = identity.0.get("engine.arithmetic") {
-            versions.insert("arithmetic".to_owned(), arithmetic.clone());
-        }
-        let text = config::run_json(settings, command_line, &versions, &identity.0);
+        let engine = &identity.engine;
+        let versions = BTreeMap::from([
+            ("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("arithmetic".to_owned(), engine.version.clone()),
+        ]);
+        let text = config::run_json(settings, command_line, &versions, identity);
         self.put(RUN_FILE, text.as_bytes())
     }
 
