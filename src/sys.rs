@@ -1,7 +1,7 @@
 //! What only the operating system can do for us, where no safe wrapper exists: signals of faulty memory maps
 //! and of file-size limits; and what it knows: memory that can be had.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -51,7 +51,7 @@ pub fn watch_mapping(bytes: &[u8], file: &Path) -> Result<Watch> {
     let message = format!(
         "error: {} was truncated or became unreadable while it was mapped\n  \
          put the original file back, then continue with `qwentune resume RUN`\n",
-        file.display()
+        printable(&file.display().to_string())
     )
     .into_bytes()
     .into_boxed_slice();

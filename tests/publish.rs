@@ -94,7 +94,7 @@ fn a_draft_that_was_exchanged_is_noticed() {
     let forged = folder.file("forged", "forged");
     std::fs::rename(forged, folder.join(&name)).unwrap();
     let error = draft.publish(Over::Earlier, &Memory).unwrap_err();
-    assert!(error.kind == Kind::Io && error.what.contains("somebody else"), "{error}");
+    assert!(error.kind == Kind::Io && error.what.contains("taken away"), "{error}");
 }
 
 #[test]

@@ -6,10 +6,9 @@ use super::decode::Source;
 use super::format::BLOCK;
 use crate::error::{Error, Kind, Result};
 use crate::failpoint;
-use crate::formats::open_folder::{Access, OpenFolder};
+use crate::formats::open_folder::{Access, OpenFolder, lock_soon};
 use crate::formats::publish::MadeFrom;
 use rustix::fs::{self as rfs, Advice, FallocateFlags, Mode, OFlags};
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use std::any::Any;
 use std::fs::File;
@@ -343,17 +342,6 @@ impl Tree for OpenFolder {
         (world_writable && !sticky)
             .then(|| format!("{} is writable for every user of this machine", self.path().display()))
     }
-}
-
-/// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
-fn lock_soon(file: &File) -> rustix::io::Result<()> {
-    for _ in 0..20 {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
-            other => return other,
-        }
-    }
-    flock(file, FlockOperation::NonBlockingLockExclusive)
 }
 
 fn kind(found: &rfs::Stat) -> Entry {

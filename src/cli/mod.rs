@@ -37,7 +37,7 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
         complain(&format!("internal error: {text}{place}; please report this line and the command"));
     }));
     crate::sys::ignore_file_size_signal();
-    match std::panic::catch_unwind(|| run(args).and_then(|()| check_output())) {
+    match std::panic::catch_unwind(|| run(args)) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
             let prefix = if error.kind == Kind::Stopped { "" } else { "error: " };
@@ -48,10 +48,16 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
-/// Whether all that was printed arrived, at the end of a command that did all else.
-fn check_output() -> Result<()> {
+/// Whether all that was printed arrived, at the end of a command that did all else. What a run prints is a log; its
+/// results are in its folder.
+fn check_output(is_log: bool) -> Result<()> {
     let Some(e) = lost_output() else { return Ok(()) };
-    Err(Error::new(Kind::Io, format!("cannot write to standard output: {e}"))
+    let what = format!("cannot write to standard output: {e}");
+    if is_log {
+        complain(&format!("warning: {what}"));
+        return Ok(());
+    }
+    Err(Error::new(Kind::Io, what)
         .hint("what the command writes into files is complete; what it prints is not"))
 }
 
@@ -67,11 +73,12 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Ok(matches) => matches,
         Err(error) => {
             say(commands::explain(&error)?.trim_end());
-            return Ok(());
+            return check_output(false);
         }
     };
     let warnings = &mut translated.warnings;
-    match matches.subcommand() {
+    let command = matches.subcommand();
+    match command {
         Some(("train", m)) => training::train(m, warnings, command_line),
         Some(("resume", m)) => training::resume(m, warnings, command_line),
         Some(("plan", m)) => training::plan(m, warnings),
@@ -94,7 +101,8 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("doctor", _)) => doctor::doctor(),
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
-    }
+    }?;
+    check_output(matches!(command, Some(("train" | "resume", _))))
 }
 
 /// The settings that `qwentune train` with these flags would train with, and the warnings it would print.

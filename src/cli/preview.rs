@@ -4,8 +4,8 @@ use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
 use crate::data::preview::{PreviewRow, preview as read_rows};
-use crate::error::{Error, Result};
-use crate::report::console::{colours, printable, say, say_styled};
+use crate::error::{Error, Result, printable};
+use crate::report::console::{colours, say, say_styled};
 use clap::ArgMatches;
 use serde_json::json;
 

@@ -48,7 +48,7 @@ pub struct Progress {
 /// # Errors
 /// Names the file and the field.
 pub fn read_progress(path: &Path) -> Result<Progress> {
-    let keys = json::read_python_object(path, MAX_STATE_BYTES, &["log_history", "stateful_callbacks"])?;
+    let keys = json::read_python_scalars(path, MAX_STATE_BYTES)?;
     let fault = |what: String| Error::input(format!("{}: {what}", path.display()));
     let get = |key: &str| keys.get(key).filter(|v| !v.is_null());
     let count = |key: &str, least: u64| {

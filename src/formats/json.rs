@@ -21,14 +21,14 @@ pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
     object_of(path, &files::read(path, max_bytes)?)
 }
 
-/// [`read_object`] of a file that Python's `json` wrote: NaN and Infinity, which it writes and JSON does not
-/// have, are null. The values of the keys `unread` are passed over, and are null too.
+/// The numbers, texts and switches of a JSON object that Python's `json` wrote: NaN and Infinity, which it writes and
+/// JSON does not have, are null, and so are lists and objects, which are passed over.
 ///
 /// # Errors
 /// As [`read_object`].
-pub fn read_python_object(path: &Path, max_bytes: u64, unread: &'static [&'static str]) -> Result<Object> {
+pub fn read_python_scalars(path: &Path, max_bytes: u64) -> Result<Object> {
     let text = without_nan(files::read(path, max_bytes)?);
-    object_in(path, parse_with(&text, unread))
+    object_in(path, parse_as(Strict { depth: 0, shallow: true }, &text))
 }
 
 fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
@@ -74,12 +74,12 @@ fn without_nan(text: Vec<u8>) -> Vec<u8> {
 /// # Errors
 /// What is wrong, with line and column.
 pub fn parse(text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
-    parse_with(text, &[])
+    parse_as(Strict { depth: 0, shallow: false }, text)
 }
 
-fn parse_with(text: &[u8], unread: &'static [&'static str]) -> std::result::Result<Value, serde_json::Error> {
+fn parse_as(strict: Strict, text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Strict { depth: 0, unread }.deserialize(&mut reader)?;
+    let value = strict.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
 }
@@ -92,16 +92,20 @@ pub(super) fn duplicate<E: de::Error>(key: &str) -> E {
 #[derive(Clone, Copy)]
 struct Strict {
     depth: usize,
-    /// Keys of the outermost object whose values are passed over.
-    unread: &'static [&'static str],
+    /// Lists and objects in the outermost one are passed over.
+    shallow: bool,
 }
 
 impl Strict {
+    fn is_passed_over(self) -> bool {
+        self.shallow && self.depth > 0
+    }
+
     fn deeper<E: de::Error>(self) -> std::result::Result<Self, E> {
         if self.depth == MAX_DEPTH {
             return Err(E::custom(format_args!("nested more than {MAX_DEPTH} deep")));
         }
-        Ok(Strict { depth: self.depth + 1, unread: &[] })
+        Ok(Strict { depth: self.depth + 1, ..self })
     }
 }
 
@@ -146,6 +150,10 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Value, A::Error> {
         let inner = self.deeper()?;
+        if self.is_passed_over() {
+            while list.next_element::<de::IgnoredAny>()?.is_some() {}
+            return Ok(Value::Null);
+        }
         let mut values = Vec::new();
         while let Some(value) = list.next_element_seed(inner)? {
             values.push(value);
@@ -155,17 +163,16 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
         let inner = self.deeper()?;
+        if self.is_passed_over() {
+            while map.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
+            return Ok(Value::Null);
+        }
         let mut object = Object::new();
         while let Some(key) = map.next_key::<String>()? {
             if object.contains_key(&key) {
                 return Err(duplicate(&key));
             }
-            let value = if self.unread.contains(&key.as_str()) {
-                map.next_value::<de::IgnoredAny>()?;
-                Value::Null
-            } else {
-                map.next_value_seed(inner)?
-            };
+            let value = map.next_value_seed(inner)?;
             object.insert(key, value);
         }
         Ok(Value::Object(object))

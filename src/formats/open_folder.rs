@@ -278,6 +278,21 @@ impl OpenFolder {
     }
 }
 
+/// Takes the lock of a file. Tries for a second: a process that was just killed, or a child between fork and exec, may hold
+/// it for a moment.
+///
+/// # Errors
+/// `WOULDBLOCK` when another has it; the operating system's.
+pub fn lock_soon(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..20 {
+        match rfs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+    rfs::flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
 /// Whether this is a folder, itself and not by a link.
 #[must_use]
 pub fn is_folder(found: &Stat) -> bool {

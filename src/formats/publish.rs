@@ -111,13 +111,19 @@ impl FileDraft {
     /// Gives the file its name, durably, and the open file.
     ///
     /// # Errors
-    /// What it was made from changed; [`Kind::Output`] when the name is taken and may not be; I/O.
+    /// What it was made from changed; the draft's name leads to something else; [`Kind::Output`] when the name is taken and
+    /// may not be; I/O.
     pub fn publish(mut self, over: Over, from: &dyn MadeFrom) -> Result<File> {
         failpoint::hit();
         // A failed sync is never repeated on the same file: the kernel may have dropped the pages already.
         self.file.sync_all().map_err(|e| self.fault(e))?;
         from.check_unchanged()?;
         let draft = self.draft.as_deref().unwrap_or_default();
+        if !self.folder.leads_to(draft, &self.file).map_err(|e| self.fault(e))? {
+            let path = self.folder.path_of(&self.name);
+            return Err(Error::new(Kind::Io, format!("the draft of {} was taken away", path.display()))
+                .hint("use a folder nobody else writes in"));
+        }
         let placed = match over {
             Over::Earlier => self.folder.rename(draft, &self.name),
             Over::Nothing => self.folder.rename_new(draft, &self.name),
@@ -130,11 +136,8 @@ impl FileDraft {
         }
         self.draft = None;
         self.folder.sync().map_err(|e| self.fault(e))?;
-        if !self.folder.leads_to(&self.name, &self.file).map_err(|e| self.fault(e))? {
-            let path = self.folder.path_of(&self.name);
-            return Err(Error::new(Kind::Io, format!("{} was replaced by somebody else", path.display()))
-                .hint("use a folder nobody else writes in"));
-        }
+        // It is no draft any more; that it cannot be unlocked is no matter.
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
         self.file.try_clone().map_err(|e| self.fault(e))
     }
 
@@ -145,7 +148,10 @@ impl FileDraft {
 
 impl Drop for FileDraft {
     fn drop(&mut self) {
-        if let Some(draft) = &self.draft {
+        // Only what is still ours: somebody may have put something else there.
+        if let Some(draft) = &self.draft
+            && self.folder.leads_to(draft, &self.file).unwrap_or(false)
+        {
             let _ = self.folder.unlink(draft);
         }
     }

@@ -6,11 +6,10 @@ use super::{Event, Generator, Model, Options, text};
 use crate::data::prompts::{PromptRow, Prompter, is_row, with_output};
 use crate::error::{Error, Kind, Result};
 use crate::files;
-use crate::formats::open_folder::OpenFolder;
+use crate::formats::open_folder::{OpenFolder, lock_soon};
 use crate::formats::publish::{FileDraft, MadeFrom, Over};
 use crate::identity::canonical_json;
 use crate::report::event::{Event as Told, Observer};
-use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
@@ -165,7 +164,7 @@ impl Place {
         let busy = || Error::output(format!("{} is being written by another process", path.display()));
         loop {
             let file = self.folder.open_or_create_file(&self.partial).map_err(fault)?;
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match lock_soon(&file) {
                 Ok(()) => {}
                 Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy()),
                 Err(e) => return Err(fault(e.into())),

@@ -1,8 +1,8 @@
 //! The console: a bar on a terminal, plain lines elsewhere, nothing but warnings when quiet.
 
 use super::event::{EvalLine, Event, Observer, StepLine};
+use crate::error::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -41,24 +41,6 @@ pub fn lost_output() -> Option<&'static std::io::Error> {
 /// Writes a line to standard error.
 pub fn complain(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
-}
-
-/// The text with everything escaped that a terminal would obey and not show: names of files and their contents come
-/// from anywhere. Line feeds and tabs stay.
-#[must_use]
-pub fn printable(text: &str) -> Cow<'_, str> {
-    if !text.contains(is_obeyed) {
-        return Cow::Borrowed(text);
-    }
-    let escaped =
-        text.chars().map(|c| if is_obeyed(c) { c.escape_default().to_string() } else { c.to_string() });
-    Cow::Owned(escaped.collect())
-}
-
-/// Control characters, and those that change the direction of the text behind them.
-fn is_obeyed(c: char) -> bool {
-    let redirects = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    redirects || (c.is_control() && c != '\n' && c != '\t')
 }
 
 /// Whether colours are wanted on standard output: a terminal, and `NO_COLOR` not set.

@@ -197,15 +197,17 @@ fn drafts(folder: &Path) -> Vec<PathBuf> {
     bytes_of(folder).into_keys().filter(draft).collect()
 }
 
-/// A fresh copy of what the case works on.
-fn fresh(template: &Path, name: &str) -> PathBuf {
-    let folder = scratch(&format!("calls-{name}"));
+/// A fresh copy of what the case works on, always of the same name: it is part of what some commands make.
+fn fresh(template: &Path) -> PathBuf {
+    let folder = template.with_extension("copy");
+    let _ = std::fs::remove_dir_all(&folder);
     copy(template, &folder);
     folder
 }
 
-fn template(case: &Case) -> PathBuf {
-    let template = scratch(&format!("calls-{}-template", case.name));
+/// What a case works on, in a folder of the test's own.
+fn template(case: &Case, test: &str) -> PathBuf {
+    let template = scratch(&format!("calls-{}-{test}", case.name));
     (case.prepare)(&template);
     template
 }
@@ -216,7 +218,7 @@ fn attempt(
     fault: Fault,
     expected: &BTreeMap<String, BTreeMap<PathBuf, Vec<u8>>>,
 ) {
-    let folder = fresh(template, case.name);
+    let folder = fresh(template);
     let Ended { output, calls } =
         run(&mut program(&folder, &(case.command)(&folder)), &folder, Some(fault)).unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -248,12 +250,12 @@ fn every_call_fails(case: &Case) {
         eprintln!("this system does not let a test answer system calls: skipped");
         return;
     }
-    let template = template(case);
-    let folder = fresh(&template, case.name);
+    let template = template(case, "fails");
+    let folder = fresh(&template);
     let calls = |reads| {
-        let folder = fresh(&template, case.name);
+        let folder = fresh(&template);
         // A fault that no call reaches.
-        let fault = Fault { first: usize::MAX, forever: false, errno: 0, reads };
+        let fault = Fault { first: usize::MAX, forever: false, errno: 0, reads, only: "" };
         let ended = run(&mut program(&folder, &(case.command)(&folder)), &folder, Some(fault)).unwrap();
         assert!(ended.output.status.success(), "{}", String::from_utf8_lossy(&ended.output.stderr));
         ended.calls
@@ -275,20 +277,45 @@ fn every_call_fails(case: &Case) {
         let step = if all { 1 } else { count.div_ceil(case.tries) };
         // Each mode begins elsewhere, so that together they meet more of the calls.
         for first in (if all { 0 } else { mode * step / modes.len() }..count).step_by(step) {
-            attempt(case, &template, Fault { first, forever, errno, reads }, &expected);
+            attempt(case, &template, Fault { first, forever, errno, reads, only: "" }, &expected);
         }
     }
+}
+
+/// A file system without exclusive and exchanging renames, such as NFS: the same bytes, without a complaint.
+fn without_special_renames(case: &Case) {
+    if !possible() {
+        eprintln!("this system does not let a test answer system calls: skipped");
+        return;
+    }
+    let template = template(case, "renames");
+    let folder = fresh(&template);
+    undisturbed(&folder, &(case.command)(&folder));
+    let expected = made(case, &folder);
+    let folder = fresh(&template);
+    let fault = Fault { first: 0, forever: true, errno: libc::EINVAL, reads: false, only: "renameat2" };
+    let ended = run(&mut program(&folder, &(case.command)(&folder)), &folder, Some(fault)).unwrap();
+    let stderr = String::from_utf8_lossy(&ended.output.stderr);
+    assert!(ended.output.status.success(), "{}: {stderr}", case.name);
+    assert!(made(case, &folder) == expected, "{}: other bytes", case.name);
+    let left = drafts(&folder);
+    assert!(left.is_empty(), "{}: {left:?}", case.name);
+}
+
+#[test]
+fn every_command_does_without_special_renames() {
+    CASES.iter().for_each(without_special_renames);
 }
 
 /// Several at once: one makes it, the others are told so, and what is there is whole.
 fn several_at_once(case: &Case) {
     let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
-    let template = template(case);
-    let folder = fresh(&template, case.name);
+    let template = template(case, "several");
+    let folder = fresh(&template);
     undisturbed(&folder, &(case.command)(&folder));
     let expected = made(case, &folder);
     for round in 0..rounds {
-        let folder = fresh(&template, case.name);
+        let folder = fresh(&template);
         let count = 2 + round % 2;
         let start = |_| {
             let mut command = program(&folder, &(case.command)(&folder));

@@ -19,6 +19,8 @@ pub struct Fault {
     pub errno: i32,
     /// Whether calls that only read are counted.
     pub reads: bool,
+    /// Only calls of this name are; empty: all.
+    pub only: &'static str,
 }
 
 /// What came of a program.
@@ -139,8 +141,11 @@ fn supervise(child: Child, listener: &OwnedFd, folder: &Path, fault: Option<Faul
             continue;
         }
         let mut answer = Answer { id: asked.id, value: 0, error: 0, flags: CONTINUE };
-        let counted =
-            fault.is_none_or(|f| f.reads) || !LOOKS.iter().any(|(nr, ..)| *nr == i64::from(asked.nr));
+        let call = CHANGES.iter().chain(LOOKS).find(|(nr, ..)| *nr == i64::from(asked.nr));
+        let counted = fault.is_none_or(|f| {
+            let looks = LOOKS.iter().any(|(nr, ..)| *nr == i64::from(asked.nr));
+            (f.reads || !looks) && (f.only.is_empty() || call.is_some_and(|call| call.1 == f.only))
+        });
         if counted && let Some(call) = on_file_below(&asked, pid, folder) {
             let number = calls.len();
             calls.push(call);
