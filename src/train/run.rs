@@ -8,7 +8,7 @@ use super::trainer::Trainer;
 use super::{Control, Request, Summary};
 use crate::config::{Settings, Strategy};
 use crate::error::{Error, Kind, Result};
-use crate::formats::weight_map::WeightMap;
+use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 use crate::report::html;
 use crate::report::jsonl::Line;
@@ -36,8 +36,8 @@ pub(super) struct Begun {
     /// This process need not repeat what an earlier one computed: it continues inexactly.
     pub inexact: bool,
     pub metrics: Metrics,
-    /// `None`: the base is not a file that could change.
-    pub weights: Option<WeightMap>,
+    /// The frozen model, which stays mapped.
+    pub base: Box<dyn MadeFrom>,
 }
 
 impl<'a> Run<'a> {
@@ -154,7 +154,7 @@ impl<'a> Run<'a> {
             && let Some(values) = trainer.note_evaluation(eval_loss)?
         {
             let adapter = publish::adapter(trainer, &values, &self.begun.settings)?;
-            self.begun.folder.write_adapter("best", &adapter)?;
+            self.begun.folder.write_adapter("best", &adapter, &*self.begun.base)?;
         }
         let epoch = trainer.state().log.last().map_or(0.0, LogLine::epoch);
         self.record(LogLine::Eval(EvalLine { step, epoch, eval_loss }), begin, 0)?;
@@ -202,8 +202,7 @@ impl<'a> Run<'a> {
 
     /// A base that is edited in place while it is mapped would change the run silently.
     fn check_base(&self) -> Result<()> {
-        let Some(weights) = &self.begun.weights else { return Ok(()) };
-        weights.check_unchanged().map_err(|error| match self.begun.saver.newest() {
+        self.begun.base.check_unchanged().map_err(|error| match self.begun.saver.newest() {
             Some(step) => {
                 error.hint(format!("the checkpoint of step {step} is good; restore the file and resume"))
             }
@@ -280,13 +279,13 @@ impl<'a> Run<'a> {
     }
 
     fn publish(&mut self) -> Result<Summary> {
-        let Begun { request, settings, folder, saver, trainer, metrics, .. } = &mut self.begun;
+        let (adapter, note) = publish::final_adapter(&mut self.begun)?;
+        let Begun { folder, trainer, metrics, base, .. } = &mut self.begun;
         metrics.finish(&trainer.state().log)?;
-        let (adapter, note) = publish::final_adapter(trainer, settings, folder, &saver.store(), request)?;
         if let Some(text) = note {
             self.observer.on_event(&Event::Warning(text));
         }
-        self.summary.adapter = folder.write_adapter("adapter", &adapter)?;
+        self.summary.adapter = folder.write_adapter("adapter", &adapter, &**base)?;
         let evals = metrics.lines().iter().filter_map(|line| match line.logged {
             LogLine::Eval(line) => Some(line.eval_loss),
             LogLine::Step(_) => None,
@@ -304,11 +303,11 @@ impl<'a> Run<'a> {
     /// `report.html`, as far as the run is. The run does not depend on it: a failure is said.
     fn write_report(&mut self) {
         let Begun { folder, metrics, .. } = &self.begun;
-        let title = folder.path.display().to_string();
-        let run_json = std::fs::read_to_string(folder.join("run.json")).unwrap_or_default();
-        let page = html::render(&title, metrics.lines(), &run_json);
-        let path = folder.join("report.html");
-        if let Err(error) = crate::formats::atomic_file::write(&path, page.as_bytes()) {
+        let title = folder.path().display().to_string();
+        let page = folder
+            .run_file()
+            .map(|run_json| html::render(&title, metrics.lines(), &run_json.unwrap_or_default()));
+        if let Err(error) = page.and_then(|page| folder.write_report(&page)) {
             self.observer.on_event(&Event::Warning(error.what));
         }
     }
