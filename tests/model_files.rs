@@ -40,7 +40,8 @@ fn names_and_shapes_are_those_transformers_wrote() {
         for (name, shape) in &expected {
             assert_eq!(found.get(name), Some(shape), "{name} of {}", case.display());
         }
-        let extra: Vec<_> = found.keys().filter(|n| !expected.contains_key(*n)).collect();
+        let ignored = |n: &&String| n.starts_with("model.visual.") || n.starts_with("mtp.");
+        let extra: Vec<_> = found.keys().filter(|n| !expected.contains_key(*n) && !ignored(n)).collect();
         assert!(extra.is_empty() || (spec.tied && extra == [STORED_HEAD]), "{extra:?} of {}", case.display());
         let elements: usize = expected.values().map(|s| s.iter().product::<usize>()).sum();
         assert_eq!(elements as u64, spec.parameter_count(), "{}", case.display());
@@ -94,6 +95,32 @@ fn qwen3_config() -> Value {
         "rope_scaling": null, "rope_theta": 1000000, "sliding_window": null, "tie_word_embeddings": true,
         "use_sliding_window": false, "vocab_size": 151936
     })
+}
+
+/// The 0.8B of Qwen3.5 as it is released: its text part within a model with a vision tower.
+fn qwen35_config() -> Value {
+    json!({
+        "architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+        "vision_config": {"depth": 12}, "tie_word_embeddings": true, "text_config": {
+            "model_type": "qwen3_5_text", "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 24,
+            "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 256, "vocab_size": 248320,
+            "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_key_head_dim": 128,
+            "linear_value_head_dim": 128, "linear_conv_kernel_dim": 4, "full_attention_interval": 4,
+            "rms_norm_eps": 1e-6, "hidden_act": "silu", "attention_bias": false, "attn_output_gate": true,
+            "max_position_embeddings": 262144, "mtp_num_hidden_layers": 1, "eos_token_id": 248044,
+            "tie_word_embeddings": true, "rope_parameters": {
+                "rope_theta": 10000000, "rope_type": "default", "partial_rotary_factor": 0.25,
+                "mrope_section": [11, 11, 10], "mrope_interleaved": true
+            }
+        }
+    })
+}
+
+/// The same with changed keys of its text part.
+fn text_changed(changes: &Value) -> Value {
+    let mut config = qwen35_config();
+    config["text_config"] = changed(&config["text_config"], changes);
+    config
 }
 
 fn qwen1_config() -> Value {
@@ -154,6 +181,11 @@ fn parameter_counts_of_released_models() {
         &json!({"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32,
                 "tie_word_embeddings": false}),
     );
+    let mut qwen35_27b = text_changed(
+        &json!({"hidden_size": 5120, "intermediate_size": 17408, "num_hidden_layers": 64, "num_attention_heads": 24,
+                "num_key_value_heads": 4, "linear_num_value_heads": 48, "tie_word_embeddings": null}),
+    );
+    qwen35_27b["tie_word_embeddings"] = json!(false);
     // Base parameters as published, and of adapters of rank 8 on all linear layers.
     let rows = [
         (qwen2_config(), 494_032_768, None),
@@ -161,6 +193,8 @@ fn parameter_counts_of_released_models() {
         (qwen3_config(), 596_049_920, Some(5_046_272)),
         (qwen3_8b, 8_190_735_360, Some(21_823_488)),
         (qwen1_config(), 7_721_324_544, Some(17_891_328)),
+        (qwen35_config(), 752_393_024, Some(5_410_816)),
+        (qwen35_27b, 26_895_998_464, None),
     ];
     for (config, base, adapter) in rows {
         let spec = read_spec(&config).unwrap();
@@ -265,6 +299,52 @@ fn unsupported_and_hostile_configs_are_refused_by_name() {
     for (base, changes, words) in rows {
         refused(&changes.to_string(), read_spec(&changed(base, &changes)), words);
     }
+}
+
+#[test]
+fn relatives_of_qwen35_are_refused_by_name() {
+    let root = |changes: Value| changed(&qwen35_config(), &changes);
+    let rows: Vec<(Value, &[&str])> = vec![
+        (root(json!({"architectures": ["Qwen3_5MoeForConditionalGeneration"]})), &["Qwen3_5Moe", "experts"]),
+        (root(json!({"architectures": null, "model_type": "qwen3_next"})), &["qwen3_next", "supported are"]),
+        (root(json!({"quantization_config": {"bits": 4}})), &["quantization_config"]),
+        (root(json!({"tie_word_embeddings": false})), &["tie_word_embeddings", "text_config"]),
+        (text_changed(&json!({"attn_output_gate": false})), &["text_config", "attn_output_gate"]),
+        (text_changed(&json!({"mlp_only_layers": [1]})), &["mlp_only_layers"]),
+        (text_changed(&json!({"output_gate_type": "sigmoid"})), &["output_gate_type", "sigmoid"]),
+        (text_changed(&json!({"num_experts": 8})), &["num_experts"]),
+        (text_changed(&json!({"linear_num_value_heads": 24})), &["24", "linear_num_key_heads 16"]),
+        (text_changed(&json!({"layer_types": ["full_attention"]})), &["layer_types has 1"]),
+        (text_changed(&json!({"layer_types": vec!["sliding_attention"; 24]})), &["sliding_attention"]),
+        (text_changed(&json!({"rope_parameters": null})), &["rope_theta is missing"]),
+        (text_changed(&json!({"rope_parameters": {"rope_theta": 1e7, "rope_type": "yarn"}})), &["yarn"]),
+        (
+            text_changed(&json!({"rope_parameters": {"rope_theta": 1e7, "partial_rotary_factor": 0.01}})),
+            &["0.01"],
+        ),
+    ];
+    for (config, words) in rows {
+        refused(&config.to_string(), read_spec(&config), words);
+    }
+    // Defaults, and both ways to say them.
+    let spec = read_spec(&qwen35_config()).unwrap();
+    let listed: Vec<&str> = (1..=24)
+        .map(|layer: usize| if layer.is_multiple_of(4) { "full_attention" } else { "linear_attention" })
+        .collect();
+    let same = json!({
+        "layer_types": listed, "full_attention_interval": null, "output_gate_type": "swish", "rope_parameters": null,
+        "rope_theta": 1e7, "partial_rotary_factor": 0.25, "rope_scaling": {}
+    });
+    assert_eq!(read_spec(&text_changed(&same)).unwrap(), spec);
+    // The text part alone has other tensor names, and is otherwise the same.
+    let mut text = changed(&qwen35_config()["text_config"], &json!({}));
+    text["architectures"] = json!(["Qwen3_5ForCausalLM"]);
+    let text = read_spec(&text).unwrap();
+    assert_eq!(
+        (spec.stored("model.norm.weight"), text.stored("model.norm.weight")),
+        ("model.language_model.norm.weight".into(), "model.norm.weight".into())
+    );
+    assert_eq!(Spec { stored_prefix: None, ..spec }, text);
 }
 
 #[test]

@@ -54,8 +54,8 @@ impl Tokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let (vocabulary, is_tiktoken) = vocabulary::read(folder)?;
         let bytes = bytes_of(&vocabulary);
-        let Vocabulary { ids, merges, mut added, digest } = vocabulary;
-        let inner = library(ids, merges).map_err(|fault| {
+        let Vocabulary { ids, merges, mut added, split, digest } = vocabulary;
+        let inner = library(ids, merges, split).map_err(|fault| {
             Error::input(format!("the tokenizer in {} cannot be used: {fault}", folder.display()))
         })?;
         added.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
@@ -159,13 +159,10 @@ impl Tokenizer {
 fn library(
     ids: std::collections::HashMap<String, u32>,
     merges: Vec<(String, String)>,
+    split: &str,
 ) -> tokenizers::Result<tokenizers::Tokenizer> {
     let bpe = BPE::builder().vocab_and_merges(ids.into_iter().collect::<Vocab>(), merges).build()?;
-    let split = Split::new(
-        SplitPattern::Regex(vocabulary::QWEN_SPLIT.into()),
-        SplitDelimiterBehavior::Isolated,
-        false,
-    )?;
+    let split = Split::new(SplitPattern::Regex(split.into()), SplitDelimiterBehavior::Isolated, false)?;
     let steps = vec![PreTokenizerWrapper::from(split), ByteLevel::new(false, false, false).into()];
     let mut inner = tokenizers::Tokenizer::new(bpe);
     inner.with_normalizer(Some(NFC))?;

@@ -15,8 +15,14 @@ use std::fmt;
 use std::path::Path;
 
 /// Qwen's splitting expression (`tokenization_qwen.py`, `PRETOKENIZE_REGEX` of transformers).
-pub(super) const QWEN_SPLIT: &str = concat!(
+const QWEN_SPLIT: &str = concat!(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|",
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+);
+
+/// That of Qwen3.5 and later: marks belong to the letters they stand on.
+const QWEN35_SPLIT: &str = concat!(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|",
     r"\s*[\r\n]+|\s+(?!\S)|\s+"
 );
 
@@ -47,6 +53,8 @@ pub(super) struct Vocabulary {
     pub(super) ids: HashMap<String, u32>,
     pub(super) merges: Vec<(String, String)>,
     pub(super) added: Vec<AddedToken>,
+    /// The splitting expression.
+    pub(super) split: &'static str,
     /// BLAKE3 of the file.
     pub(super) digest: blake3::Hash,
 }
@@ -212,7 +220,7 @@ fn from_json(bytes: &[u8]) -> Made<Vocabulary> {
     let text = std::str::from_utf8(bytes).map_err(|_| "it is not UTF-8".to_string())?;
     let file: File = serde_json::from_str(text)
         .map_err(|fault| format!("it is not a tokenizer of the kind Qwen has: {fault}"))?;
-    check_pipeline(&file)?;
+    let split = check_pipeline(&file)?;
     let merge = |(index, merge): (usize, Merge)| match merge {
         Merge::Pair(left, right) => Ok((left, right)),
         Merge::Line(line) => match line.split_once(' ') {
@@ -224,12 +232,14 @@ fn from_json(bytes: &[u8]) -> Made<Vocabulary> {
         ids: file.model.vocab.0,
         merges: file.model.merges.into_iter().enumerate().map(merge).collect::<Made<_>>()?,
         added: file.added_tokens,
+        split,
         digest: blake3::hash(bytes),
     })
 }
 
-/// Byte for byte what Qwen's own files say; what cannot change ids (decoder, offsets) is not looked at.
-fn check_pipeline(file: &File) -> Made<()> {
+/// Byte for byte what Qwen's own files say; what cannot change ids (decoder, offsets) is not looked at. Gives the splitting
+/// expression.
+fn check_pipeline(file: &File) -> Made<&'static str> {
     if file.normalizer != json!({"type": "NFC"}) {
         return Err(format!("the normaliser {} is not NFC", short(&file.normalizer)));
     }
@@ -240,13 +250,12 @@ fn check_pipeline(file: &File) -> Made<()> {
     let [split, bytes] = steps else {
         return Err(format!("the splitting {} is not Qwen's", short(&file.pre_tokenizer)));
     };
-    if split["type"] != "Split"
-        || split["pattern"] != json!({"Regex": QWEN_SPLIT})
-        || split["behavior"] != "Isolated"
-        || split["invert"] != false
-    {
+    let known = [QWEN_SPLIT, QWEN35_SPLIT];
+    let expression = known.into_iter().find(|known| split["pattern"] == json!({ "Regex": known }));
+    let isolated = split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] == false;
+    let Some(expression) = expression.filter(|_| isolated) else {
         return Err(format!("the splitting expression {} is not Qwen's", short(&split["pattern"])));
-    }
+    };
     if bytes["type"] != "ByteLevel" || bytes["add_prefix_space"] != false || bytes["use_regex"] != false {
         return Err(format!("the splitting step {} is not Qwen's", short(bytes)));
     }
@@ -262,7 +271,7 @@ fn check_pipeline(file: &File) -> Made<()> {
         && empty(&model.end_of_word_suffix)
         && !model.byte_fallback
         && !model.ignore_merges;
-    if plain { Ok(()) } else { Err("the model is not the plain byte-level BPE that Qwen has".into()) }
+    if plain { Ok(expression) } else { Err("the model is not the plain byte-level BPE that Qwen has".into()) }
 }
 
 fn short(value: &Value) -> String {
@@ -308,6 +317,7 @@ fn from_tiktoken(bytes: &[u8]) -> Made<Vocabulary> {
         ids,
         merges: merges?,
         added: v1_control_tokens(tokens.len() as u32),
+        split: QWEN_SPLIT,
         digest: blake3::hash(bytes),
     })
 }

@@ -56,14 +56,12 @@ impl Config {
         }
     }
 
-    /// What the folder's tensor names begin with: the longer of two prefixes, where there is such a tensor, the shorter
-    /// where there are others, and by `long` where there are none.
-    pub fn prefix(&self, [shorter, longer]: &[&'static str; 2], long: bool) -> &'static str {
+    /// Whether the folder has tensors whose names begin with `prefix`; `default` where it has none at all.
+    pub fn has_tensors(&self, prefix: &str, default: bool) -> bool {
         let folder = self.path.parent().unwrap_or(Path::new("."));
         // A folder that cannot be opened is refused when its weights are.
         let names = WeightMap::open(folder).map(|map| map.names()).unwrap_or_default();
-        let long = names.iter().any(|name| name.starts_with(longer)) || names.is_empty() && long;
-        if long { longer } else { shorter }
+        if names.is_empty() { default } else { names.iter().any(|name| name.starts_with(prefix)) }
     }
 
     /// The value of the key, where it is there and not null.

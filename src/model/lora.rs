@@ -204,7 +204,7 @@ impl Layout {
             let tensor = adapter
                 .tensors
                 .iter()
-                .find(|t| t.name == *name)
+                .find(|t| names::of_text_model(&t.name) == *name)
                 .ok_or_else(|| Error::input(format!("adapter: tensor {name} is missing")))?;
             if tensor.shape != *shape {
                 let found = tensor.shape;
@@ -212,7 +212,9 @@ impl Layout {
             }
             values[*start..*start + tensor.values.len()].copy_from_slice(&tensor.values);
         }
-        if let Some(extra) = adapter.tensors.iter().find(|t| !expected.iter().any(|e| e.0 == t.name)) {
+        if let Some(extra) =
+            adapter.tensors.iter().find(|t| !expected.iter().any(|e| e.0 == names::of_text_model(&t.name)))
+        {
             return Err(Error::input(format!("adapter: tensor {} belongs to no target module", extra.name)));
         }
         Ok(values)

@@ -58,7 +58,7 @@ pub fn merge(
     let mut progress = Progress { observer, done: 0, total: map.file_bytes() };
     for file in map.files() {
         let name = file.path().file_name().unwrap_or_default().to_string_lossy();
-        let parts = adapted(map, adapter, file)?;
+        let parts = adapted(map, spec, adapter, file)?;
         target.file(&name, |sink| write_shard(sink, file, &parts, adapter, &mut progress))?;
     }
     target.publish(map)?;
@@ -82,12 +82,13 @@ impl Progress<'_> {
 /// The adapted matrices of one file, in the order they lie in it.
 fn adapted<'a>(
     map: &WeightMap,
+    spec: &Spec,
     adapter: &'a Adapter,
     file: &Arc<MappedFile>,
 ) -> Result<Vec<(&'a Slot, Tensor)>> {
     let mut found = Vec::new();
     for slot in &adapter.layout.slots {
-        let name = format!("{}.weight", slot.module);
+        let name = spec.stored(&format!("{}.weight", slot.module));
         let tensor =
             map.get(&name).ok_or_else(|| Error::input(format!("model: tensor {name} is missing")))?;
         if Arc::ptr_eq(&tensor.file, file) {

@@ -10,6 +10,12 @@ pub fn adapter_tensor(module: &str, matrix: char) -> String {
     format!("base_model.model.{module}.lora_{matrix}.weight")
 }
 
+/// The name that an adapter's tensor has in the text model, where it was trained on one with more than a language part.
+#[must_use]
+pub fn of_text_model(tensor: &str) -> String {
+    tensor.replacen("base_model.model.model.language_model.", "base_model.model.model.", 1)
+}
+
 /// Whether `module` is to get an adapter: PEFT's rule, the whole name or its end after a dot.
 #[must_use]
 pub fn is_target(targets: &Targets, module: &str) -> bool {

@@ -24,8 +24,9 @@ pub struct Spec {
     pub norm: NormSpec,
     /// Output head is the embedding table.
     pub tied: bool,
-    /// What module names begin with in the family's text models and in those with further towers, where both exist.
-    pub prefixes: Option<[&'static str; 2]>,
+    /// What names of the folder's tensors begin with in place of `model.`: those of a model with more than a language part.
+    /// All names here are the text model's, and so are PEFT's.
+    pub stored_prefix: Option<&'static str>,
     /// Longest position trained on.
     pub max_positions: usize,
     /// Longest text that can be generated, where that is more.
@@ -285,13 +286,23 @@ impl Spec {
     #[must_use]
     pub fn tensors(&self) -> Vec<TensorSpec> {
         let table = |name: &str| TensorSpec { name: name.into(), shape: vec![self.vocab, self.hidden] };
+        let stored = |t: TensorSpec| TensorSpec { name: self.stored(&t.name), ..t };
         let mut all = vec![table(&self.embedding), self.norm.weight.clone()];
         all.extend((!self.tied).then(|| table(STORED_HEAD)));
         for layer in &self.layers {
             all.extend(layer.tensors().into_iter().cloned());
             all.extend(layer.linears().into_iter().flat_map(LinearSpec::tensors));
         }
-        all
+        all.into_iter().map(stored).collect()
+    }
+
+    /// The folder's name of a tensor.
+    #[must_use]
+    pub fn stored(&self, name: &str) -> String {
+        match (self.stored_prefix, name.strip_prefix("model.")) {
+            (Some(prefix), Some(rest)) => format!("{prefix}{rest}"),
+            _ => name.to_owned(),
+        }
     }
 
     /// Elements of the base model's weights, a tied head counted once.

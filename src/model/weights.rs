@@ -32,13 +32,15 @@ pub struct Weights {
     pub bytes: u64,
 }
 
-struct Loader {
+struct Loader<'a> {
+    spec: &'a Spec,
     map: WeightMap,
     bytes: u64,
 }
 
-impl Loader {
+impl Loader<'_> {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = &self.spec.stored(name);
         let tensor = self.map.get(name).ok_or_else(|| missing(name))?;
         if tensor.shape != shape {
             let found = &tensor.shape;
@@ -97,7 +99,7 @@ impl Weights {
     /// # Errors
     /// Names the file or tensor.
     pub fn open(folder: &Path, spec: &Spec) -> Result<Self> {
-        let mut loader = Loader { map: WeightMap::open(folder)?, bytes: 0 };
+        let mut loader = Loader { spec, map: WeightMap::open(folder)?, bytes: 0 };
         let embedding = loader.matrix(&spec.embedding, spec.vocab, spec.hidden)?;
         let head = if spec.tied {
             embedding.clone()
@@ -142,7 +144,9 @@ impl Weights {
 /// # Errors
 /// [`crate::error::Kind::Input`] naming both tensors.
 pub fn check_stored_head(spec: &Spec, weights: &WeightMap) -> Result<()> {
-    let (Some(head), Some(embedding)) = (weights.get(STORED_HEAD), weights.get(&spec.embedding)) else {
+    let (Some(head), Some(embedding)) =
+        (weights.get(STORED_HEAD), weights.get(&spec.stored(&spec.embedding)))
+    else {
         return Ok(());
     };
     if !spec.tied || head.same_values(&embedding) {

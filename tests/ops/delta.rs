@@ -66,12 +66,33 @@ const PLAIN: [f32; 3] = [0.0, -1.0, 0.0];
 const CASES: &[Case] = &[
     Case { lens: &[1], heads: [1, 1], dims: [4, 4], gates: PLAIN, spread: 1.0, tolerance: [1e-5, 5e-5] },
     Case { lens: &[64], heads: [1, 1], dims: [8, 16], gates: PLAIN, spread: 1.0, tolerance: [1e-5, 5e-5] },
-    Case { lens: &[3, 65, 1], heads: [2, 4], dims: [8, 24], gates: PLAIN, spread: 1.0, tolerance: [1e-5, 5e-5] },
+    Case {
+        lens: &[3, 65, 1],
+        heads: [2, 4],
+        dims: [8, 24],
+        gates: PLAIN,
+        spread: 1.0,
+        tolerance: [1e-5, 5e-5],
+    },
     Case { lens: &[130], heads: [1, 3], dims: [16, 5], gates: PLAIN, spread: 1.0, tolerance: [1e-5, 5e-5] },
     // Nearly parallel keys that are learned whole and never forgotten: the triangular solve is at its worst.
-    Case { lens: &[70], heads: [1, 2], dims: [8, 8], gates: [8.0, -12.0, 0.0], spread: 0.02, tolerance: [1e-4, 5e-3] },
+    Case {
+        lens: &[70],
+        heads: [1, 2],
+        dims: [8, 8],
+        gates: [8.0, -12.0, 0.0],
+        spread: 0.02,
+        tolerance: [1e-4, 5e-3],
+    },
     // Everything is forgotten at once: e^-30 and less.
-    Case { lens: &[66, 5], heads: [1, 1], dims: [8, 8], gates: [0.0, 2.0, 2.77], spread: 1.0, tolerance: [1e-5, 5e-5] },
+    Case {
+        lens: &[66, 5],
+        heads: [1, 1],
+        dims: [8, 8],
+        gates: [0.0, 2.0, 2.77],
+        spread: 1.0,
+        tolerance: [1e-5, 5e-5],
+    },
 ];
 
 struct Shape {
@@ -242,8 +263,10 @@ fn sequences_go_on_from_their_states() {
         }
     });
     for (i, got) in got.iter().enumerate() {
-        let wanted: Vec<f64> =
-            [67 + i, 71 + i].iter().flat_map(|t| want[t * p.out_width()..][..p.out_width()].to_vec()).collect();
+        let wanted: Vec<f64> = [67 + i, 71 + i]
+            .iter()
+            .flat_map(|t| want[t * p.out_width()..][..p.out_width()].to_vec())
+            .collect();
         close(&format!("token {i}"), got, &wanted, 1e-5);
     }
 }
@@ -305,10 +328,16 @@ fn the_short_convolution_follows_the_reference_and_its_window() {
                 short_convolution::forward(dev, &p, &Segments::host(&prompt), texts, y, Some(windows));
                 short_convolution::step(dev, &p, token(end), single, windows);
             });
-            assert!(same_bits(&out[0], &got[0][(last.start + end) as usize * channels..][..channels]), "{end}");
+            assert!(
+                same_bits(&out[0], &got[0][(last.start + end) as usize * channels..][..channels]),
+                "{end}"
+            );
         }
     }
 }
+
+/// An operation in f64, of its input and its gates.
+type Reference<'a> = dyn Fn(&[f64], &[f64]) -> Vec<f64> + 'a;
 
 #[test]
 fn gates_follow_the_reference() {
@@ -347,7 +376,7 @@ fn gates_follow_the_reference() {
     };
     let y = rig.space(rows * heads * dim);
     let (dx, dgates) = (rig.given(&gradient), rig.given(&vec![0.0; rows * width]));
-    let check = |what: &str, got: &[Vec<f32>], f: &dyn Fn(&[f64], &[f64]) -> Vec<f64>, columns: &dyn Fn(usize) -> bool| {
+    let check = |what: &str, got: &[Vec<f32>], f: &Reference<'_>, columns: &dyn Fn(usize) -> bool| {
         close(what, &got[0], &f(&values, &gates), 1e-6);
         numeric(&format!("{what} x"), |x| f(x, &gates), &values, &dy, &got[1], |_| true, 1e-5);
         numeric(&format!("{what} gate"), |g| f(&values, g), &gates, &dy, &got[2], columns, 1e-5);

@@ -80,7 +80,7 @@ fn read(config: &Config) -> Result<Spec> {
         layers: (0..layers).map(|layer| shape.layer(layer)).collect(),
         norm: NormSpec::new("transformer.ln_f.weight".into(), hidden, eps),
         tied,
-        prefixes: None,
+        stored_prefix: None,
         max_positions,
         longest_text: dynamic_ntk.then_some(LONGEST),
         eos: config.eos()?,

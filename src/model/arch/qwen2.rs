@@ -62,7 +62,7 @@ pub(super) fn dense(config: &Config, family: &'static str, variant: Variant) -> 
         layers: (0..layers).map(|layer| shape.layer(layer)).collect(),
         norm: NormSpec::new("model.norm.weight".into(), hidden, eps),
         tied: config.flag("tie_word_embeddings", false)?,
-        prefixes: None,
+        stored_prefix: None,
         max_positions: config.size(&["max_position_embeddings"], most::POSITIONS, Some(32768))?,
         longest_text: None,
         eos: config.eos()?,

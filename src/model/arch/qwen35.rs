@@ -18,8 +18,9 @@ pub(super) const FAMILY: Family = Family {
     read,
 };
 
-/// What tensors' names begin with: in text models, and in those with a vision tower.
-const PREFIXES: [&str; 2] = ["model.", "model.language_model."];
+/// What the language part's tensors begin with in models with towers. A text model that was loaded from such a folder keeps
+/// the name when it is saved: which one it is, the tensors tell.
+const STORED_PREFIX: &str = "model.language_model.";
 
 fn read(root: &Config) -> Result<Spec> {
     let inner = root.object("text_config")?;
@@ -30,18 +31,18 @@ fn read(root: &Config) -> Result<Spec> {
     config.only("attention_bias", false, "Qwen3.5 with biases is not supported")?;
     config.no_dropout(&["attention_dropout"])?;
     refuse_variants(config)?;
-    let shape = Shape::read(config, root.prefix(&PREFIXES, inner.is_some()))?;
+    let shape = Shape::read(config)?;
     let layers = config.size(&["num_hidden_layers"], most::LAYERS, None)?;
     let full = full_layers(config, layers)?;
     Ok(Spec {
         family: FAMILY.name,
         hidden: shape.hidden,
         vocab: config.size(&["vocab_size"], most::VOCAB, None)?,
-        embedding: format!("{}embed_tokens.weight", shape.prefix),
+        embedding: "model.embed_tokens.weight".into(),
         layers: full.iter().enumerate().map(|(layer, full)| shape.layer(layer, *full)).collect(),
-        norm: shape.norm(format!("{}norm.weight", shape.prefix), shape.hidden),
+        norm: shape.norm("model.norm.weight".into(), shape.hidden),
         tied: tied(root, inner.as_ref())?,
-        prefixes: Some(PREFIXES),
+        stored_prefix: root.has_tensors(STORED_PREFIX, inner.is_some()).then_some(STORED_PREFIX),
         max_positions: config.size(&["max_position_embeddings"], most::POSITIONS, Some(32768))?,
         longest_text: None,
         eos: if config.value("eos_token_id").is_some() { config.eos()? } else { root.eos()? },
@@ -91,7 +92,6 @@ fn full_layers(config: &Config, layers: usize) -> Result<Vec<bool>> {
 
 /// What the layers are made of.
 struct Shape {
-    prefix: &'static str,
     hidden: usize,
     inner: usize,
     heads: usize,
@@ -107,7 +107,7 @@ struct Shape {
 }
 
 impl Shape {
-    fn read(config: &Config, prefix: &'static str) -> Result<Self> {
+    fn read(config: &Config) -> Result<Self> {
         let hidden = config.size(&["hidden_size"], most::HIDDEN, None)?;
         let [heads, kv_heads] = config.heads()?;
         let head_dim = config.head_dim("head_dim", hidden, heads, Some(256))?;
@@ -122,7 +122,6 @@ impl Shape {
             )));
         }
         Ok(Shape {
-            prefix,
             hidden,
             inner: config.size(&["intermediate_size"], most::INTERMEDIATE, None)?,
             heads,
@@ -138,17 +137,14 @@ impl Shape {
         })
     }
 
-    fn name(&self, layer: usize, part: &str) -> String {
-        format!("{}layers.{layer}.{part}", self.prefix)
-    }
-
     /// Norms whose stored weight is the distance from 1.
     fn norm(&self, name: String, len: usize) -> NormSpec {
         NormSpec { offset: 1.0, ..NormSpec::new(name, len, self.eps) }
     }
 
     fn layer(&self, layer: usize, full: bool) -> LayerSpec {
-        let norm = |part: &str| self.norm(self.name(layer, part), self.hidden);
+        let name = |part: &str| format!("model.layers.{layer}.{part}");
+        let norm = |part: &str| self.norm(name(part), self.hidden);
         let mixer = if full {
             MixerSpec::Attention(self.attention(layer))
         } else {
@@ -158,12 +154,12 @@ impl Shape {
             mixer_norm: norm("input_layernorm.weight"),
             mixer,
             mlp_norm: norm("post_attention_layernorm.weight"),
-            mlp: MlpSpec::SwiGlu(swiglu(&self.name(layer, "mlp"), self.hidden, self.inner)),
+            mlp: MlpSpec::SwiGlu(swiglu(&name("mlp"), self.hidden, self.inner)),
         }
     }
 
     fn attention(&self, layer: usize) -> AttentionSpec {
-        let name = |part: &str| self.name(layer, &format!("self_attn.{part}"));
+        let name = |part: &str| format!("model.layers.{layer}.self_attn.{part}");
         let Shape { hidden, heads, kv_heads, head_dim, .. } = *self;
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let norm = |part: &str| self.norm(name(part), head_dim);
@@ -186,7 +182,7 @@ impl Shape {
     }
 
     fn delta(&self, layer: usize) -> GatedDeltaSpec {
-        let name = |part: &str| self.name(layer, &format!("linear_attn.{part}"));
+        let name = |part: &str| format!("model.layers.{layer}.linear_attn.{part}");
         let Shape { hidden, key_heads, value_heads, key_dim, value_dim, taps, eps, .. } = *self;
         let v = value_heads * value_dim;
         let qkv = 2 * key_heads * key_dim + v;
