@@ -270,7 +270,7 @@ impl Source<'_> {
         mut writer: RowWriter,
     ) -> std::result::Result<(Part, Report), Fault> {
         let mut reader = RowReader::open(path)?;
-        let total = std::fs::metadata(path).map_err(|e| Error::reading(path, e))?.len();
+        let total = files::size(path)?.unwrap_or(0);
         let mut report = Report::default();
         loop {
             let chunk = next_chunk(&mut reader)?;

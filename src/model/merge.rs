@@ -166,8 +166,8 @@ fn carried(folder: &Path) -> Result<Vec<String>> {
         let entry = entry.map_err(fault)?;
         let Some(name) = belongs(entry.file_name()) else { continue };
         let path = folder.join(&name);
-        let Some(found) = files::look(&path)?.filter(|found| found.is_file()) else { continue };
-        if found.len() > MAX_CARRIED {
+        let Some(size) = files::size(&path)? else { continue };
+        if size > MAX_CARRIED {
             return Err(Error::input(format!("{}: larger than a model's small files are", path.display()))
                 .hint("move it out of the model folder"));
         }

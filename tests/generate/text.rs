@@ -216,6 +216,43 @@ fn an_interrupted_job_continues_to_the_same_bytes() {
     assert!(!job.folder.join("parts.jsonl.partial").exists());
 }
 
+/// Weights that are edited meanwhile would give answers of another model.
+#[test]
+fn an_answer_is_of_the_weights_it_says() {
+    use std::os::unix::fs::FileExt;
+    let mut job = new_job();
+    job.run("whole.jsonl", &|| false).unwrap();
+    let copy = job.folder.join("model");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(quickstart()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    job.model = Model::open(&copy, None).unwrap();
+    let weights = copy.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let left = Cell::new(90);
+    let edit = || {
+        if left.replace(left.get() - 1) == 0 {
+            let file = std::fs::File::options().write(true).open(&weights).unwrap();
+            file.write_all_at(&[bytes[bytes.len() - 1] ^ 1], bytes.len() as u64 - 1).unwrap();
+            let modified = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(modified + std::time::Duration::from_secs(1)).unwrap();
+        }
+        false
+    };
+    let error = job.run("out.jsonl", &edit).unwrap_err();
+    assert!(error.kind == Kind::Io && error.what.contains("was edited in place"), "{error}");
+    assert!(!job.folder.join("out.jsonl").exists());
+    // What is kept is of the weights as they were: put back, the same job goes on.
+    let kept = job.read("out.jsonl.partial").lines().count() - 1;
+    assert!((1..7).contains(&kept), "{kept} answers");
+    std::fs::write(&weights, &bytes).unwrap();
+    job.model = Model::open(&copy, None).unwrap();
+    assert_eq!(job.run("out.jsonl", &|| false).unwrap().continued, kept);
+    assert_eq!(job.read("out.jsonl"), job.read("whole.jsonl"));
+}
+
 #[test]
 fn what_belongs_to_another_job_or_is_there_is_not_touched() {
     let mut job = new_job();

@@ -83,6 +83,8 @@ fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
     for listed in &files {
         match inspect::load(&listed.path) {
             Ok(state) => return Ok((listed.path.clone(), state)),
+            // One that cannot be read now may be read later: only damage makes an older one the newest.
+            Err(e) if !inspect::is_damage(&e) => return Err(e),
             Err(e) => observer.on_event(&Event::Warning(e.what)),
         }
     }
