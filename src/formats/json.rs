@@ -40,7 +40,11 @@ fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
     Ok(text)
 }
 
-fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+/// The object that `text`, the content of `path`, holds.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
     match parse(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// The file that says what an adapter is.
 pub const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file with the tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
 /// Largest `adapter_config.json` that is read.
@@ -84,9 +85,23 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     Ok(Adapter { config, tensors })
 }
 
+/// Reads the two files of an adapter folder, whose name is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Adapter> {
+    let config = parse_config(&folder.join(CONFIG), config)?;
+    let tensors = parse_safetensors(folder.join(WEIGHTS), weights, config.one_rank())?;
+    Ok(Adapter { config, tensors })
+}
+
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
     let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
-    let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
+    parse_safetensors(path, &bytes, rank)
+}
+
+fn parse_safetensors(path: PathBuf, bytes: &[u8], rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
+    let header = safetensors::parse_header(&path, bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
@@ -110,19 +125,25 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
-/// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
-///
-/// # Errors
-/// I/O errors, naming the path.
-pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+/// The files of an adapter folder, in the order they are written: tensors, then the configuration. Their bytes are a
+/// function of the adapter alone.
+#[must_use]
+pub fn files(adapter: &Adapter) -> [(&'static str, Vec<u8>); 2] {
     let tensors: Vec<F32Tensor<'_>> = adapter
         .tensors
         .iter()
         .map(|t| F32Tensor { name: &t.name, shape: &t.shape, values: &t.values })
         .collect();
-    atomic_file::write(&folder.join(WEIGHTS), &safetensors::encode_f32(&tensors))?;
-    atomic_file::write(&folder.join(CONFIG), config_text(&adapter.config).as_bytes())
+    [(WEIGHTS, safetensors::encode_f32(&tensors)), (CONFIG, config_text(&adapter.config).into_bytes())]
+}
+
+/// Writes the folder. Files are atomic, the config last.
+///
+/// # Errors
+/// I/O errors, naming the path.
+pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+    files(adapter).iter().try_for_each(|(name, bytes)| atomic_file::write(&folder.join(name), bytes))
 }
 
 // ---- tensors ----------------------------------------------------------------------------------------------
@@ -279,7 +300,15 @@ struct ConfigReader<'a> {
 }
 
 fn read_config(path: &Path) -> Result<AdapterConfig> {
-    let reader = ConfigReader { path, keys: json::read_object(path, MAX_CONFIG_BYTES)? };
+    config_of(path, json::read_object(path, MAX_CONFIG_BYTES)?)
+}
+
+fn parse_config(path: &Path, text: &[u8]) -> Result<AdapterConfig> {
+    config_of(path, json::object_of(path, text)?)
+}
+
+fn config_of(path: &Path, keys: json::Object) -> Result<AdapterConfig> {
+    let reader = ConfigReader { path, keys };
     reader.refuse_unsupported()?;
     reader.config()
 }

@@ -68,8 +68,7 @@ pub trait Engine: Copied {
     ///
     /// # Errors
     /// When the device failed.
-    fn begin_step(&mut self, step: u64, batches: &[MicroBatch], cancelled: &dyn Fn() -> bool)
-    -> Result<bool>;
+    fn begin_step(&mut self, step: u64, batches: &[MicroBatch], stop: &dyn Fn() -> bool) -> Result<bool>;
 
     /// Waits for what [`Engine::begin_step`] began.
     ///

@@ -1,7 +1,7 @@
 //! The adapter a run publishes: that of its last step, or of its best evaluation, checked against what the state says.
 
-use super::Request;
 use super::folder::{self, RunFolder};
+use super::start::Commands;
 use super::trainer::Trainer;
 use crate::checkpoint::state::{Best, digest_of};
 use crate::checkpoint::store::Store;
@@ -30,11 +30,11 @@ pub fn final_adapter(
     settings: &Settings,
     folder: &RunFolder,
     store: &Store,
-    request: &Request,
+    commands: &Commands,
 ) -> Result<(peft::Adapter, Option<String>)> {
     match trainer.state().cursor.best {
         Some(best) if settings.load_best_model_at_end && best.step != trainer.step() => {
-            best_adapter(&best, trainer, settings, folder, store, request)
+            best_adapter(&best, trainer, settings, folder, store, commands)
         }
         _ => {
             let values = trainer.engine().parameters()?;
@@ -49,11 +49,12 @@ fn best_adapter(
     settings: &Settings,
     folder: &RunFolder,
     store: &Store,
-    request: &Request,
+    commands: &Commands,
 ) -> Result<(peft::Adapter, Option<String>)> {
-    let path = folder.join("best");
-    let why = match peft::read(&path) {
-        Ok(found) => {
+    let path = folder.shown("best");
+    let why = match folder.read_adapter("best") {
+        Ok(None) => format!("{} is missing", path.display()),
+        Ok(Some(found)) => {
             let values = trainer.engine().values_of(&found);
             if values.is_some_and(|values| digest_of(&values) == best.adapter) {
                 return Ok((found, None));
@@ -73,8 +74,8 @@ fn best_adapter(
             best.step
         ))
         .hint(format!(
-            "put the folder back, or publish the adapter of the last step: {} --load-best-model-at-end false",
-            request.continuation(None)
+            "put the folder back, or publish the adapter of the last step: {}",
+            commands.last_instead_of_best()
         )));
     };
     let found = adapter(trainer, &state.weights, settings)?;

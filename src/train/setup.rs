@@ -1,17 +1,18 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
 use super::PlanReport;
-use super::devices::Chosen;
+use super::devices::{Chosen, Devices};
 use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
 use super::objective;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use crate::checkpoint::state::State;
+use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
+use crate::formats::weight_map::WeightMap;
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::ops::reduce::Sums;
@@ -49,10 +50,6 @@ pub struct Setup {
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
     config::check_values(s)?;
-    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
-        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
-            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
-    }
     if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
         return Err(Error::usage("rows were handed over, and the settings name data files as well")
             .hint("leave train_files and valid_file empty"));
@@ -72,7 +69,7 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
 
 impl Setup {
     /// Reads and checks everything the run on `device` reads; `rows` stand in for data files, `resumed` is the checkpoint
-    /// it continues from.
+    /// it continues from, and `origin` says for the run's identity where its plan of the data begins.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
@@ -80,6 +77,7 @@ impl Setup {
         settings: &Settings,
         rows: Option<Rows>,
         resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
@@ -103,7 +101,7 @@ impl Setup {
         identity.engine = device.engine()?;
         identity.model = base_model(&settings, &weights, observer)?;
         let train = Source {
-            plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
+            plan: Plan::new(prepared.train.lengths(), train_rules(&settings, origin(&identity)))?,
             rows: prepared.train,
         };
         let eval = match prepared.eval {
@@ -173,12 +171,6 @@ impl Setup {
             gib(available)
         ))
         .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
-    }
-
-    /// Bytes of one checkpoint, but for its log.
-    #[must_use]
-    pub fn checkpoint_bytes(&self) -> u64 {
-        snapshot_bytes(&self.layout)
     }
 
     /// What the run would need.
@@ -262,13 +254,91 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// The trainer, and the base.
+    /// The trainer of a run with this history, and the base.
     ///
     /// # Errors
-    /// Wrong schedule arguments.
-    pub fn trainer(self) -> Result<(Trainer, Weights)> {
+    /// Wrong schedule arguments; a history that this build cannot read.
+    pub fn trainer(self, history: History) -> Result<(Trainer, Weights)> {
         let Ready { engine, settings, identity, train, eval, weights } = self;
-        Ok((Trainer::new(settings, identity, Box::new(engine), train, eval)?, weights))
+        Ok((Trainer::new(settings, identity, history, Box::new(engine), train, eval)?, weights))
+    }
+}
+
+/// What reads a run's model and data.
+pub trait Prepare {
+    /// Reads and checks them, as [`Setup::open`]; nothing is allocated on a device yet.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>>;
+}
+
+/// Model and data that were read and checked.
+pub trait Prepared {
+    /// The settings, with what files decide filled in.
+    fn settings(&self) -> &Settings;
+    /// What decides the result.
+    fn identity(&self) -> &Identity;
+    /// Steps of the run by its settings.
+    fn total_steps(&self) -> u64;
+    /// Bytes of one checkpoint, but for its log.
+    fn checkpoint_bytes(&self) -> u64;
+    /// The trainer of a run with this history, and the mapped base where there is one.
+    ///
+    /// # Errors
+    /// When memory cannot be had; wrong schedule arguments.
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Option<WeightMap>)>;
+}
+
+impl Prepare for Devices {
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>> {
+        let device = self.choose(settings, resumed.map(|state| &state.identity))?;
+        Ok(Box::new(Setup::open(settings, rows, resumed, origin, device, observer)?))
+    }
+}
+
+impl Prepared for Setup {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.train.plan.total_steps()
+    }
+
+    fn checkpoint_bytes(&self) -> u64 {
+        snapshot_bytes(&self.layout)
+    }
+
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Option<WeightMap>)> {
+        let (trainer, weights) = self.allocate(observer)?.trainer(history)?;
+        Ok((trainer, Some(weights.map)))
     }
 }
 
