@@ -149,7 +149,10 @@ fn answer(
                 tokens += 1;
                 write(&stream.push(tokenizer, id));
             }
-            Event::Answer { .. } => write(&stream.finish()),
+            Event::Answer { .. } => {
+                write(&stream.finish());
+                return model.weights.map.check_unchanged();
+            }
         }
         Ok(())
     };

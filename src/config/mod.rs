@@ -9,6 +9,6 @@ pub mod settings;
 pub mod value;
 
 pub use check::{check, check_inputs, check_values};
-pub use identity::{changed, math_identity};
+pub use identity::{changed, math_identity, text_of};
 pub use read::{Layer, resolve};
 pub use settings::*;

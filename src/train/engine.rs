@@ -230,7 +230,7 @@ impl Engine for NetworkEngine {
             let dropout = DropoutKey { seed: self.optimizer.seed, step, micro_batch: index as u32 };
             let pass = Pass { batch, divisor, dropout };
             match self.objective.accumulate(&self.network, &mut self.device, &pass, cancelled)? {
-                Some(losses) => self.sums.add(&mut self.device, losses)?,
+                Some(losses) => self.sums.add(&mut self.device, losses),
                 None => return Ok(false),
             }
         }

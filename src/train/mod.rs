@@ -9,6 +9,7 @@ mod initial;
 pub mod metrics;
 pub mod objective;
 pub mod publish;
+pub mod report;
 mod run;
 pub mod run_file;
 pub mod saver;

@@ -156,7 +156,7 @@ impl Setup {
                 self.tokens,
                 recompute,
             )?;
-            let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps);
+            let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps, self.tokens);
             let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
             if need <= available {

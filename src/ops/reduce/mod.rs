@@ -33,40 +33,62 @@ pub fn sum_of_squares(dev: &mut Device, x: Region, scratch: Region) -> Result<f6
     }
 }
 
-/// Sums of f32 values in f64, first to last: the order is part of the result. Several are taken one after the other and read
-/// at once.
+/// Sums of f32 values in f64, in a fixed order: several are begun one after the other, and read at once.
 pub struct Sums {
-    sums: Vec<f64>,
+    /// On a device that queues work: a sum for each chunk, [`Sums::chunks`] to each of the sums.
+    region: Region,
+    chunks: usize,
+    /// Elements of each sum begun on such a device.
+    begun: Vec<usize>,
+    /// The sums, on a device that does not queue.
+    done: Vec<f64>,
 }
 
 impl Sums {
-    /// For up to `most` sums. Nothing is allocated on the device yet.
-    pub fn plan(planner: &mut Planner, most: usize) -> Self {
-        let _ = planner;
-        Sums { sums: Vec::with_capacity(most) }
+    /// Plans up to `most` sums of up to `longest` elements.
+    pub fn plan(planner: &mut Planner, most: usize, longest: usize) -> Self {
+        let chunks = longest.div_ceil(CHUNK);
+        let words = if planner.target() == Target::Cpu { 0 } else { 2 * most * chunks };
+        let region = planner.region(Purpose::Workspace, Storage::F32, words);
+        Sums { region, chunks, begun: Vec::new(), done: Vec::new() }
     }
 
     /// Forgets all sums.
     pub fn clear(&mut self) {
-        self.sums.clear();
+        self.begun.clear();
+        self.done.clear();
     }
 
-    /// Queues or does one more sum, that of `x`.
+    /// Queues or does the sum of `x`.
     ///
-    /// # Errors
-    /// When the device failed.
-    pub fn add(&mut self, dev: &mut Device, x: Region) -> Result<()> {
-        let values = dev.read(x)?;
-        self.sums.push(values.iter().fold(0.0, |sum, x| sum + f64::from(*x)));
-        Ok(())
+    /// # Panics
+    /// When `x` is longer, or there are more sums, than was planned.
+    pub fn add(&mut self, dev: &mut Device, x: Region) {
+        match dev {
+            Device::Cpu(cpu) => self.done.push(cpu.read(x).iter().fold(0.0, |sum, v| sum + f64::from(*v))),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => {
+                let first = 2 * self.chunks * self.begun.len();
+                cuda::sum(cuda, x, self.region.slice(first, 2 * x.len.div_ceil(CHUNK)));
+                self.begun.push(x.len);
+            }
+        }
     }
 
-    /// All sums, in order.
+    /// All sums, in the order they were begun.
     ///
     /// # Errors
     /// When the device failed, also in work that was queued before.
-    pub fn read(&mut self, dev: &mut Device) -> Result<Vec<f64>> {
-        let _ = dev;
-        Ok(self.sums.clone())
+    pub fn read(&self, dev: &mut Device) -> Result<Vec<f64>> {
+        match dev {
+            Device::Cpu(_) => Ok(self.done.clone()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => {
+                let used = self.region.slice(0, 2 * self.chunks * self.begun.len());
+                let sums = cuda::read_sums(cuda, used)?;
+                let begun = self.begun.iter().zip(sums.chunks(self.chunks));
+                Ok(begun.map(|(len, sums)| sums[..len.div_ceil(CHUNK)].iter().sum()).collect())
+            }
+        }
     }
 }

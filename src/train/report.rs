@@ -1,0 +1,54 @@
+//! `report.html` of a run folder made again, and the page that compares several.
+
+use super::run_file::RunFile;
+use crate::checkpoint::storage::FileSystem;
+use crate::config;
+use crate::config::fields::{Class, FIELDS};
+use crate::error::{Error, Result};
+use crate::formats::atomic_file;
+use crate::report::html::{self, Compared};
+use crate::report::jsonl::{self, Line};
+use std::path::{Path, PathBuf};
+
+/// Its name in a run folder.
+pub const NAME: &str = "report.html";
+
+/// The lines a run has logged; what a damaged file holds before the damage.
+fn lines(run: &Path) -> Result<Vec<Line>> {
+    let path = run.join("metrics.jsonl");
+    match std::fs::read(&path) {
+        Ok(bytes) => Ok(jsonl::read(&bytes).lines),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(e) => Err(Error::reading(&path, e)),
+    }
+}
+
+/// Writes the page of the run in the folder `run`, whether it ended, was stopped or is under way; says where.
+///
+/// # Errors
+/// Input: there is no run; I/O errors.
+pub fn write(run: &Path) -> Result<PathBuf> {
+    RunFile::read(&FileSystem, run)?;
+    let path = run.join("run.json");
+    let run_json = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
+    let page = html::render(&run.display().to_string(), &lines(run)?, &run_json);
+    let path = run.join(NAME);
+    atomic_file::write(&path, page.as_bytes())?;
+    Ok(path)
+}
+
+/// Writes the page that compares the runs in these folders to `out`.
+///
+/// # Errors
+/// As [`write`].
+pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
+    let compared: Result<Vec<Compared>> = runs.iter().map(|run| compared(run)).collect();
+    atomic_file::write(out, html::compare(&compared?).as_bytes())
+}
+
+fn compared(run: &Path) -> Result<Compared> {
+    let settings = RunFile::read(&FileSystem, run)?.settings;
+    let shown = FIELDS.iter().filter(|field| field.class != Class::Start && field.key != "output_dir");
+    let settings = shown.map(|field| (field.name.to_owned(), config::text_of(&settings, field))).collect();
+    Ok(Compared { name: run.display().to_string(), lines: lines(run)?, settings })
+}
