@@ -245,6 +245,8 @@ pub struct Settings {
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
+    /// Digest the base again, whatever digest of it was kept.
+    pub verify_base: bool,
     pub fresh_optimizer: bool,
     /// Signals that save and stop beside the usual ones, by name (`USR1`).
     pub stop_signals: Vec<String>,
@@ -317,6 +319,7 @@ impl Default for Settings {
             init_adapter: None,
             fold_adapters: Vec::new(),
             allow_inexact: false,
+            verify_base: false,
             fresh_optimizer: false,
             stop_signals: Vec::new(),
             quiet: false,

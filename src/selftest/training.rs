@@ -7,8 +7,9 @@ use crate::config::{Recompute, ResumeFrom, Settings};
 use crate::device::cpu::Rounding;
 use crate::device::{Device, Planner};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::model::decode::Limits;
-use crate::model::{Adapter, Decoder, Weights, spec};
+use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
 use crate::train::devices::Chosen;
 use crate::train::setup::Setup;
@@ -134,7 +135,7 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
 /// The final adapter and the last checkpoint.
 fn results(run: &Path, steps: u64) -> Result<Vec<Vec<u8>>> {
     let files = ["adapter/adapter_model.safetensors".into(), format!("checkpoints/step-{steps:08}.qckpt")];
-    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), e))).collect()
+    files.iter().map(|f| files::read(&run.join(f), 1 << 30)).collect()
 }
 
 /// A run that is stopped twice, once of them thrown back to an older checkpoint as by a kill, ends in the same bytes.
@@ -159,10 +160,10 @@ pub(super) fn resume(options: &Options, folder: &Path) -> Result<Vec<Row>> {
 
 /// The logits of two prompts read together and of three more tokens of each.
 fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]]) -> Result<Vec<f32>> {
-    let spec = spec::read(model)?;
+    let spec = Spec::read(model)?;
     let weights = Weights::open(model, &spec)?;
     let limits = Limits { slots: 2, capacity: 100, rows: 200 };
-    let mut planner = Planner::new(device.target());
+    let mut planner = Planner::new(device.capabilities());
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
     let mut dev = device.device(&planner, None)?;

@@ -204,7 +204,7 @@ impl Copied for NetworkEngine {
     }
 
     fn copies_beside(&self) -> bool {
-        self.device.is_queued()
+        self.device.capabilities().queued
     }
 }
 

@@ -8,6 +8,7 @@ use super::trainer::{Source, mean_loss};
 use crate::checkpoint::storage::FileSystem;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 
 /// How well a model predicts the scored tokens.

@@ -8,6 +8,7 @@ use crate::checkpoint::store::{self, RunLock, Store};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::peft;
+use crate::formats::publish::MadeFrom;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -17,8 +18,6 @@ const FILES: [&str; 7] =
     ["report.html", "best", "adapter", "checkpoints", "metrics.jsonl", "metrics.jsonl.old", run_file::NAME];
 /// Where they lie while they are being moved.
 const MOVING: &str = ".replaced-run.tmp";
-/// Longest adapter that is read back, bytes.
-const LONGEST_ADAPTER: u64 = 1 << 40;
 
 /// A run folder that this process holds the lock of.
 pub struct RunFolder {
@@ -84,22 +83,19 @@ impl RunFolder {
     /// # Errors
     /// As [`RunFolder::read`].
     pub fn run_json(&self) -> Result<String> {
-        let bytes = self.read(run_file::NAME, u64::MAX)?.unwrap_or_default();
+        let bytes = self.read(run_file::NAME, run_file::MAX_BYTES)?.unwrap_or_default();
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// Writes an adapter folder (`adapter` or `best`), and gives where it is.
+    /// Publishes an adapter (`adapter` or `best`) that was trained on `base`, and gives where it is.
     ///
     /// # Errors
-    /// I/O errors.
-    pub fn write_adapter(&self, name: &str, adapter: &peft::Adapter) -> Result<PathBuf> {
-        let folder = self.shown(name);
-        let failed = |e: io::Error| Error::io("writing", &folder, e);
-        let inside = storage::subfolder(self.tree(), name).map_err(failed)?;
-        for (name, bytes) in peft::files(adapter) {
-            storage::put_file(&*inside, name, &bytes).map_err(failed)?;
-        }
-        Ok(folder)
+    /// The base changed meanwhile; I/O errors.
+    pub fn write_adapter(&self, name: &str, adapter: &peft::Adapter, base: &dyn MadeFrom) -> Result<PathBuf> {
+        let files = peft::encode(adapter);
+        let files = files.each_ref().map(|(name, bytes)| (*name, bytes.as_slice()));
+        storage::put_folder(self.tree(), name, &files, base)?;
+        Ok(self.shown(name))
     }
 
     /// The adapter in one of its folders; `None` when there is none.
@@ -180,8 +176,8 @@ pub fn read_adapter(run: &dyn Tree, name: &str) -> Result<Option<peft::Adapter>>
         return Ok(None);
     }
     let inside = run.subfolder(name).map_err(failed)?;
-    let file = |name: &str| storage::read_file(&*inside, name, LONGEST_ADAPTER).map_err(failed);
-    match (file(peft::CONFIG)?, file(peft::WEIGHTS)?) {
+    let file = |name: &str, limit: u64| storage::read_file(&*inside, name, limit).map_err(failed);
+    match (file(peft::CONFIG, peft::MAX_CONFIG_BYTES)?, file(peft::WEIGHTS, peft::MAX_WEIGHT_BYTES)?) {
         (Some(config), Some(weights)) => peft::parse(&path, &config, &weights).map(Some),
         _ => Ok(None),
     }

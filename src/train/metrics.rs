@@ -12,8 +12,8 @@ use std::path::PathBuf;
 pub const NAME: &str = "metrics.jsonl";
 /// Lines that were set aside.
 const OLD: &str = "metrics.jsonl.old";
-/// Longest file that is read, bytes.
-const LONGEST: u64 = 1 << 32;
+/// Largest log that is read: at 300 bytes a line, ten million steps.
+pub const MAX_BYTES: u64 = 3 << 30;
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
@@ -48,7 +48,7 @@ impl Metrics {
     pub fn open(folder: &RunFolder, log: &[LogLine], proof: Proof) -> Result<(Self, Option<String>)> {
         let path = folder.tree().path().join(NAME);
         // A torn tail and everything after a damaged line is left out.
-        let old = folder.read(NAME, LONGEST)?.map(|bytes| jsonl::read(&bytes).lines).unwrap_or_default();
+        let old = folder.read(NAME, MAX_BYTES)?.map(|bytes| jsonl::read(&bytes).lines).unwrap_or_default();
         let kept = old.iter().zip(log).take_while(|(line, logged)| line.logged == **logged).count();
         let beyond = old[kept..].to_vec();
         let mut lines = old[..kept].to_vec();

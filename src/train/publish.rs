@@ -8,6 +8,7 @@ use crate::checkpoint::store::Store;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::peft;
+use crate::formats::publish::Memory;
 
 /// Flat values as the adapter of a run.
 ///
@@ -79,6 +80,6 @@ fn best_adapter(
         )));
     };
     let found = adapter(trainer, &state.weights, settings)?;
-    folder.write_adapter("best", &found)?;
+    folder.write_adapter("best", &found, &Memory)?;
     Ok((found, Some(format!("{why}: written again from the checkpoint of step {}", best.step))))
 }

@@ -5,7 +5,7 @@ use crate::checkpoint::storage::FileSystem;
 use crate::config;
 use crate::config::fields::{Class, FIELDS};
 use crate::error::{Error, Result};
-use crate::formats::atomic_file;
+use crate::formats::publish::replace_file;
 use crate::report::html::{self, Compared};
 use crate::report::jsonl::{self, Line};
 use std::path::{Path, PathBuf};
@@ -33,7 +33,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
     let run_json = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
     let page = html::render(&run.display().to_string(), &lines(run)?, &run_json);
     let path = run.join(NAME);
-    atomic_file::write(&path, page.as_bytes())?;
+    replace_file(&path, page.as_bytes())?;
     Ok(path)
 }
 
@@ -43,7 +43,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 /// As [`write`].
 pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     let compared: Result<Vec<Compared>> = runs.iter().map(|run| compared(run)).collect();
-    atomic_file::write(out, html::compare(&compared?).as_bytes())
+    replace_file(out, html::compare(&compared?).as_bytes())
 }
 
 fn compared(run: &Path) -> Result<Compared> {

@@ -9,7 +9,7 @@ use super::trainer::Trainer;
 use super::{Control, Summary};
 use crate::config::{Settings, Strategy};
 use crate::error::{Error, Kind, Result};
-use crate::formats::weight_map::WeightMap;
+use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 use crate::report::html;
 use crate::report::jsonl::Line;
@@ -36,8 +36,8 @@ pub(super) struct Begun {
     /// This process need not repeat what an earlier one computed: it continues inexactly.
     pub inexact: bool,
     pub metrics: Metrics,
-    /// `None`: the base is not a file that could change.
-    pub weights: Option<WeightMap>,
+    /// What adapters are made for: it must not change meanwhile.
+    pub base: Box<dyn MadeFrom>,
     /// What messages offer.
     pub commands: Commands,
 }
@@ -157,7 +157,7 @@ impl<'a> Run<'a> {
             && let Some(values) = trainer.note_evaluation(eval_loss)?
         {
             let adapter = publish::adapter(trainer, &values, &self.begun.settings)?;
-            self.begun.folder.write_adapter("best", &adapter)?;
+            self.begun.folder.write_adapter("best", &adapter, &*self.begun.base)?;
         }
         let epoch = trainer.state().log.last().map_or(0.0, LogLine::epoch);
         self.record(LogLine::Eval(EvalLine { step, epoch, eval_loss }), begin, 0)?;
@@ -205,8 +205,7 @@ impl<'a> Run<'a> {
 
     /// A base that is edited in place while it is mapped would change the run silently.
     fn check_base(&self) -> Result<()> {
-        let Some(weights) = &self.begun.weights else { return Ok(()) };
-        weights.check_unchanged().map_err(|error| match self.begun.saver.newest() {
+        self.begun.base.check_unchanged().map_err(|error| match self.begun.saver.newest() {
             Some(step) => {
                 error.hint(format!("the checkpoint of step {step} is good; restore the file and resume"))
             }
@@ -283,7 +282,7 @@ impl<'a> Run<'a> {
     }
 
     fn publish(&mut self) -> Result<Summary> {
-        let Begun { commands, settings, folder, saver, trainer, metrics, .. } = &mut self.begun;
+        let Begun { commands, settings, folder, saver, trainer, metrics, base, .. } = &mut self.begun;
         metrics.finish(folder)?;
         let (adapter, note) = publish::final_adapter(trainer, settings, folder, &saver.store(), commands)?;
         if let Some(text) = note {
@@ -308,7 +307,7 @@ impl<'a> Run<'a> {
             })),
             best: best.map(|best| (best.step, best.loss)),
             patience,
-            adapter: folder.write_adapter("adapter", &adapter)?,
+            adapter: folder.write_adapter("adapter", &adapter, &**base)?,
             published: of_best.unwrap_or(step),
             report: folder.shown("report.html"),
             tainted: trainer.state().tainted,

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub const NAME: &str = "run.json";
 /// The layout this build writes and reads.
 pub const FORMAT: u32 = 2;
-/// Far more than settings and digests need, bytes.
-const LONGEST: u64 = 16 << 20;
+/// Largest file that is read: settings and digests make some kilobytes.
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// What `run.json` holds. Read strictly: an unknown field or a value out of range is an error.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -114,7 +114,7 @@ impl RunFile {
     /// As [`RunFile::parse`]; a failure to read is never taken for a missing file.
     pub fn in_folder(folder: &dyn Folder) -> Result<Option<Self>> {
         let path = folder.path().join(NAME);
-        let bytes = storage::read_file(folder, NAME, LONGEST).map_err(|e| Error::reading(&path, e))?;
+        let bytes = storage::read_file(folder, NAME, MAX_BYTES).map_err(|e| Error::reading(&path, e))?;
         bytes.map(|bytes| Self::parse(&path, &bytes)).transpose()
     }
 

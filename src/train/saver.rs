@@ -27,7 +27,7 @@ pub struct Saver {
 enum Phase {
     Idle,
     /// The state whose arrays are on their way from the device.
-    Copying(State),
+    Copying(Box<State>),
     /// The writer has the state.
     Writing,
 }
@@ -161,7 +161,7 @@ impl Saver {
         copied.clone_from(state);
         copied.history = state.history.before(state.step);
         engine.begin_copy(arrays)?;
-        self.phase = Phase::Copying(copied);
+        self.phase = Phase::Copying(Box::new(copied));
         Ok(())
     }
 
@@ -172,7 +172,7 @@ impl Saver {
                 [state.weights, state.m, state.v] = engine.end_copy()?;
                 self.phase = Phase::Writing;
                 let states = self.writer.states.as_ref().ok_or_else(writer_failed)?;
-                states.send(state).map_err(|_| writer_failed())
+                states.send(*state).map_err(|_| writer_failed())
             }
             other => {
                 self.phase = other;

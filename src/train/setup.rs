@@ -10,11 +10,14 @@ use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
-use crate::device::{Planner, Purpose, Target};
+use crate::device::{Planner, Purpose};
+use crate::element::Element;
 use crate::error::{Error, Kind, Result};
-use crate::formats::weight_map::WeightMap;
+use crate::files;
+use crate::formats::digest_cache::DigestCache;
+use crate::formats::publish::MadeFrom;
 use crate::identity::{BaseModel, Identity};
-use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
+use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::ops::reduce::Sums;
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
@@ -87,7 +90,7 @@ impl Setup {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
@@ -121,7 +124,7 @@ impl Setup {
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
         let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
@@ -138,15 +141,15 @@ impl Setup {
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network, Sums)> {
-        let (available, target) = (self.device.available()?, self.device.target());
-        let beside = if target == Target::Cpu { snapshot_bytes(&self.layout) } else { 0 };
+        let (available, device) = (self.device.available()?, self.device.capabilities());
+        let beside = if device.own_memory { 0 } else { snapshot_bytes(&self.layout) };
         let choices: &[Recompute] = match self.settings.recompute {
             Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
             ref given => std::slice::from_ref(given),
         };
         let mut smallest = u64::MAX;
         for &recompute in choices {
-            let mut planner = Planner::new(target);
+            let mut planner = Planner::new(device);
             let network = Network::plan(
                 &mut planner,
                 &self.spec,
@@ -164,7 +167,7 @@ impl Setup {
             }
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let mapped = if target == Target::Cpu { " beside the mapped weights" } else { "" };
+        let mapped = if device.own_memory { "" } else { " beside the mapped weights" };
         Err(Error::device(format!(
             "the run needs {:.1} GiB{mapped}, {:.1} GiB are available on the device",
             gib(smallest),
@@ -193,7 +196,7 @@ impl Setup {
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
         let device: u64 = arena.iter().map(|(_, b)| b).sum();
-        let process = if self.device.target() == Target::Cpu { device + snapshot } else { 2 * snapshot };
+        let process = if self.device.capabilities().own_memory { 2 * snapshot } else { device + snapshot };
         Ok(PlanReport {
             device: self.device.describe(),
             base_weights: self.weights.bytes,
@@ -215,7 +218,7 @@ impl Setup {
     pub fn allocate(self, observer: &mut dyn Observer) -> Result<Ready> {
         let (planner, network, sums) = self.network()?;
         observer.on_event(&Event::Note(format!("device: {}", self.device.describe())));
-        if let (Target::Cuda, Some(text)) = (planner.target(), self.weights.rounding()) {
+        if let (Element::Bf16, Some(text)) = (planner.capabilities().activation, self.weights.rounding()) {
             observer.on_event(&Event::Warning(text));
         }
         let device = self.device.device(&planner, self.settings.threads)?;
@@ -290,7 +293,7 @@ pub trait Prepared {
     fn total_steps(&self) -> u64;
     /// Bytes of one checkpoint, but for its log.
     fn checkpoint_bytes(&self) -> u64;
-    /// The trainer of a run with this history, and the mapped base where there is one.
+    /// The trainer of a run with this history, and the base, which must not change.
     ///
     /// # Errors
     /// When memory cannot be had; wrong schedule arguments.
@@ -298,7 +301,7 @@ pub trait Prepared {
         self: Box<Self>,
         history: History,
         observer: &mut dyn Observer,
-    ) -> Result<(Trainer, Option<WeightMap>)>;
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)>;
 }
 
 impl Prepare for Devices {
@@ -336,9 +339,9 @@ impl Prepared for Setup {
         self: Box<Self>,
         history: History,
         observer: &mut dyn Observer,
-    ) -> Result<(Trainer, Option<WeightMap>)> {
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)> {
         let (trainer, weights) = self.allocate(observer)?.trainer(history)?;
-        Ok((trainer, Some(weights.map)))
+        Ok((trainer, Box::new(weights.map)))
     }
 }
 
@@ -359,15 +362,21 @@ fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
     .hint(format!("give --cutoff-len {} or less", spec.max_positions)))
 }
 
+/// Where digests of the base are kept, unless it is to be digested again or others could have put them there.
+fn digest_cache(s: &Settings, observer: &mut dyn Observer) -> Option<DigestCache> {
+    let folder = cache_folder(s).filter(|_| !s.verify_base)?;
+    let opened = DigestCache::open(&folder);
+    opened.map_err(|e| observer.on_event(&Event::Warning(format!("{e}; the base is digested again")))).ok()
+}
+
 /// Digests of the model folder's files that decide the result.
 fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> Result<BaseModel> {
-    let cache = cache_folder(s);
+    let cache = digest_cache(s, observer);
     let mut progress =
         |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
     let mut files: BTreeMap<String, String> =
-        weights.map.digests(cache.as_deref(), &mut progress)?.into_iter().collect();
-    let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+        weights.map.digests(cache.as_ref(), &mut progress)?.into_iter().collect();
+    let config = files::read(&s.model.join("config.json"), crate::model::MAX_CONFIG_BYTES)?;
     files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
     let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
     Ok(BaseModel { files, encoding })

@@ -15,8 +15,10 @@ pub mod tile;
 pub use isa::Isa;
 pub use matmul::Engine;
 
-use super::{Planner, Region};
-use crate::error::{Error, Result};
+use super::{Capabilities, Planner, Region};
+use crate::element::Element;
+use crate::error::Result;
+use crate::sys;
 use buffer::Buffer;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
@@ -42,15 +44,24 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// f32 throughout, over what the host has in memory.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cpu",
+        activation: Element::F32,
+        own_memory: false,
+        queued: false,
+        sums_in_parts: false,
+        head_sizes: None,
+        row_multiple: 1,
+        logits: 1 << 25,
+    };
+
     /// Allocates the planned arena, zeroed, and a pool of `threads` (`None`: all cores).
     ///
     /// # Errors
     /// When the pool or the memory cannot be had.
     pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .build()
-            .map_err(|e| Error::device(format!("cannot start threads: {e}")).caused_by(e))?;
+        let pool = sys::pool(threads)?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),

@@ -61,7 +61,7 @@ pub(super) fn begin(
     let (mut identity, total) = (prepared.identity().clone(), prepared.total_steps());
     let plan = start.from.plan(&settings, &identity, total, start.asked.allow_inexact)?;
     let checkpoint = prepared.checkpoint_bytes();
-    let (mut trainer, weights) = prepared.trainer(plan.course.history.clone(), observer)?;
+    let (mut trainer, base) = prepared.trainer(plan.course.history.clone(), observer)?;
     start.from.inherit(&mut identity);
     trainer.state_mut().identity.clone_from(&identity);
     trainer.state_mut().tainted = plan.tainted;
@@ -97,7 +97,7 @@ pub(super) fn begin(
         trainer,
         inexact: matches!(plan.continuation, Continuation::Inexact(_)),
         metrics,
-        weights,
+        base,
         commands,
     };
     Run::new(begun, control, observer).train().map(Outcome::Ended)

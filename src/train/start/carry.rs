@@ -9,6 +9,7 @@ use crate::checkpoint::storage::{Disk, Entry};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::peft::Adapter;
+use crate::formats::publish::Memory;
 use crate::train::folder::{self, RunFolder};
 use crate::train::trainer::Trainer;
 use std::io::ErrorKind;
@@ -86,7 +87,7 @@ impl Carried {
         match self {
             Carried::Nothing => {}
             Carried::Best(adapter) => {
-                folder.write_adapter("best", &adapter)?;
+                folder.write_adapter("best", &adapter, &Memory)?;
             }
             Carried::Lost(step) => {
                 notes.push(format!("the best adapter so far, that of step {step}, is not there any more"));

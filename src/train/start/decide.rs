@@ -76,7 +76,7 @@ impl Seen {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(seen),
             opened => opened.map_err(reading)?,
         };
-        let bytes = storage::read_file(&*tree, run_file::NAME, u64::MAX).map_err(reading)?;
+        let bytes = storage::read_file(&*tree, run_file::NAME, run_file::MAX_BYTES).map_err(reading)?;
         seen.run = bytes.map(|bytes| blake3::hash(&bytes));
         seen.checkpoints = checkpoints(&*tree).map_err(reading)?;
         Ok(seen)
