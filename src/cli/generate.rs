@@ -149,10 +149,7 @@ fn answer(
                 tokens += 1;
                 write(&stream.push(tokenizer, id));
             }
-            Event::Answer { .. } => {
-                write(&stream.finish());
-                return model.weights.map.check_unchanged();
-            }
+            Event::Answer { .. } => write(&stream.finish()),
         }
         Ok(())
     };

@@ -37,6 +37,8 @@ pub struct Network {
     stack: Stack,
     recompute: Recompute,
     dropout: f32,
+    /// Whether there is memory for a backward pass.
+    trains: bool,
     inputs: Region,
     /// The flat trainable state.
     pub state: State,
@@ -84,7 +86,25 @@ impl Network {
         let passes = Passes::Training { tokens, recompute, first };
         let stack = Stack::plan(planner, spec, weights, adapters, passes)?;
         let inputs = planner.region(Purpose::Inputs, Storage::Integer, Extra::most(tokens));
-        Ok(Network { stack, recompute, dropout: adapter.dropout as f32, inputs, state })
+        Ok(Network { stack, recompute, dropout: adapter.dropout as f32, trains: true, inputs, state })
+    }
+
+    /// As [`Network::plan`] for [`Network::loss`] alone: no gradients, no moments, and nothing kept for a backward pass.
+    ///
+    /// # Errors
+    /// As [`Network::plan`].
+    pub fn plan_evaluation(
+        planner: &mut Planner,
+        spec: &Spec,
+        weights: &Weights,
+        layout: &Layout,
+        tokens: usize,
+    ) -> Result<Self> {
+        let state = State::plan_reading(planner, layout);
+        let adapters = Adapters::plan(planner, layout, state);
+        let stack = Stack::plan(planner, spec, weights, adapters, Passes::Evaluation { tokens })?;
+        let inputs = planner.region(Purpose::Inputs, Storage::Integer, Extra::most(tokens));
+        Ok(Network { stack, recompute: Recompute::None, dropout: 0.0, trains: false, inputs, state })
     }
 
     /// Writes norm weights, biases, rotary tables and, where the device keeps copies, the frozen matrices; call once after
@@ -136,6 +156,9 @@ impl Network {
     ///
     /// # Errors
     /// When the device failed.
+    ///
+    /// # Panics
+    /// On a network that was planned for evaluation.
     pub fn accumulate(
         &self,
         dev: &mut Device,
@@ -144,6 +167,7 @@ impl Network {
         dropout: DropoutKey,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<()>> {
+        assert!(self.trains, "this network was planned for evaluation");
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let extra = Extra::new(dev, &input, dropout);
         let (pass, scored) = self.pass(dev, input, &extra, dropout)?;

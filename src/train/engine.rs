@@ -56,6 +56,9 @@ pub trait Copied {
     fn copies_beside(&self) -> bool;
 }
 
+/// Asked now and then whether work is to be given up.
+pub type Cancelled<'a> = &'a dyn Fn() -> bool;
+
 /// The numbers of a run.
 pub trait Engine: Copied {
     /// A micro-batch of these rows.
@@ -68,7 +71,7 @@ pub trait Engine: Copied {
     ///
     /// # Errors
     /// When the device failed.
-    fn begin_step(&mut self, step: u64, batches: &[MicroBatch], stop: &dyn Fn() -> bool) -> Result<bool>;
+    fn begin_step(&mut self, step: u64, batches: &[MicroBatch], cancelled: Cancelled<'_>) -> Result<bool>;
 
     /// Waits for what [`Engine::begin_step`] began.
     ///
@@ -92,7 +95,7 @@ pub trait Engine: Copied {
     ///
     /// # Errors
     /// When the device failed.
-    fn losses(&mut self, batch: &MicroBatch, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<f32>>>;
+    fn losses(&mut self, batch: &MicroBatch, cancelled: Cancelled<'_>) -> Result<Option<Vec<f32>>>;
 
     /// The adapter's tensors, in the order of the flat values.
     fn tensors(&self) -> Vec<TensorEntry>;
@@ -213,12 +216,7 @@ impl Engine for NetworkEngine {
         self.objective.batch(rows, indices)
     }
 
-    fn begin_step(
-        &mut self,
-        step: u64,
-        batches: &[MicroBatch],
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<bool> {
+    fn begin_step(&mut self, step: u64, batches: &[MicroBatch], cancelled: Cancelled<'_>) -> Result<bool> {
         let divisor = self.objective.divisor(batches);
         self.divisor = divisor;
         rows::zero(&mut self.device, self.network.state.grads);
@@ -274,7 +272,7 @@ impl Engine for NetworkEngine {
         Ok(())
     }
 
-    fn losses(&mut self, batch: &MicroBatch, cancelled: &dyn Fn() -> bool) -> Result<Option<Vec<f32>>> {
+    fn losses(&mut self, batch: &MicroBatch, cancelled: Cancelled<'_>) -> Result<Option<Vec<f32>>> {
         self.objective.losses(&self.network, &mut self.device, batch, cancelled)
     }
 

@@ -15,7 +15,9 @@ use std::path::{Path, PathBuf};
 /// The files of a run, in the order in which they are moved aside: while `run.json` is there, the folder names itself
 /// a run.
 const FILES: [&str; 7] =
-    ["report.html", "best", "adapter", "checkpoints", "metrics.jsonl", "metrics.jsonl.old", run_file::NAME];
+    [REPORT, "best", "adapter", "checkpoints", "metrics.jsonl", "metrics.jsonl.old", run_file::NAME];
+/// The run's page.
+pub const REPORT: &str = "report.html";
 /// Where they lie while they are being moved.
 const MOVING: &str = ".replaced-run.tmp";
 

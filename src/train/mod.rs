@@ -106,6 +106,8 @@ pub struct PlanReport {
     pub device: String,
     /// (purpose, bytes) of the device arena.
     pub arena: Vec<(String, u64)>,
+    /// Bytes of the device arena of `evaluate` with these rows: no gradients, no moments, nothing kept for them.
+    pub evaluation: u64,
     /// Bytes of mapped base weights.
     pub base_weights: u64,
     /// Expected peak of resident memory, bytes.

@@ -1,14 +1,12 @@
 //! The adapter a run publishes: that of its last step, or of its best evaluation, checked against what the state says.
 
-use super::folder::{self, RunFolder};
-use super::start::Commands;
+use super::folder;
+use super::run::Begun;
 use super::trainer::Trainer;
 use crate::checkpoint::state::{Best, digest_of};
-use crate::checkpoint::store::Store;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::peft;
-use crate::formats::publish::Memory;
 
 /// Flat values as the adapter of a run.
 ///
@@ -26,32 +24,21 @@ pub fn adapter(trainer: &mut Trainer, values: &[f32], settings: &Settings) -> Re
 /// # Errors
 /// [`crate::error::Kind::Input`] when the best adapter is asked for and neither the folder `best` nor the checkpoint of its
 /// step holds it; as [`adapter`].
-pub fn final_adapter(
-    trainer: &mut Trainer,
-    settings: &Settings,
-    folder: &RunFolder,
-    store: &Store,
-    commands: &Commands,
-) -> Result<(peft::Adapter, Option<String>)> {
+pub(super) fn final_adapter(run: &mut Begun) -> Result<(peft::Adapter, Option<String>)> {
+    let trainer = &mut run.trainer;
     match trainer.state().cursor.best {
-        Some(best) if settings.load_best_model_at_end && best.step != trainer.step() => {
-            best_adapter(&best, trainer, settings, folder, store, commands)
+        Some(best) if run.settings.load_best_model_at_end && best.step != trainer.step() => {
+            best_adapter(&best, run)
         }
         _ => {
             let values = trainer.engine().parameters()?;
-            Ok((adapter(trainer, &values, settings)?, None))
+            Ok((adapter(trainer, &values, &run.settings)?, None))
         }
     }
 }
 
-fn best_adapter(
-    best: &Best,
-    trainer: &mut Trainer,
-    settings: &Settings,
-    folder: &RunFolder,
-    store: &Store,
-    commands: &Commands,
-) -> Result<(peft::Adapter, Option<String>)> {
+fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<String>)> {
+    let Begun { commands, settings, folder, saver, trainer, base, .. } = run;
     let path = folder.shown("best");
     let why = match folder.read_adapter("best") {
         Ok(None) => format!("{} is missing", path.display()),
@@ -68,7 +55,7 @@ fn best_adapter(
         }
         Err(error) => error.what,
     };
-    let kept = store.load(best.step).ok().filter(|state| digest_of(&state.weights) == best.adapter);
+    let kept = saver.store().load(best.step).ok().filter(|state| digest_of(&state.weights) == best.adapter);
     let Some(state) = kept else {
         return Err(Error::input(format!(
             "{why}, and there is no whole checkpoint of step {} to take it from",
@@ -80,6 +67,6 @@ fn best_adapter(
         )));
     };
     let found = adapter(trainer, &state.weights, settings)?;
-    folder.write_adapter("best", &found, &Memory)?;
+    folder.write_adapter("best", &found, &**base)?;
     Ok((found, Some(format!("{why}: written again from the checkpoint of step {}", best.step))))
 }

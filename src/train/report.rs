@@ -1,26 +1,25 @@
 //! `report.html` of a run folder made again, and the page that compares several.
 
-use super::run_file::RunFile;
+use super::folder::REPORT;
+use super::metrics;
+use super::run_file::{self, RunFile};
 use crate::checkpoint::storage::FileSystem;
 use crate::config;
 use crate::config::fields::{Class, FIELDS};
-use crate::error::{Error, Result};
-use crate::formats::publish::replace_file;
+use crate::error::Result;
+use crate::files;
+use crate::formats::publish;
 use crate::report::html::{self, Compared};
 use crate::report::jsonl::{self, Line};
 use std::path::{Path, PathBuf};
 
-/// Its name in a run folder.
-pub const NAME: &str = "report.html";
-
 /// The lines a run has logged; what a damaged file holds before the damage.
 fn lines(run: &Path) -> Result<Vec<Line>> {
-    let path = run.join("metrics.jsonl");
-    match std::fs::read(&path) {
-        Ok(bytes) => Ok(jsonl::read(&bytes).lines),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::reading(&path, e)),
+    let path = run.join(metrics::NAME);
+    if !files::exists(&path)? {
+        return Ok(Vec::new());
     }
+    Ok(jsonl::read(&files::read(&path, metrics::MAX_BYTES)?).lines)
 }
 
 /// Writes the page of the run in the folder `run`, whether it ended, was stopped or is under way; says where.
@@ -29,11 +28,10 @@ fn lines(run: &Path) -> Result<Vec<Line>> {
 /// Input: there is no run; I/O errors.
 pub fn write(run: &Path) -> Result<PathBuf> {
     RunFile::read(&FileSystem, run)?;
-    let path = run.join("run.json");
-    let run_json = std::fs::read_to_string(&path).map_err(|e| Error::reading(&path, e))?;
+    let run_json = files::read_text(&run.join(run_file::NAME), run_file::MAX_BYTES)?;
     let page = html::render(&run.display().to_string(), &lines(run)?, &run_json);
-    let path = run.join(NAME);
-    replace_file(&path, page.as_bytes())?;
+    let path = run.join(REPORT);
+    publish::replace_file(&path, page.as_bytes())?;
     Ok(path)
 }
 
@@ -43,7 +41,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 /// As [`write`].
 pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     let compared: Result<Vec<Compared>> = runs.iter().map(|run| compared(run)).collect();
-    replace_file(out, html::compare(&compared?).as_bytes())
+    publish::replace_file(out, html::compare(&compared?).as_bytes())
 }
 
 fn compared(run: &Path) -> Result<Compared> {

@@ -1,6 +1,6 @@
 //! A run under way: from the state it begins with to the files it leaves.
 
-use super::folder::RunFolder;
+use super::folder::{REPORT, RunFolder};
 use super::metrics::Metrics;
 use super::publish;
 use super::saver::Saver;
@@ -282,9 +282,9 @@ impl<'a> Run<'a> {
     }
 
     fn publish(&mut self) -> Result<Summary> {
-        let Begun { commands, settings, folder, saver, trainer, metrics, base, .. } = &mut self.begun;
+        let (adapter, note) = publish::final_adapter(&mut self.begun)?;
+        let Begun { commands, settings, folder, trainer, metrics, base, .. } = &mut self.begun;
         metrics.finish(folder)?;
-        let (adapter, note) = publish::final_adapter(trainer, settings, folder, &saver.store(), commands)?;
         if let Some(text) = note {
             self.observer.on_event(&Event::Warning(text));
         }
@@ -309,7 +309,7 @@ impl<'a> Run<'a> {
             patience,
             adapter: folder.write_adapter("adapter", &adapter, &**base)?,
             published: of_best.unwrap_or(step),
-            report: folder.shown("report.html"),
+            report: folder.shown(REPORT),
             tainted: trainer.state().tainted,
             look_in: commands.look_in(),
             train_on: match patience {
@@ -328,7 +328,7 @@ impl<'a> Run<'a> {
         let title = folder.path().display().to_string();
         let page = folder.run_json().and_then(|run_json| {
             let page = html::render(&title, metrics.lines(), &run_json);
-            folder.put("report.html", page.as_bytes())
+            folder.put(REPORT, page.as_bytes())
         });
         if let Err(error) = page {
             self.observer.on_event(&Event::Warning(error.what));

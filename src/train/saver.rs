@@ -1,5 +1,5 @@
-//! One save from the moment the state is copied until it was told that it is durable: copying, writing, saved or failed. One
-//! is under way at a time; the training thread waits for none unless it is asked to.
+//! Saves, each from the moment the state is copied until it was told that it is durable: copying, writing, saved or failed.
+//! One is written at a time, and beside it one may be copied; the training thread waits for none unless it is asked to.
 
 use super::engine::Copied;
 use crate::checkpoint::state::State;
@@ -8,28 +8,23 @@ use crate::error::{Error, Kind, Result};
 use crate::report::event::{Event, Observer};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 /// Saves the states of a run. Dropping it waits for the save under way.
 pub struct Saver {
     store: Arc<Mutex<Store>>,
-    phase: Phase,
+    /// The state whose arrays are on their way from the device.
+    copying: Option<State>,
+    /// Whether the writer has a state.
+    writing: bool,
     /// A state that was written, for its memory.
     spare: State,
     last_saved: Option<u64>,
     /// The newest whole checkpoint that was there before.
     found: Option<u64>,
     writer: Writer,
-}
-
-enum Phase {
-    Idle,
-    /// The state whose arrays are on their way from the device.
-    Copying(Box<State>),
-    /// The writer has the state.
-    Writing,
 }
 
 /// The thread that writes.
@@ -60,7 +55,15 @@ impl Saver {
             .spawn(move || write_until_closed(&theirs, &to_write, &done))
             .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
         let writer = Writer { states: Some(states), written, thread: Some(thread) };
-        Ok(Saver { store, phase: Phase::Idle, spare: State::default(), last_saved: None, found, writer })
+        Ok(Saver {
+            store,
+            copying: None,
+            writing: false,
+            spare: State::default(),
+            last_saved: None,
+            found,
+            writer,
+        })
     }
 
     /// The newest step whose checkpoint is known to be whole.
@@ -79,8 +82,8 @@ impl Saver {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins to save `state`, whose arrays `engine` holds. While another save is under way this one is skipped, and that is
-    /// told.
+    /// Begins to save `state`, whose arrays `engine` holds. When another is still being written once they are copied, this one
+    /// is skipped, and that is told.
     ///
     /// # Errors
     /// When the device failed; [`Kind::Diverged`] when a state that was copied earlier is not finite.
@@ -94,16 +97,18 @@ impl Saver {
         if self.last_saved == Some(state.step) {
             return Ok(());
         }
-        if !matches!(self.phase, Phase::Idle) {
-            let text = "checkpoint skipped: the one before is still being written".to_owned();
-            observer.on_event(&Event::Warning(text));
+        if engine.copies_beside() {
+            return self.copy(state, engine);
+        }
+        if self.writing {
+            tell_skipped(observer);
             return Ok(());
         }
         self.copy(state, engine)?;
-        if engine.copies_beside() { Ok(()) } else { self.hand_over(engine) }
+        self.hand_over(engine)
     }
 
-    /// Saves `state` and waits until it is durable; a save under way is ended before.
+    /// Saves `state` and waits until it is durable; what was begun before is ended first.
     ///
     /// # Errors
     /// As [`Saver::begin`]; the failure to write.
@@ -119,40 +124,47 @@ impl Saver {
         }
         self.copy(state, engine)?;
         self.hand_over(engine)?;
-        let written = self.writer.written.recv().map_err(|_| writer_failed())?;
-        self.ended(written, observer)
+        self.wait_for_writer(observer)
     }
 
-    /// Takes the save under way as far as it goes without waiting for the disk. To be called when the device has work to do: it
+    /// Takes what is under way as far as it goes without waiting for the disk. To be called when the device has work to do: it
     /// waits for a copy.
     ///
     /// # Errors
     /// As [`Saver::begin`].
     pub fn advance(&mut self, engine: &mut dyn Copied, observer: &mut dyn Observer) -> Result<()> {
-        self.hand_over(engine)?;
-        match self.phase {
-            Phase::Writing => match self.writer.written.try_recv() {
-                Ok(written) => tell_failure(self.ended(written, observer), observer),
-                Err(std::sync::mpsc::TryRecvError::Empty) => Ok(()),
-                Err(std::sync::mpsc::TryRecvError::Disconnected) => Err(writer_failed()),
-            },
-            _ => Ok(()),
+        if self.writing {
+            match self.writer.written.try_recv() {
+                Ok(written) => tell_failure(self.ended(written, observer), observer)?,
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Err(writer_failed()),
+            }
         }
+        if self.copying.is_some() && self.writing {
+            tell_skipped(observer);
+            engine.end_copy()?;
+            self.copying = None;
+        }
+        self.hand_over(engine)
     }
 
-    /// Waits until no save is under way.
+    /// Waits until nothing is under way.
     ///
     /// # Errors
     /// As [`Saver::begin`].
     pub fn finish(&mut self, engine: &mut dyn Copied, observer: &mut dyn Observer) -> Result<()> {
-        self.hand_over(engine)?;
-        match self.phase {
-            Phase::Writing => {
-                let written = self.writer.written.recv().map_err(|_| writer_failed())?;
-                tell_failure(self.ended(written, observer), observer)
+        while self.writing || self.copying.is_some() {
+            if self.writing {
+                tell_failure(self.wait_for_writer(observer), observer)?;
             }
-            _ => Ok(()),
+            self.hand_over(engine)?;
         }
+        Ok(())
+    }
+
+    fn wait_for_writer(&mut self, observer: &mut dyn Observer) -> Result<()> {
+        let written = self.writer.written.recv().map_err(|_| writer_failed())?;
+        self.ended(written, observer)
     }
 
     fn copy(&mut self, state: &State, engine: &mut dyn Copied) -> Result<()> {
@@ -161,29 +173,23 @@ impl Saver {
         copied.clone_from(state);
         copied.history = state.history.before(state.step);
         engine.begin_copy(arrays)?;
-        self.phase = Phase::Copying(Box::new(copied));
+        self.copying = Some(copied);
         Ok(())
     }
 
-    /// From copying to writing.
+    /// From copying to writing, for an idle writer.
     fn hand_over(&mut self, engine: &mut dyn Copied) -> Result<()> {
-        match std::mem::replace(&mut self.phase, Phase::Idle) {
-            Phase::Copying(mut state) => {
-                [state.weights, state.m, state.v] = engine.end_copy()?;
-                self.phase = Phase::Writing;
-                let states = self.writer.states.as_ref().ok_or_else(writer_failed)?;
-                states.send(*state).map_err(|_| writer_failed())
-            }
-            other => {
-                self.phase = other;
-                Ok(())
-            }
-        }
+        let Some(mut state) = self.copying.take() else { return Ok(()) };
+        [state.weights, state.m, state.v] = engine.end_copy()?;
+        let states = self.writer.states.as_ref().ok_or_else(writer_failed)?;
+        states.send(state).map_err(|_| writer_failed())?;
+        self.writing = true;
+        Ok(())
     }
 
     /// From writing to saved or failed.
     fn ended(&mut self, written: Written, observer: &mut dyn Observer) -> Result<()> {
-        self.phase = Phase::Idle;
+        self.writing = false;
         let step = written.state.step;
         self.spare = written.state;
         if let Ok(path) = &written.result {
@@ -214,6 +220,11 @@ fn tell_failure(result: Result<()>, observer: &mut dyn Observer) -> Result<()> {
         }
         other => other,
     }
+}
+
+fn tell_skipped(observer: &mut dyn Observer) {
+    let text = "checkpoint skipped: the one before is still being written".to_owned();
+    observer.on_event(&Event::Warning(text));
 }
 
 fn writer_failed() -> Error {

@@ -44,7 +44,16 @@ pub struct Setup {
     /// Flat initial values.
     initial: Vec<f32>,
     tokens: usize,
+    work: Work,
     device: Chosen,
+}
+
+/// What memory is planned for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Training,
+    /// Losses alone.
+    Evaluation,
 }
 
 /// What needs no file to be refused, so that a refused run leaves no folder behind.
@@ -113,7 +122,21 @@ impl Setup {
         };
         let tokens = train.plan.max_tokens().max(eval.as_ref().map_or(0, |e| e.plan.max_tokens()));
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+        let work = Work::Training;
+        Ok(Setup {
+            settings,
+            spec,
+            weights,
+            adapter,
+            layout,
+            train,
+            eval,
+            identity,
+            initial,
+            tokens,
+            work,
+            device,
+        })
     }
 
     /// What evaluating one file reads: the model, with the adapter that `init_adapter` names or with one that
@@ -123,7 +146,7 @@ impl Setup {
     /// Wrong settings or inputs, each named.
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
-        let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
+        let mut settings = settings.clone();
         let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
@@ -136,29 +159,38 @@ impl Setup {
         let train = Source { plan: train, rows: rows.clone() };
         let eval = Some(Source { plan: eval, rows });
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+        let work = Work::Evaluation;
+        Ok(Setup {
+            settings,
+            spec,
+            weights,
+            adapter,
+            layout,
+            train,
+            eval,
+            identity,
+            initial,
+            tokens,
+            work,
+            device,
+        })
     }
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network, Sums)> {
         let (available, device) = (self.device.available()?, self.device.capabilities());
-        let beside = if device.own_memory { 0 } else { snapshot_bytes(&self.layout) };
+        let copies = self.work == Work::Training && !device.own_memory;
+        let beside = if copies { snapshot_bytes(&self.layout) } else { 0 };
         let choices: &[Recompute] = match self.settings.recompute {
-            Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
+            Recompute::Auto if self.work == Work::Training => {
+                &[Recompute::None, Recompute::Mlp, Recompute::Full]
+            }
             ref given => std::slice::from_ref(given),
         };
         let mut smallest = u64::MAX;
         for &recompute in choices {
             let mut planner = Planner::new(device);
-            let network = Network::plan(
-                &mut planner,
-                &self.spec,
-                &self.weights,
-                &self.layout,
-                &self.adapter,
-                self.tokens,
-                recompute,
-            )?;
+            let network = self.planned(&mut planner, self.work, recompute)?;
             let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps, self.tokens);
             let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
@@ -174,6 +206,16 @@ impl Setup {
             gib(available)
         ))
         .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
+    }
+
+    fn planned(&self, planner: &mut Planner, work: Work, recompute: Recompute) -> Result<Network> {
+        let (spec, weights, layout) = (&self.spec, &self.weights, &self.layout);
+        match work {
+            Work::Training => {
+                Network::plan(planner, spec, weights, layout, &self.adapter, self.tokens, recompute)
+            }
+            Work::Evaluation => Network::plan_evaluation(planner, spec, weights, layout, self.tokens),
+        }
     }
 
     /// What the run would need.
@@ -193,6 +235,8 @@ impl Setup {
         };
         let arena: Vec<(String, u64)> =
             planner.bytes_by_purpose().into_iter().map(|(p, b)| (purpose(p).to_owned(), b as u64)).collect();
+        let mut evaluation = Planner::new(self.device.capabilities());
+        self.planned(&mut evaluation, Work::Evaluation, Recompute::None)?;
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
         let device: u64 = arena.iter().map(|(_, b)| b).sum();
@@ -202,6 +246,7 @@ impl Setup {
             base_weights: self.weights.bytes,
             peak: process + self.weights.bytes,
             arena,
+            evaluation: evaluation.bytes() as u64,
             checkpoint: snapshot,
             steps: self.train.plan.total_steps(),
             rows: lengths.len() as u64,

@@ -64,7 +64,7 @@ fn step(found: Found) -> Option<u64> {
 #[test]
 fn saves_and_finds_again() {
     let folder = fresh_folder("saves");
-    let mut store = open(&folder, 0);
+    let mut store = open(&folder, 2);
     assert!(store.newest().expect("empty").newest.is_none());
     (1..=5).for_each(|step| save(&mut store, step));
     assert_eq!(store.save(&state(6, 0)).expect("saved"), file(&folder, 6));

@@ -73,7 +73,7 @@ pub struct Cuda {
     bytes: usize,
     stream: Stream,
     staging: Staging,
-    copier: Option<Copier>,
+    copier: Option<Box<Copier>>,
     functions: BTreeMap<&'static str, Function>,
     known: BTreeMap<Recording, Known>,
     /// Whether work that comes again is recorded; the bits are the same.
@@ -341,13 +341,13 @@ impl Cuda {
         let bytes = regions.iter().map(|r| self.place(*r).1).sum();
         let mut copier = match self.copier.take() {
             Some(copier) if copier.buffer.len >= bytes => copier,
-            _ => Copier {
+            _ => Box::new(Copier {
                 stream: self.driver.stream()?,
                 ready: self.driver.event()?,
                 copied: self.driver.event()?,
                 buffer: self.driver.host_buffer(bytes)?,
                 under_way: None,
-            },
+            }),
         };
         assert!(copier.under_way.is_none(), "one copy at a time");
         self.driver.record(copier.ready, self.stream)?;

@@ -48,7 +48,7 @@ impl Sums {
     /// Plans up to `most` sums of up to `longest` elements.
     pub fn plan(planner: &mut Planner, most: usize, longest: usize) -> Self {
         let chunks = longest.div_ceil(CHUNK);
-        let words = if planner.capabilities().own_memory { 2 * most * chunks } else { 0 };
+        let words = if planner.capabilities().queued { 2 * most * chunks } else { 0 };
         let region = planner.region(Purpose::Workspace, Storage::F32, words);
         Sums { region, chunks, begun: Vec::new(), done: Vec::new() }
     }
