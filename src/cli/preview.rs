@@ -46,7 +46,8 @@ fn row_json(row: &PreviewRow) -> serde_json::Value {
     let text: String = row.pieces.iter().map(|(text, _)| text.as_str()).collect();
     json!({
         "file": row.file,
-        "line": row.line,
+        "line": row.place.line,
+        "row": row.place.row,
         "input_ids": row.ids,
         "labels": row.labels,
         "text": text,
@@ -57,9 +58,9 @@ fn row_json(row: &PreviewRow) -> serde_json::Value {
 fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
     let scored = row.labels.iter().skip(1).filter(|label| **label >= 0).count();
     let mut text = format!(
-        "row {number}, {}:{}: {} tokens, {scored} scored",
+        "row {number}, {}{}: {} tokens, {scored} scored",
         row.file.display(),
-        row.line,
+        row.place,
         row.ids.len()
     );
     if !row.note.is_empty() {

@@ -39,7 +39,7 @@ pub(super) struct Report {
     pub(super) truncated: u64,
     /// Rows left out because none of their tokens is scored.
     pub(super) unscored: u64,
-    /// Rows left out because they are wrong, as `--skip-bad-rows` allowed; the first of them, `line: fault`.
+    /// Rows left out because they are wrong, as `--skip-bad-rows` allowed; the first of them, place and fault.
     pub(super) bad: u64,
     pub(super) bad_rows: Vec<String>,
     /// Digest of the rows.

@@ -17,9 +17,12 @@ mod reader;
 mod render;
 mod rows;
 mod store;
+mod tables;
 #[cfg(feature = "text")]
 mod template;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 #[cfg(feature = "text")]
 mod vocabulary;
+
+pub use reader::Place;

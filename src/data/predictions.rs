@@ -17,7 +17,7 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<(Task, Scorer)> {
     let mut reader = RowReader::open(path)?;
     let mut scorer: Option<(Task, Scorer)> = None;
     while let Some(raw) = reader.next()? {
-        let place = format!("{}:{}", path.display(), raw.line);
+        let place = format!("{}{}", path.display(), raw.place);
         let at = |fault: String| Error::input(format!("{place}: {fault}"));
         let row = match prepare::parse(&raw).map_err(at)? {
             Json::Object(fields) => fields,

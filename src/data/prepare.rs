@@ -7,7 +7,7 @@
 use super::cache::{self, Report, RowWriter};
 use super::dataset::{Dataset, Part, Prepared, Row, Rows};
 use super::json;
-use super::reader::{RawRow, RowReader};
+use super::reader::{Place, RawRow, RowReader};
 use super::render::Renderer;
 use super::rows::{self, Content};
 use crate::config::Settings;
@@ -152,7 +152,7 @@ impl Source<'_> {
                 Some(fault) => Outcome::Bad(fault),
                 None => outcome_of(Content::Tokens(row), self.settings, None),
             };
-            count(&mut report, index as u64 + 1, &outcome);
+            count(&mut report, Place { line: Some(index as u64 + 1), row: None }, &outcome);
             if let Outcome::Row { row, .. } = &outcome {
                 writer.push(row).map_err(|e| Fault::Writing(e).into_error())?;
             }
@@ -269,7 +269,7 @@ impl Source<'_> {
             };
             let made: Vec<Outcome> = chunk.par_iter().map(make).collect();
             for (raw, outcome) in chunk.iter().zip(made) {
-                count(&mut report, raw.line, &outcome);
+                count(&mut report, raw.place, &outcome);
                 if let Outcome::Row { row, .. } = &outcome {
                     writer.push(row).map_err(Fault::Writing)?;
                 }
@@ -283,7 +283,7 @@ impl Source<'_> {
         if report.bad > self.settings.skip_bad_rows as u64 {
             return Err(bad_rows(path, &report, self.settings.skip_bad_rows).into());
         }
-        if reader.digest() != *digest {
+        if reader.digest()? != *digest {
             return Err(Error::input(format!("{} changed while it was read", path.display())).into());
         }
         writer.finish(report).map_err(Fault::Writing)
@@ -308,7 +308,8 @@ impl Source<'_> {
             ));
         }
         if report.bad > 0 {
-            let list = report.bad_rows.join("; ");
+            let list: Vec<&str> = report.bad_rows.iter().map(|row| row.trim_start_matches([':', ' '])).collect();
+            let list = list.join("; ");
             self.warn(format!("{name}: {} of {rows} rows are wrong and left out: {list}", report.bad));
         }
         if used == 0 {
@@ -361,7 +362,7 @@ pub(super) fn format_of(path: &Path, asked: RowFormat) -> Result<RowFormat> {
     let Some(raw) = RowReader::open(path)?.next()? else {
         return Err(Error::input(format!("{}: 0 usable rows of 0", path.display())));
     };
-    let place = format!("{}:{}", path.display(), raw.line);
+    let place = format!("{}{}", path.display(), raw.place);
     let value = parse(&raw).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
     rows::recognise(&value)
         .map_err(|fault| Error::input(format!("{place}: {fault}")).hint("name the format with --format"))
@@ -389,13 +390,13 @@ pub(super) fn content_of(
 
 /// The row as JSON, or what is wrong with it.
 pub(super) fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
+    if let Some(fault) = &raw.fault {
+        return Err(fault.clone());
+    }
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let within = fault.valid_up_to();
-        format!(
-            "invalid UTF-8 at byte {} of the row (byte {} of the file)",
-            within,
-            raw.offset + within as u64
-        )
+        let place = raw.offset.map(|offset| format!(" (byte {} of the file)", offset + within as u64));
+        format!("invalid UTF-8 at byte {within} of the row{}", place.unwrap_or_default())
     })?;
     json::parse(text).map_err(|fault| {
         if fault.at_end && raw.unterminated {
@@ -433,7 +434,7 @@ fn limit_tokens(mut row: Row, settings: &Settings) -> Outcome {
     Outcome::Row { row, truncated }
 }
 
-fn count(report: &mut Report, line: u64, outcome: &Outcome) {
+fn count(report: &mut Report, place: Place, outcome: &Outcome) {
     report.rows += 1;
     match outcome {
         Outcome::Row { truncated, .. } => report.truncated += u64::from(*truncated),
@@ -442,7 +443,7 @@ fn count(report: &mut Report, line: u64, outcome: &Outcome) {
         Outcome::Bad(fault) => {
             report.bad += 1;
             if report.bad_rows.len() < LISTED {
-                report.bad_rows.push(format!("{line}: {fault}"));
+                report.bad_rows.push(format!("{place}: {fault}"));
             }
         }
     }
@@ -450,7 +451,7 @@ fn count(report: &mut Report, line: u64, outcome: &Outcome) {
 
 fn bad_rows(path: &Path, report: &Report, allowed: usize) -> Error {
     let name = path.display();
-    let list: Vec<String> = report.bad_rows.iter().map(|row| format!("{name}:{row}")).collect();
+    let list: Vec<String> = report.bad_rows.iter().map(|row| format!("{name}{row}")).collect();
     let hint = "mend the rows, or leave up to N bad rows out with --skip-bad-rows N";
     match list.as_slice() {
         [only] => Error::input(only).hint(hint),

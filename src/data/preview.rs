@@ -3,7 +3,7 @@
 use super::dataset::Row;
 use super::plan::{Plan, Rules};
 use super::prepare::{self, Outcome};
-use super::reader::RowReader;
+use super::reader::{Place, RowReader};
 use super::render::Renderer;
 use super::rows::Content;
 use crate::config::Settings;
@@ -16,8 +16,8 @@ use std::path::PathBuf;
 pub struct PreviewRow {
     /// The data file.
     pub file: PathBuf,
-    /// Line of the file, from 1.
-    pub line: u64,
+    /// Where it is in the file.
+    pub place: Place,
     /// Token ids; none when the row is left out.
     pub ids: Vec<u32>,
     /// Labels, -100 where not scored.
@@ -47,7 +47,7 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
         while shown.len() < rows
             && let Some(raw) = reader.next()?
         {
-            let (file, line) = (file.clone(), raw.line);
+            let (file, place) = (file.clone(), raw.place);
             let outcome = match prepare::content_of(&raw, format, usize::MAX) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
@@ -57,7 +57,7 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             };
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
-            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note });
+            shown.push(PreviewRow { file, place, ids: row.ids, labels: row.labels, pieces, note });
         }
     }
     Ok(shown)

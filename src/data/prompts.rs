@@ -1,7 +1,7 @@
 //! Prompts for generation: one text, or the rows of a file, as the tokens a model reads before it answers; and
 //! rows written back with the answer.
 
-use super::reader::RowReader;
+use super::reader::{Place, RowReader};
 use super::render::Renderer;
 use super::rows::{self, Content, Role, Turn};
 use super::tokenizer::Tokenizer;
@@ -26,8 +26,8 @@ pub struct Prompter {
 /// One row of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptRow {
-    /// Its line in the file, from 1.
-    pub line: u64,
+    /// Where it is in the file.
+    pub place: Place,
     /// The row as it was written, in one line.
     pub text: String,
     /// The prompt.
@@ -100,10 +100,10 @@ impl Prompter {
                     let text = String::from_utf8_lossy(&raw.bytes);
                     // Line ends are white space outside strings, and cannot be inside.
                     let text = text.trim().replace(['\n', '\r'], " ");
-                    rows.push(PromptRow { line: raw.line, text, ids });
+                    rows.push(PromptRow { place: raw.place, text, ids });
                 }
                 Err(fault) if bad.len() < LISTED => {
-                    bad.push(format!("{}:{}: {fault}", path.display(), raw.line));
+                    bad.push(format!("{}{}: {fault}", path.display(), raw.place));
                 }
                 Err(_) => break,
             }
