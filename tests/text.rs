@@ -409,7 +409,9 @@ fn wrong_text_rows_are_named() {
         (json!({"messages": []}), "no messages"),
         (json!({"messages": "x"}), "`messages` is a string, not an array"),
         (turns("user", Value::Null), "message 1: `content` is null"),
-        (turns("user", json!([{"type": "text"}])), "message 1: `content` is an array"),
+        (turns("user", json!([{"type": "text"}])), "message 1: part 1 of `content`: `text` is missing"),
+        (turns("user", json!([{"type": "image"}])), "message 1: part 1 of `content`: its type is \"image\""),
+        (turns("user", json!(["x"])), "message 1: part 1 of `content`: it is a string"),
         (turns("wizard", json!("x")), "role \"wizard\""),
         (turns("user", json!("")), "message 1: the user says nothing"),
         (chat(&[("user", "q"), ("assistant", "")]), "message 2: the assistant says nothing"),
@@ -417,8 +419,21 @@ fn wrong_text_rows_are_named() {
             chat(&[("user", "q"), ("system", "s"), ("assistant", "a")]),
             "message 2: a system message comes first",
         ),
-        (json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}), "`tool_calls`"),
-        (json!({"messages": [], "tools": [{}]}), "`tools` is not supported"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            "message 1: tool call 1: `name` is missing",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]}),
+            "message 1: `tool_calls` in a message of the role \"user\"",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]}),
+            "message 1: this template has no place for",
+        ),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "tools": [3]}), "tool 1 is a number"),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "tools": "{"}), "`tools` is no JSON"),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "functions": [{}]}), "`functions`"),
     ];
     for (row, expected) in cases {
         let folder = Folder::new("text-faults");

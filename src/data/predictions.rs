@@ -1,11 +1,10 @@
 //! Prediction files: rows with a label and the answer a model gave, as `generate` writes them.
 
 use super::extraction::{NO_SOURCE, Scorer, Task};
-use super::json::Json;
+use super::json::{Fields, Json};
 use super::{prepare, reader::RowReader};
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads a prediction file. Without `task`, the rows' own `task` counts.
@@ -48,7 +47,7 @@ fn no_task(place: &str) -> Error {
 }
 
 /// The row's `task`; one without rules here is refused.
-fn own_task(row: &BTreeMap<String, Json>) -> std::result::Result<Option<Task>, String> {
+fn own_task(row: &Fields) -> std::result::Result<Option<Task>, String> {
     match row.get("task") {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(name)) => Task::named(name).map(Some).ok_or_else(|| {
@@ -61,7 +60,7 @@ fn own_task(row: &BTreeMap<String, Json>) -> std::result::Result<Option<Task>, S
 /// What is wrong with a row, and what to do.
 type Fault = (String, &'static str);
 
-fn add(scorer: &mut Scorer, row: &BTreeMap<String, Json>) -> std::result::Result<(), Fault> {
+fn add(scorer: &mut Scorer, row: &Fields) -> std::result::Result<(), Fault> {
     let text = |key: &str, remedy: &'static str| match row.get(key) {
         Some(Json::String(text)) => Ok(text.clone()),
         Some(Json::Integer(number)) if key == "id" => Ok(number.to_string()),

@@ -1,9 +1,10 @@
 //! Prompts for generation: one text, or the rows of a file, as the tokens a model reads before it answers; and
 //! rows written back with the answer.
 
+use super::json::Fields;
 use super::reader::{Place, RowReader};
 use super::render::Renderer;
-use super::rows::{self, Content, Role, Turn};
+use super::rows::{self, Content, Conversation, Message, Role};
 use super::tokenizer::Tokenizer;
 use super::{json, prepare};
 use crate::config::Settings;
@@ -76,8 +77,9 @@ impl Prompter {
         if text.is_empty() {
             return Err(Error::input("the prompt is empty"));
         }
-        let turn = Turn { role: Role::User, content: text.to_owned(), reasoning: None };
-        self.ids(&Content::Chat(vec![turn])).map_err(Error::input)
+        let messages = vec![Message::new(Role::User, text.to_owned())];
+        let chat = Conversation { messages, tools: Vec::new(), variables: Fields::default() };
+        self.ids(&Content::Chat(chat)).map_err(Error::input)
     }
 
     /// The prompts of all rows of a file, every one checked.

@@ -96,8 +96,8 @@ impl Renderer {
             Content::Text(text) => {
                 return self.tokenizer.encode(text).map_err(|e| e.what);
             }
-            Content::Chat(turns) => match &self.style {
-                Ok(style) => style.prompt(turns, system, thinking)?,
+            Content::Chat(chat) => match &self.style {
+                Ok(style) => style.prompt(chat, system, thinking)?,
                 Err(fault) => return Err(fault.what.clone()),
             },
         };
@@ -126,8 +126,8 @@ impl Renderer {
     /// Renders, tokenises and applies the length limits.
     pub(super) fn outcome(&self, content: &Content, settings: &Settings) -> Outcome {
         let pieces = match content {
-            Content::Chat(turns) => match &self.style {
-                Ok(style) => style.render(turns, settings.system_prompt.as_deref()),
+            Content::Chat(chat) => match &self.style {
+                Ok(style) => style.render(chat, settings.system_prompt.as_deref()),
                 Err(fault) => Err(fault.what.clone()),
             },
             Content::Text(text) => Ok(whole_text(text)),

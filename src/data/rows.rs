@@ -1,38 +1,94 @@
 //! What a row says, whatever its format: a conversation, a text, or tokens.
 
 use super::dataset::{IGNORED, Row};
-use super::json::Json;
+use super::json::{self, Fields, Json};
 use crate::config::settings::RowFormat;
-use std::collections::BTreeMap;
 
 /// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     System,
+    Developer,
     User,
     Assistant,
     Tool,
 }
 
-/// One message of a conversation.
+impl Role {
+    /// The name that chat templates know.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Role::System => "system",
+            Role::Developer => "developer",
+            Role::User => "user",
+            Role::Assistant => "assistant",
+            Role::Tool => "tool",
+        }
+    }
+}
+
+/// What a message says.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Turn {
+pub(super) enum Said {
+    /// There is no `content`.
+    Absent,
+    /// `content` is null.
+    Null,
+    Text(String),
+    /// The texts of `content` in parts.
+    Parts(Vec<String>),
+}
+
+/// One message of a conversation.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Message {
     pub(super) role: Role,
-    pub(super) content: String,
+    pub(super) content: Said,
     /// `reasoning_content` of an assistant's message.
     pub(super) reasoning: Option<String>,
+    /// Calls of an assistant's message: objects with `function`, or with `name` and `arguments` themselves.
+    pub(super) tool_calls: Vec<Json>,
+    pub(super) tool_call_id: Option<String>,
+    pub(super) name: Option<String>,
+}
+
+impl Message {
+    /// A message that is one text.
+    pub(super) fn new(role: Role, content: String) -> Self {
+        let content = Said::Text(content);
+        Message { role, content, reasoning: None, tool_calls: Vec::new(), tool_call_id: None, name: None }
+    }
+
+    /// Whether nothing is said in it.
+    fn is_empty(&self) -> bool {
+        let silent = match &self.content {
+            Said::Absent | Said::Null => true,
+            Said::Text(text) => text.is_empty(),
+            Said::Parts(parts) => parts.iter().all(String::is_empty),
+        };
+        silent && self.reasoning.as_ref().is_none_or(String::is_empty) && self.tool_calls.is_empty()
+    }
+}
+
+/// A conversation and what its row gives the chat template besides.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Conversation {
+    /// At least one; a system message comes first.
+    pub(super) messages: Vec<Message>,
+    /// Descriptions of tools; none when there are none.
+    pub(super) tools: Vec<Json>,
+    /// `chat_template_kwargs`: variables of the template.
+    pub(super) variables: Fields,
 }
 
 /// A row's content.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum Content {
-    /// At least one turn; a system turn comes first.
-    Chat(Vec<Turn>),
+    Chat(Conversation),
     Text(String),
     Tokens(Row),
 }
 
-type Fields = BTreeMap<String, Json>;
 type Read<T> = std::result::Result<T, String>;
 
 /// The format that the keys of a file's first row tell.
@@ -47,7 +103,7 @@ pub(super) fn recognise(first: &Json) -> Read<RowFormat> {
         () if has("prompt") && has("completion") => Ok(RowFormat::PromptCompletion),
         () if has("text") => Ok(RowFormat::Text),
         () => {
-            let keys: Vec<&str> = fields.keys().take(8).map(String::as_str).collect();
+            let keys: Vec<&str> = fields.keys().take(8).collect();
             Err(format!(
                 "no known row format has the keys {keys:?} (known: messages; conversations; instruction and \
                  output; prompt and completion; text; input_ids)"
@@ -71,7 +127,6 @@ pub(super) fn recognise_prompt(first: &Json) -> Read<RowFormat> {
 #[cfg(feature = "text")]
 pub(super) fn read_prompt(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
     let fields = object(row)?;
-    refuse_tools(fields)?;
     let mut turns = match format {
         RowFormat::Auto => return Err("the row format is not known".into()),
         RowFormat::Messages => messages(array(fields, "messages")?)?,
@@ -79,37 +134,28 @@ pub(super) fn read_prompt(row: &Json, format: RowFormat, vocab_size: usize) -> R
         RowFormat::Alpaca => alpaca_prompt(fields)?,
         RowFormat::PromptCompletion => match fields.get("prompt") {
             Some(Json::Array(items)) => messages(items)?,
-            _ => vec![turn(Role::User, nonempty(fields, "prompt")?)],
+            _ => vec![Message::new(Role::User, nonempty(fields, "prompt")?)],
         },
         RowFormat::Text => return nonempty(fields, "text").map(Content::Text),
         RowFormat::Tokenized => return tokens(fields, vocab_size).map(Content::Tokens),
     };
     turns.pop_if(|last| last.role == Role::Assistant);
-    conversation(turns).map(Content::Chat)
+    conversation(turns, fields).map(Content::Chat)
 }
 
 /// Reads one row. `vocab_size` bounds the ids of tokenised rows.
 pub(super) fn read(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
     let fields = object(row)?;
-    refuse_tools(fields)?;
-    match format {
-        RowFormat::Auto => Err("the row format is not known".into()),
-        RowFormat::Messages => Ok(Content::Chat(conversation(messages(array(fields, "messages")?)?)?)),
-        RowFormat::Sharegpt => Ok(Content::Chat(conversation(sharegpt(fields)?)?)),
-        RowFormat::Alpaca => Ok(Content::Chat(conversation(alpaca(fields)?)?)),
-        RowFormat::PromptCompletion => Ok(Content::Chat(conversation(prompt_completion(fields)?)?)),
-        RowFormat::Text => nonempty(fields, "text").map(Content::Text),
-        RowFormat::Tokenized => tokens(fields, vocab_size).map(Content::Tokens),
-    }
-}
-
-fn refuse_tools(fields: &Fields) -> Read<()> {
-    for key in ["tools", "functions"] {
-        if fields.get(key).is_some_and(|value| !matches!(value, Json::Null)) {
-            return Err(format!("`{key}` is not supported: write the tools into the system message"));
-        }
-    }
-    Ok(())
+    let messages = match format {
+        RowFormat::Auto => return Err("the row format is not known".into()),
+        RowFormat::Messages => messages(array(fields, "messages")?)?,
+        RowFormat::Sharegpt => sharegpt(fields)?,
+        RowFormat::Alpaca => alpaca(fields)?,
+        RowFormat::PromptCompletion => prompt_completion(fields)?,
+        RowFormat::Text => return nonempty(fields, "text").map(Content::Text),
+        RowFormat::Tokenized => return tokens(fields, vocab_size).map(Content::Tokens),
+    };
+    conversation(messages, fields).map(Content::Chat)
 }
 
 fn object(value: &Json) -> Read<&Fields> {
@@ -148,11 +194,7 @@ fn nonempty(fields: &Fields, key: &str) -> Read<String> {
     if text.is_empty() { Err(format!("`{key}` is empty")) } else { Ok(text) }
 }
 
-fn turn(role: Role, content: String) -> Turn {
-    Turn { role, content, reasoning: None }
-}
-
-fn messages(items: &[Json]) -> Read<Vec<Turn>> {
+fn messages(items: &[Json]) -> Read<Vec<Message>> {
     let read = |(index, item): (usize, &Json)| {
         let fields = object(item).map_err(|_| format!("message {} is {}", index + 1, item.kind()))?;
         message(fields).map_err(|fault| format!("message {}: {fault}", index + 1))
@@ -160,33 +202,90 @@ fn messages(items: &[Json]) -> Read<Vec<Turn>> {
     items.iter().enumerate().map(read).collect()
 }
 
-fn message(fields: &Fields) -> Read<Turn> {
-    for key in ["tool_calls", "function_call"] {
-        match fields.get(key) {
-            None | Some(Json::Null) => {}
-            Some(Json::Array(calls)) if calls.is_empty() => {}
-            Some(_) => {
-                return Err(format!(
-                    "`{key}` is not supported: write the call into `content` as the model does"
-                ));
-            }
-        }
-    }
+fn message(fields: &Fields) -> Read<Message> {
     let role = match string(fields, "role")?.as_str() {
         "system" => Role::System,
+        "developer" => Role::Developer,
         "user" => Role::User,
         "assistant" => Role::Assistant,
         "tool" => Role::Tool,
-        other => return Err(format!("role {other:?} is not system, user, assistant or tool")),
+        other => return Err(format!("role {other:?} is not system, developer, user, assistant or tool")),
     };
-    let reasoning = optional(fields, "reasoning_content")?.filter(|text| !text.is_empty());
-    Ok(Turn { role, content: string(fields, "content")?, reasoning })
+    let answers = role == Role::Assistant;
+    if !answers && optional(fields, "reasoning_content")?.is_some_and(|text| !text.is_empty()) {
+        return Err(format!("`reasoning_content` in a message of the role {:?}", role.name()));
+    }
+    if !matches!(fields.get("function_call"), None | Some(Json::Null)) {
+        return Err("`function_call` is the old form: write it as an entry of `tool_calls`".into());
+    }
+    let tool_calls = tool_calls(fields)?;
+    if !answers && !tool_calls.is_empty() {
+        return Err(format!("`tool_calls` in a message of the role {:?}", role.name()));
+    }
+    Ok(Message {
+        role,
+        content: content(fields, answers && !tool_calls.is_empty())?,
+        reasoning: optional(fields, "reasoning_content")?.filter(|_| answers),
+        tool_calls,
+        tool_call_id: optional(fields, "tool_call_id")?,
+        name: optional(fields, "name")?,
+    })
 }
 
-fn sharegpt(fields: &Fields) -> Read<Vec<Turn>> {
+/// `content`; only beside tool calls it may be null or missing.
+fn content(fields: &Fields, calls: bool) -> Read<Said> {
+    match fields.get("content") {
+        None if calls => Ok(Said::Absent),
+        Some(Json::Null) if calls => Ok(Said::Null),
+        Some(Json::Array(parts)) => {
+            let read = |(index, part): (usize, &Json)| {
+                text_part(part).map_err(|fault| format!("part {} of `content`: {fault}", index + 1))
+            };
+            parts.iter().enumerate().map(read).collect::<Read<_>>().map(Said::Parts)
+        }
+        _ => string(fields, "content").map(Said::Text),
+    }
+}
+
+fn text_part(part: &Json) -> Read<String> {
+    let Json::Object(fields) = part else { return Err(format!("it is {}, not an object", part.kind())) };
+    match string(fields, "type")?.as_str() {
+        "text" => {}
+        other => return Err(format!("its type is {other:?}: this model reads text only")),
+    }
+    // Libraries that write tables fill the columns of the other kinds of parts with null.
+    let more = fields.iter().find(|(key, value)| !["type", "text"].contains(key) && **value != Json::Null);
+    more.map_or_else(|| string(fields, "text"), |(key, _)| Err(format!("`{key}` beside its text")))
+}
+
+fn tool_calls(fields: &Fields) -> Read<Vec<Json>> {
+    let calls = match fields.get("tool_calls") {
+        None | Some(Json::Null) => return Ok(Vec::new()),
+        Some(_) => array(fields, "tool_calls")?,
+    };
+    for (index, call) in calls.iter().enumerate() {
+        let place = |fault: String| format!("tool call {}: {fault}", index + 1);
+        let Json::Object(call) = call else { return Err(place(format!("it is {}", call.kind()))) };
+        let function = match call.get("function") {
+            Some(Json::Object(function)) => function,
+            Some(other) => return Err(place(format!("`function` is {}, not an object", other.kind()))),
+            None => call,
+        };
+        nonempty(function, "name").map_err(place)?;
+        match function.get("arguments") {
+            None | Some(Json::String(_) | Json::Object(_) | Json::Null) => {}
+            Some(other) => {
+                return Err(place(format!("`arguments` is {}, not an object or a string", other.kind())));
+            }
+        }
+    }
+    Ok(calls.to_vec())
+}
+
+fn sharegpt(fields: &Fields) -> Read<Vec<Message>> {
     let mut turns = Vec::new();
     if let Some(system) = optional(fields, "system")?.filter(|text| !text.is_empty()) {
-        turns.push(turn(Role::System, system));
+        turns.push(Message::new(Role::System, system));
     }
     for (index, item) in array(fields, "conversations")?.iter().enumerate() {
         let place = |fault: String| format!("conversation turn {}: {fault}", index + 1);
@@ -198,37 +297,37 @@ fn sharegpt(fields: &Fields) -> Read<Vec<Turn>> {
             "tool" | "observation" => Role::Tool,
             other => return Err(place(format!("`from` {other:?} is not a known speaker"))),
         };
-        turns.push(turn(role, string(fields, "value").map_err(place)?));
+        turns.push(Message::new(role, string(fields, "value").map_err(place)?));
     }
     Ok(turns)
 }
 
 /// Alpaca, DeepKE, KnowLM: the query is `instruction`, then a line feed and `input` where there is one.
-fn alpaca(fields: &Fields) -> Read<Vec<Turn>> {
+fn alpaca(fields: &Fields) -> Read<Vec<Message>> {
     let mut turns = alpaca_prompt(fields)?;
-    turns.push(turn(Role::Assistant, nonempty(fields, "output")?));
+    turns.push(Message::new(Role::Assistant, nonempty(fields, "output")?));
     Ok(turns)
 }
 
-fn alpaca_prompt(fields: &Fields) -> Read<Vec<Turn>> {
+fn alpaca_prompt(fields: &Fields) -> Read<Vec<Message>> {
     let mut turns = Vec::new();
     if let Some(system) = optional(fields, "system")?.filter(|text| !text.is_empty()) {
-        turns.push(turn(Role::System, system));
+        turns.push(Message::new(Role::System, system));
     }
     if !matches!(fields.get("history"), None | Some(Json::Null)) {
         for (index, pair) in array(fields, "history")?.iter().enumerate() {
             let [Json::String(query), Json::String(response)] = pair_of(pair) else {
                 return Err(format!("`history` entry {} is not a pair of strings", index + 1));
             };
-            turns.push(turn(Role::User, query.clone()));
-            turns.push(turn(Role::Assistant, response.clone()));
+            turns.push(Message::new(Role::User, query.clone()));
+            turns.push(Message::new(Role::Assistant, response.clone()));
         }
     }
     let mut query = nonempty(fields, "instruction")?;
     if let Some(input) = optional(fields, "input")?.filter(|text| !text.is_empty()) {
         query = format!("{query}\n{input}");
     }
-    turns.push(turn(Role::User, query));
+    turns.push(Message::new(Role::User, query));
     Ok(turns)
 }
 
@@ -240,7 +339,7 @@ fn pair_of(value: &Json) -> &[Json] {
 }
 
 /// Strings are one user turn and its answer; arrays of messages are joined.
-fn prompt_completion(fields: &Fields) -> Read<Vec<Turn>> {
+fn prompt_completion(fields: &Fields) -> Read<Vec<Message>> {
     let both_arrays = ["prompt", "completion"].map(|key| matches!(fields.get(key), Some(Json::Array(_))));
     if both_arrays == [true, true] {
         let mut turns = messages(array(fields, "prompt")?)?;
@@ -248,31 +347,59 @@ fn prompt_completion(fields: &Fields) -> Read<Vec<Turn>> {
         return Ok(turns);
     }
     Ok(vec![
-        turn(Role::User, nonempty(fields, "prompt")?),
-        turn(Role::Assistant, nonempty(fields, "completion")?),
+        Message::new(Role::User, nonempty(fields, "prompt")?),
+        Message::new(Role::Assistant, nonempty(fields, "completion")?),
     ])
 }
 
-fn conversation(turns: Vec<Turn>) -> Read<Vec<Turn>> {
-    if turns.is_empty() {
+/// `fields` is the row, whose tools and variables belong to the conversation.
+fn conversation(messages: Vec<Message>, fields: &Fields) -> Read<Conversation> {
+    if messages.is_empty() {
         return Err("the conversation has no messages".into());
     }
-    for (index, turn) in turns.iter().enumerate() {
+    for (index, message) in messages.iter().enumerate() {
         let place = index + 1;
-        match turn.role {
+        match message.role {
             Role::System if index > 0 => {
                 return Err(format!("message {place}: a system message comes first"));
             }
-            Role::User if turn.content.is_empty() => {
+            Role::User if message.is_empty() => {
                 return Err(format!("message {place}: the user says nothing"));
             }
-            Role::Assistant if turn.content.is_empty() && turn.reasoning.is_none() => {
+            Role::Assistant if message.is_empty() => {
                 return Err(format!("message {place}: the assistant says nothing"));
             }
             _ => {}
         }
     }
-    Ok(turns)
+    let variables = match fields.get("chat_template_kwargs") {
+        None | Some(Json::Null) => Fields::default(),
+        Some(Json::Object(variables)) => variables.clone(),
+        Some(other) => return Err(format!("`chat_template_kwargs` is {}, not an object", other.kind())),
+    };
+    Ok(Conversation { messages, tools: tools(fields)?, variables })
+}
+
+/// `tools`: a list of objects, or such a list written as a string.
+fn tools(fields: &Fields) -> Read<Vec<Json>> {
+    if fields.get("functions").is_some_and(|value| !matches!(value, Json::Null)) {
+        return Err("`functions` is the old form: write them as `tools`".into());
+    }
+    let parsed;
+    let value = match fields.get("tools") {
+        Some(Json::String(text)) if text.trim().is_empty() => return Ok(Vec::new()),
+        Some(Json::String(text)) => {
+            parsed = json::parse(text).map_err(|fault| format!("`tools` is no JSON: {}", fault.what))?;
+            &parsed
+        }
+        None | Some(Json::Null) => return Ok(Vec::new()),
+        Some(value) => value,
+    };
+    let Json::Array(items) = value else { return Err(format!("`tools` is {}, not an array", value.kind())) };
+    match items.iter().position(|item| !matches!(item, Json::Object(_))) {
+        Some(at) => Err(format!("tool {} is {}, not an object", at + 1, items[at].kind())),
+        None => Ok(items.clone()),
+    }
 }
 
 fn integers(fields: &Fields, key: &str) -> Read<Vec<i64>> {

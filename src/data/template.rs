@@ -10,7 +10,7 @@
 //! | deepke | You are a helpful assistant. | each element of DeepKE's template alone; no line feed after the last turn |
 //! | none | none | whole; the contents as they are, `<\|endoftext\|>` after each answer |
 
-use super::rows::{Role, Turn};
+use super::rows::{Conversation, Message, Role, Said};
 use crate::config::settings::Template;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -47,6 +47,42 @@ pub(super) struct Piece {
     pub(super) alone: bool,
 }
 
+/// A message that is one text, which is all that these templates know.
+#[derive(Clone, Debug)]
+struct Turn {
+    role: Role,
+    content: String,
+    reasoning: Option<String>,
+}
+
+/// The messages as turns, or what these templates have no place for.
+fn turns(chat: &Conversation) -> std::result::Result<Vec<Turn>, String> {
+    let nowhere = |what: &str| Err(format!("this template has no place for {what}"));
+    if !chat.tools.is_empty() {
+        return nowhere("`tools`");
+    }
+    if let Some(key) = chat.variables.keys().next() {
+        return nowhere(&format!("`chat_template_kwargs` ({key})"));
+    }
+    let turn = |(index, message): (usize, &Message)| {
+        let nowhere =
+            |what: &str| Err(format!("message {}: this template has no place for {what}", index + 1));
+        let Said::Text(content) = &message.content else { return nowhere("`content` that is no text") };
+        if !message.tool_calls.is_empty() {
+            return nowhere("`tool_calls`");
+        }
+        if message.name.is_some() || message.tool_call_id.is_some() {
+            return nowhere("`name` and `tool_call_id`");
+        }
+        if message.role == Role::Developer {
+            return nowhere("the role \"developer\"");
+        }
+        let reasoning = message.reasoning.clone().filter(|text| !text.is_empty());
+        Ok(Turn { role: message.role, content: content.clone(), reasoning })
+    };
+    chat.messages.iter().enumerate().map(turn).collect()
+}
+
 /// How a family writes a conversation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Style {
@@ -75,11 +111,12 @@ impl Style {
     /// Writes a conversation. `system` stands in for the family's default.
     pub(super) fn render(
         self,
-        turns: &[Turn],
+        chat: &Conversation,
         system: Option<&str>,
     ) -> std::result::Result<Vec<Piece>, String> {
-        self.check(turns, false)?;
-        let mut writer = self.written(turns, system);
+        let turns = turns(chat)?;
+        self.check(&turns, false)?;
+        let mut writer = self.written(&turns, system);
         if self.template == Template::Deepke {
             // Its last turn has no line feed.
             writer.pieces.pop();
@@ -91,12 +128,13 @@ impl Style {
     /// begins behind an empty think block.
     pub(super) fn prompt(
         self,
-        turns: &[Turn],
+        chat: &Conversation,
         system: Option<&str>,
         thinking: bool,
     ) -> std::result::Result<Vec<Piece>, String> {
-        self.check(turns, true)?;
-        let mut writer = self.written(turns, system);
+        let turns = turns(chat)?;
+        self.check(&turns, true)?;
+        let mut writer = self.written(&turns, system);
         if self.template != Template::None {
             (writer.turn, writer.role) = (writer.turn + 1, Role::Assistant);
             writer.open("assistant");
@@ -200,7 +238,7 @@ impl Writer {
             match turn.role {
                 Role::Tool if self.style.template != Template::Qwen15 => self.tool(turns, index),
                 _ => {
-                    self.open(word(turn.role));
+                    self.open(turn.role.name());
                     // DeepKE writes role and question as one element, the answer as one of its own.
                     let alone = self.style.piecewise || (deepke && turn.role == Role::Assistant);
                     self.text(turn.content.as_str(), Part::Body, alone);
@@ -244,7 +282,7 @@ impl Writer {
                     self.close();
                 }
                 _ => {
-                    self.open(word(turn.role));
+                    self.open(turn.role.name());
                     self.text(turn.content.as_str(), Part::Body, false);
                     self.close();
                 }
@@ -265,15 +303,6 @@ impl Writer {
                 self.control("<|endoftext|>", Part::End);
             }
         }
-    }
-}
-
-fn word(role: Role) -> &'static str {
-    match role {
-        Role::System => "system",
-        Role::User => "user",
-        Role::Assistant => "assistant",
-        Role::Tool => "tool",
     }
 }
 
