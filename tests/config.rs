@@ -100,6 +100,7 @@ fn another_value(field: &Field) -> &'static str {
         (_, Kind::Counts) => "3 0",
         (_, Kind::Device) => "cpu",
         (_, Kind::Json) => "{\"power\": 2}",
+        (_, Kind::Pairs(_)) => "prompt=question",
         (_, Kind::Resume) => "12",
         (_, Kind::Text | Kind::Path | Kind::Paths | Kind::Folders) => "other",
     }

@@ -361,7 +361,7 @@ fn wrong_files_are_named_with_row_and_reason() {
         (b" \n\n".to_vec(), &["0 usable rows of 0"]),
         (b"[]".to_vec(), &["0 usable rows of 0"]),
         (b"\x1f\x8b\x08\0\0\0".to_vec(), &["looks like gzip"]),
-        (b"PAR1....".to_vec(), &["looks like Parquet"]),
+        (b"PAR1....".to_vec(), &["Parquet"]),
         (b"PK\x03\x04....".to_vec(), &["looks like a zip"]),
         (utf16, &["looks like UTF-16"]),
         (b"\xff\xfe{\0".to_vec(), &["looks like UTF-16"]),

@@ -27,6 +27,8 @@ mod ops;
 mod origin;
 mod report;
 mod resume;
+#[cfg(feature = "text")]
+mod rows;
 mod scratch;
 #[cfg(feature = "text")]
 mod text;

@@ -395,7 +395,7 @@ fn the_preview_shows_how_rows_are_packed() {
     settings.cutoff_len = 50;
     let shown = preview(&settings, 9).unwrap();
     assert_eq!(shown.iter().map(|row| row.ids.len()).collect::<Vec<_>>(), [20, 40, 6, 0, 4]);
-    assert_eq!(shown[4].line, 5);
+    assert_eq!(shown[4].place.line, Some(5));
     settings.per_device_train_batch_size = 3;
     assert_eq!(micro_batches(&settings, &shown).unwrap(), [vec![0, 1, 2], vec![4]]);
     (settings.packing, settings.tokens_per_micro_batch) = (true, 46);

@@ -75,6 +75,8 @@ pub fn program() -> Command {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("For a machine: JSON");
     let run_folder = Arg::new("run").value_name("OUTPUT_DIR").required(true).help("The folder of the run");
     let rows = Arg::new("rows").long("rows").value_name("N").default_value("3").help("How many rows to show");
+    let explain = Arg::new("explain").long("explain").action(ArgAction::SetTrue);
+    let explain = explain.help("Say what was recognised in each row, and why");
     Command::new("qwentune")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Fine-tunes Qwen models with LoRA; an interrupted run continues to the same bytes")
@@ -91,6 +93,7 @@ pub fn program() -> Command {
             settings(command("preview", "Shows how rows are rendered, tokenised, masked"), Shown::All)
                 .arg(config.clone())
                 .arg(json())
+                .arg(explain)
                 .arg(rows),
         )
         .subcommand(tokenize())
@@ -384,6 +387,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Choice(_) => arg.value_name("NAME"),
         Kind::Device => arg.value_name("DEVICE"),
         Kind::Json => arg.value_name("JSON"),
+        Kind::Pairs(_) => arg.value_name("NAME=KEY,..."),
     }
 }
 

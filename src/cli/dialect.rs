@@ -4,7 +4,10 @@
 use super::inference;
 use crate::config::fields::{Field, Kind, find};
 use crate::config::foreign::{self, Foreign};
+use crate::config::llama_factory::DataSets;
+use crate::config::value::to_text;
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::ffi::OsString;
 
 /// A command line in this program's own spelling.
@@ -31,6 +34,7 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
         inference::refuse(rest.left())?;
     }
     let trains = TRAINING.contains(&command.as_str());
+    let mut data_sets = DataSets::default();
     while let Some(word) = rest.next() {
         let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
             let is_end = word == "--";
@@ -44,7 +48,9 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
-        if let Some(field) = find(name) {
+        if let Some(named) = data_sets.named(name).filter(|_| trains) {
+            *named = value.or_else(|| rest.next_value());
+        } else if let Some(field) = find(name) {
             setting(&mut out, &mut rest, field, false, value);
         } else if let Some(field) = negated(name) {
             setting(&mut out, &mut rest, field, true, value);
@@ -57,6 +63,15 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
             let equals = value.map(|v| format!("={v}")).unwrap_or_default();
             out.words.push(format!("--{}{equals}", name.replace('_', "-")));
         }
+    }
+    for (key, value) in data_sets.find(false)? {
+        let Some(field) = find(key) else { continue };
+        let values = match value {
+            Value::Array(all) => all,
+            one => vec![one],
+        };
+        let flag = field.flag();
+        out.words.extend(values.iter().map(|value| format!("--{flag}={}", to_text(field.kind, value))));
     }
     Ok(out)
 }

@@ -19,13 +19,13 @@ pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     show(warnings);
     config::check_inputs(&settings, false)?;
     let rows = read_rows(&settings, count(matches)?)?;
-    let as_json = matches.get_flag("json");
+    let (as_json, explained) = (matches.get_flag("json"), matches.get_flag("explain"));
     let coloured = colours();
     for (index, row) in rows.iter().enumerate() {
         if as_json {
-            say(&row_json(row).to_string());
+            say(&row_json(row, explained).to_string());
         } else {
-            say(&row_text(index + 1, row, coloured));
+            say(&row_text(index + 1, row, explained, coloured));
         }
     }
     if !as_json && !rows.is_empty() {
@@ -42,9 +42,9 @@ fn count(matches: &ArgMatches) -> Result<usize> {
     }
 }
 
-fn row_json(row: &PreviewRow) -> serde_json::Value {
+fn row_json(row: &PreviewRow, explained: bool) -> serde_json::Value {
     let text: String = row.pieces.iter().map(|(text, _)| text.as_str()).collect();
-    json!({
+    let mut shown = json!({
         "file": row.file,
         "line": row.place.line,
         "row": row.place.row,
@@ -52,10 +52,14 @@ fn row_json(row: &PreviewRow) -> serde_json::Value {
         "labels": row.labels,
         "text": text,
         "note": row.note,
-    })
+    });
+    if explained {
+        shown["recognised"] = json!(row.recognised);
+    }
+    shown
 }
 
-fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
+fn row_text(number: usize, row: &PreviewRow, explained: bool, coloured: bool) -> String {
     let scored = row.labels.iter().skip(1).filter(|label| **label >= 0).count();
     let mut text = format!(
         "row {number}, {}{}: {} tokens, {scored} scored",
@@ -63,6 +67,9 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
         row.place,
         row.ids.len()
     );
+    for line in row.recognised.iter().filter(|_| explained) {
+        text += &format!("\n  {}", harmless(line));
+    }
     if !row.note.is_empty() {
         text += &format!("\n  {}", row.note);
     }

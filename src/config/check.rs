@@ -36,6 +36,7 @@ fn check_counts(s: &Settings) -> Result<()> {
         ("max_source_length", s.max_source_length.map(|n| n as u64)),
         ("max_target_length", s.max_target_length.map(|n| n as u64)),
         ("max_steps", s.max_steps),
+        ("max_samples", s.max_samples.map(|n| n as u64)),
         ("logging_steps", Some(s.logging_steps)),
         ("lora_r", Some(s.lora_r as u64)),
         ("early_stopping_patience", s.early_stopping_patience),

@@ -36,6 +36,8 @@ pub enum Kind {
     Resume,
     /// A JSON object.
     Json,
+    /// Pairs `NAME=KEY`, separated by commas; the names are these.
+    Pairs(&'static [&'static str]),
 }
 
 /// What a setting decides, and so what changing it does to a run that is resumed.
@@ -194,11 +196,29 @@ const SCHEDULERS: &[&str] = &[
     "inverse_sqrt",
     "warmup_stable_decay",
 ];
+/// The names of columns and tags in LLaMA-Factory's `dataset_info.json`.
+const COLUMNS: &[&str] = &[
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "text",
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "observation_tag",
+    "function_tag",
+    "system_tag",
+];
 const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Cadence, Io, Length, Machine, Math, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Pairs, Path, Paths,
     Resume, Switch, Text,
 };
 
@@ -211,13 +231,17 @@ pub static FIELDS: &[Field] = &[
         "Training rows: one JSON Lines or JSON file, or several"),
     field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Io, Group::Data, "",
         "Rows to evaluate on"),
-    field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
+    field("val_set_size", "val_set_size", &["val_size"], Number, Math, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
     field("format", "format", &[], Choice(FORMATS), Math, Group::Data, "",
         "Row format; auto recognises it for each file"),
+    field("columns", "columns", &[], Pairs(COLUMNS), Math, Group::Data, "none",
+        "What the keys of rows are called, such as prompt=question,response=answer"),
+    field("max_samples", "max_samples", &[], OptionalCount, Math, Group::Data, "all",
+        "Rows taken from the beginning of each file"),
     field("template", "template", &[], Choice(TEMPLATES), Math, Group::Data, "",
         "Chat template; auto follows the model folder's own"),
-    field("system_prompt", "system_prompt", &[], Text, Math, Group::Data, "the template's",
+    field("system_prompt", "system_prompt", &["default_system"], Text, Math, Group::Data, "the template's",
         "System text of rows that have none"),
     field("train_on", "train_on", &[], Choice(TRAIN_ON), Math, Group::Data, "",
         "Which tokens are scored"),
@@ -305,7 +329,7 @@ pub static FIELDS: &[Field] = &[
         "Evaluate before the first step too"),
     field("load_best_model_at_end", "load_best_model_at_end", &["load_best"], Switch, Math, Group::Output, "",
         "The final adapter is that of the best evaluation"),
-    field("early_stopping_patience", "early_stopping_patience", &[], OptionalCount, Math, Group::Output, "",
+    field("early_stopping_patience", "early_stopping_patience", &["early_stopping_steps"], OptionalCount, Math, Group::Output, "",
         "Stop after this many evaluations without a better one"),
 
     field("device", "device", &[], Kind::Device, Machine, Group::Device, "", "auto, cpu, cuda or cuda:N"),

@@ -4,10 +4,12 @@ pub mod check;
 pub mod fields;
 pub mod foreign;
 pub mod identity;
+pub mod llama_factory;
 pub mod read;
 pub mod run_file;
 pub mod settings;
 pub mod value;
+mod yaml;
 
 pub use check::{check, check_inputs, check_values};
 pub use identity::{changed, math_identity, may_change_on_resume};

@@ -1,7 +1,7 @@
 //! Layers of settings: a configuration file below, flags above.
 
 use super::fields::{self, FIELDS, Field};
-use super::{Settings, foreign, value};
+use super::{Settings, foreign, llama_factory, value, yaml};
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Layer {
         self.given.extend(above.given.iter().map(|(k, v)| (*k, v.clone())));
     }
 
-    /// Reads a TOML file, a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
+    /// Reads a TOML file, a YAML file (also one of LLaMA-Factory's), a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
     /// that mean nothing here add a line to `warnings`.
     ///
     /// # Errors
@@ -62,9 +62,18 @@ impl Layer {
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
         let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
         let is_json = text.trim_start().starts_with('{');
-        let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
+        let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let map = match (is_json, is_yaml) {
+            (true, _) => parse_json(path, &text)?,
+            (_, true) => parse_yaml(path, &text)?,
+            _ => parse_toml(path, &text)?,
+        };
         let map = match map.get("settings") {
             Some(Value::Object(inner)) if is_json => inner.clone(),
+            _ if llama_factory::is_one(&map) => {
+                let at = |e: Error| Error { what: format!("{}: {}", path.display(), e.what), ..e };
+                llama_factory::translate(map, warnings).map_err(at)?
+            }
             _ => map,
         };
         let mut layer = Layer::default();
@@ -148,6 +157,10 @@ fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
         Ok(Value::Object(map)) => Ok(map),
         _ => Err(Error::usage(format!("{}: not a table of settings", path.display()))),
     }
+}
+
+fn parse_yaml(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    yaml::parse(text).map_err(|(line, what)| Error::usage(format!("{}:{line}: {what}", path.display())))
 }
 
 fn unknown_key(place: &str, key: &str, value: &Value) -> Error {

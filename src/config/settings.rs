@@ -171,6 +171,10 @@ pub struct Settings {
     /// A fraction below 1, or a number of rows, moved from training to evaluation.
     pub val_set_size: f64,
     pub format: RowFormat,
+    /// LLaMA-Factory's name of a column to the key that the rows have for it; an empty key: they have none.
+    pub columns: BTreeMap<String, String>,
+    /// Rows taken from the beginning of each file; `None`: all.
+    pub max_samples: Option<usize>,
     pub template: Template,
     pub system_prompt: Option<String>,
     pub train_on: TrainOn,
@@ -256,6 +260,8 @@ impl Default for Settings {
             valid_file: None,
             val_set_size: 0.0,
             format: RowFormat::Auto,
+            columns: BTreeMap::new(),
+            max_samples: None,
             template: Template::Auto,
             system_prompt: None,
             train_on: TrainOn::Assistant,

@@ -59,6 +59,7 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         Kind::Folders => Ok(folders(text)),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
+        Kind::Pairs(names) => pairs(field, names, text),
         Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
         Kind::Resume => Ok(resume(text)),
         Kind::Json => match serde_json::from_str::<Map<String, Value>>(text) {
@@ -76,6 +77,16 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
 pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
     match (field.kind, value) {
         (Kind::Json, Value::Object(_)) => Ok(value.clone()),
+        (Kind::Pairs(names), Value::Object(map)) => {
+            let text = |(name, key): (&String, &Value)| match key {
+                Value::Null => Some(format!("{name}=")),
+                Value::String(key) => Some(format!("{name}={key}")),
+                _ => None,
+            };
+            let all: Option<Vec<String>> = map.iter().map(text).collect();
+            let all = all.ok_or_else(|| Error::usage(format!("{}: keys are texts", field.name)))?;
+            pairs(field, names, &all.join(","))
+        }
         // The structured forms `run.json` has; `Settings` itself checks what is inside.
         (Kind::Device | Kind::Resume | Kind::Modules, Value::Object(_)) => Ok(value.clone()),
         (Kind::Paths | Kind::Modules, Value::Array(items)) => {
@@ -104,6 +115,7 @@ fn nothing(field: &Field) -> Result<Value> {
         }
         Kind::Counts => Ok(Value::Null),
         Kind::Folders => Ok(json!([])),
+        Kind::Pairs(_) => Ok(json!({})),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
     }
 }
@@ -122,6 +134,11 @@ pub fn to_text(kind: Kind, value: &Value) -> String {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => words(items),
+        Value::Object(map) if matches!(kind, Kind::Pairs(_)) => {
+            let pair =
+                |(name, key): (&String, &Value)| format!("{name}={}", key.as_str().unwrap_or_default());
+            map.iter().map(pair).collect::<Vec<_>>().join(",")
+        }
         Value::Object(map) if kind != Kind::Json => match map.iter().next() {
             Some((name, Value::Array(items))) if name == "names" => words(items),
             Some((name, inner)) if name == "cuda" => format!("cuda:{inner}"),
@@ -175,6 +192,28 @@ fn folders(text: &str) -> Value {
         return json!([]);
     }
     json!(text.split(',').map(str::trim).filter(|folder| !folder.is_empty()).collect::<Vec<_>>())
+}
+
+/// `NAME=KEY` pairs separated by commas; an empty key means that the rows have none.
+fn pairs(field: &Field, names: &[&str], text: &str) -> Result<Value> {
+    let mut map = Map::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty() && !is_none(text)) {
+        let (name, key) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = match name.trim() {
+            "instruction" | "question" => "prompt",
+            "input" => "query",
+            "output" | "answer" | "completion" => "response",
+            other => other,
+        };
+        if !names.contains(&name) || !pair.contains('=') {
+            return Err(Error::usage(format!("{}: '{pair}' is not NAME=KEY", field.name))
+                .hint(format!("the names are {}", names.join(", "))));
+        }
+        if map.insert(name.to_owned(), json!(key.trim())).is_some() {
+            return Err(Error::usage(format!("{}: {name} is given twice", field.name)));
+        }
+    }
+    Ok(Value::Object(map))
 }
 
 /// Whole numbers separated by commas, spaces, or as a Python list; ascending, each once.

@@ -37,6 +37,22 @@ impl Fields {
         self.get(key).is_some()
     }
 
+    /// The value of a key, to be changed.
+    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Json> {
+        self.0.iter_mut().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// Takes a key out, where it is there.
+    pub(super) fn remove(&mut self, key: &str) {
+        self.0.retain(|(name, _)| name != key);
+    }
+
+    /// Puts a key that is not there at the end.
+    pub(super) fn insert(&mut self, key: &str, value: Json) {
+        debug_assert!(!self.contains_key(key), "{key} twice");
+        self.0.push((key.to_owned(), value));
+    }
+
     /// The keys as written.
     pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
         self.iter().map(|(key, _)| key)

@@ -2,9 +2,11 @@
 
 pub mod batch;
 mod cache;
+mod columns;
 pub mod dataset;
 pub mod extraction;
 mod json;
+mod keys;
 pub mod plan;
 pub mod predictions;
 mod prepare;

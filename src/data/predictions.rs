@@ -18,7 +18,7 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<(Task, Scorer)> {
     while let Some(raw) = reader.next()? {
         let place = format!("{}{}", path.display(), raw.place);
         let at = |fault: String| Error::input(format!("{place}: {fault}"));
-        let row = match prepare::parse(&raw).map_err(at)? {
+        let row = match prepare::parse_json(&raw).map_err(at)? {
             Json::Object(fields) => fields,
             other => return Err(at(format!("the row is {}, not an object", other.kind()))),
         };

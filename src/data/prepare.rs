@@ -6,10 +6,10 @@
 
 use super::cache::{self, Report, RowWriter};
 use super::dataset::{Dataset, Part, Prepared, Row, Rows};
-use super::json;
 use super::reader::{Place, RawRow, RowReader};
 use super::render::Renderer;
 use super::rows::{self, Content};
+use super::{columns, json};
 use crate::config::Settings;
 use crate::config::settings::{RowFormat, TooLong};
 use crate::error::{Error, Result};
@@ -20,7 +20,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the same inputs give other rows.
-const ROWS_VERSION: u32 = 1;
+const ROWS_VERSION: u32 = 2;
 /// Bad rows that are listed.
 const LISTED: usize = 20;
 /// Rows and bytes rendered at a time.
@@ -131,7 +131,7 @@ impl Source<'_> {
     fn file(&mut self, path: &Path, name: &str) -> Result<Part> {
         let digest = self.digest_file(path)?;
         self.identity.insert(format!("{name}.file"), digest.to_hex().to_string());
-        let format = format_of(path, self.settings.format)?;
+        let format = format_of(path, self.settings)?;
         self.identity.insert(format!("{name}.format"), format!("{format:?}").to_lowercase());
         if format != RowFormat::Tokenized {
             self.open_renderer(format)?;
@@ -208,6 +208,7 @@ impl Source<'_> {
         add(file.to_hex().to_string());
         add(format!("{format:?} {} {:?} {}", s.cutoff_len, s.too_long, self.vocab_size));
         add(s.skip_bad_rows.to_string());
+        add(format!("{:?} {:?}", s.columns, s.max_samples));
         if let Some(renderer) = self.renderer.as_ref().filter(|_| format != RowFormat::Tokenized) {
             add(format!("{:?}", renderer.identity()));
             add(format!("{:?} {:?} {:?}", s.train_on, s.max_source_length, s.max_target_length));
@@ -258,12 +259,13 @@ impl Source<'_> {
         let total = std::fs::metadata(path).map_err(|e| Error::reading(path, &e))?.len();
         let mut report = Report::default();
         loop {
-            let chunk = next_chunk(&mut reader)?;
+            let left = self.settings.max_samples.map_or(u64::MAX, |most| most as u64 - report.rows);
+            let chunk = next_chunk(&mut reader, usize::try_from(left).unwrap_or(usize::MAX))?;
             if chunk.is_empty() {
                 break;
             }
             let (settings, vocab_size, renderer) = (self.settings, self.vocab_size, self.renderer.as_ref());
-            let make = |raw: &RawRow| match content_of(raw, format, vocab_size) {
+            let make = |raw: &RawRow| match content_of(raw, format, &settings.columns, vocab_size) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => outcome_of(content, settings, renderer),
             };
@@ -308,7 +310,8 @@ impl Source<'_> {
             ));
         }
         if report.bad > 0 {
-            let list: Vec<&str> = report.bad_rows.iter().map(|row| row.trim_start_matches([':', ' '])).collect();
+            let list: Vec<&str> =
+                report.bad_rows.iter().map(|row| row.trim_start_matches([':', ' '])).collect();
             let list = list.join("; ");
             self.warn(format!("{name}: {} of {rows} rows are wrong and left out: {list}", report.bad));
         }
@@ -355,23 +358,23 @@ fn cache_folder(settings: &Settings) -> Option<PathBuf> {
 }
 
 /// The format asked for, or the one the file's first row tells.
-pub(super) fn format_of(path: &Path, asked: RowFormat) -> Result<RowFormat> {
-    if asked != RowFormat::Auto {
-        return Ok(asked);
+pub(super) fn format_of(path: &Path, settings: &Settings) -> Result<RowFormat> {
+    if settings.format != RowFormat::Auto {
+        return Ok(settings.format);
     }
     let Some(raw) = RowReader::open(path)?.next()? else {
         return Err(Error::input(format!("{}: 0 usable rows of 0", path.display())));
     };
     let place = format!("{}{}", path.display(), raw.place);
-    let value = parse(&raw).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
+    let value = parse(&raw, &settings.columns).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
     rows::recognise(&value)
         .map_err(|fault| Error::input(format!("{place}: {fault}")).hint("name the format with --format"))
 }
 
-fn next_chunk(reader: &mut RowReader) -> Result<Vec<RawRow>> {
+fn next_chunk(reader: &mut RowReader, most: usize) -> Result<Vec<RawRow>> {
     let mut chunk = Vec::new();
     let mut bytes = 0;
-    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
+    while chunk.len() < CHUNK_ROWS.min(most) && bytes < CHUNK_BYTES {
         let Some(raw) = reader.next()? else { break };
         bytes += raw.bytes.len();
         chunk.push(raw);
@@ -383,13 +386,22 @@ fn next_chunk(reader: &mut RowReader) -> Result<Vec<RawRow>> {
 pub(super) fn content_of(
     raw: &RawRow,
     format: RowFormat,
+    columns: &BTreeMap<String, String>,
     vocab_size: usize,
 ) -> std::result::Result<Content, String> {
-    rows::read(&parse(raw)?, format, vocab_size)
+    rows::read(&parse(raw, columns)?, format, vocab_size)
+}
+
+/// The row as JSON with the keys that are known here, or what is wrong with it.
+pub(super) fn parse(
+    raw: &RawRow,
+    columns: &BTreeMap<String, String>,
+) -> std::result::Result<json::Json, String> {
+    Ok(columns::apply(columns, parse_json(raw)?))
 }
 
 /// The row as JSON, or what is wrong with it.
-pub(super) fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
+pub(super) fn parse_json(raw: &RawRow) -> std::result::Result<json::Json, String> {
     if let Some(fault) = &raw.fault {
         return Err(fault.clone());
     }

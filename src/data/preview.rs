@@ -5,7 +5,7 @@ use super::plan::{Plan, Rules};
 use super::prepare::{self, Outcome};
 use super::reader::{Place, RowReader};
 use super::render::Renderer;
-use super::rows::Content;
+use super::rows::{self, Content};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
@@ -24,6 +24,8 @@ pub struct PreviewRow {
     pub labels: Vec<i32>,
     /// The text in stretches of equally scored tokens; empty for tokenised rows without a tokenizer.
     pub pieces: Vec<(String, bool)>,
+    /// What was recognised in the row: which key is what.
+    pub recognised: Vec<String>,
     /// Why the row is left out or what was done to it; empty for a row that is taken as it is.
     pub note: String,
 }
@@ -39,16 +41,20 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
     let mut shown = Vec::new();
     let mut renderer = None;
     for file in &settings.train_files {
-        let format = prepare::format_of(file, settings.format)?;
+        let format = prepare::format_of(file, settings)?;
         if renderer.is_none() {
             renderer = open(settings, format)?;
         }
         let mut reader = RowReader::open(file)?;
-        while shown.len() < rows
+        let most = rows.min(shown.len().saturating_add(settings.max_samples.unwrap_or(usize::MAX)));
+        while shown.len() < most
             && let Some(raw) = reader.next()?
         {
             let (file, place) = (file.clone(), raw.place);
-            let outcome = match prepare::content_of(&raw, format, usize::MAX) {
+            let json = prepare::parse(&raw, &settings.columns);
+            let mut recognised = vec![how_known(format, settings)];
+            recognised.extend(json.iter().flat_map(|json| rows::explain(json, format)));
+            let outcome = match json.and_then(|json| rows::read(&json, format, usize::MAX)) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
@@ -57,7 +63,15 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             };
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
-            shown.push(PreviewRow { file, place, ids: row.ids, labels: row.labels, pieces, note });
+            shown.push(PreviewRow {
+                file,
+                place,
+                ids: row.ids,
+                labels: row.labels,
+                pieces,
+                recognised,
+                note,
+            });
         }
     }
     Ok(shown)
@@ -84,6 +98,14 @@ pub fn micro_batches(settings: &Settings, rows: &[PreviewRow]) -> Result<Vec<Vec
     let step = Plan::new(&lengths, rules)?.step(0);
     let named = |rows: &Vec<u32>| rows.iter().map(|&row| used[row as usize]).collect();
     Ok(step.micro_batches.iter().map(named).collect())
+}
+
+/// The format and where it is known from.
+fn how_known(format: RowFormat, settings: &Settings) -> String {
+    let name = serde_json::to_value(format).ok().and_then(|name| name.as_str().map(str::to_owned));
+    let from =
+        if settings.format == RowFormat::Auto { "by the keys of the file's first row" } else { "--format" };
+    format!("format {}: {from}", name.unwrap_or_default())
 }
 
 /// Tokenised rows need no tokenizer, but are shown as text where the model folder has one.

@@ -10,6 +10,7 @@ use super::{json, prepare};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Bad rows that are listed.
@@ -19,6 +20,7 @@ const LISTED: usize = 20;
 pub struct Prompter {
     renderer: Renderer,
     system: Option<String>,
+    columns: BTreeMap<String, String>,
     format: RowFormat,
     vocab: usize,
     thinking: bool,
@@ -46,8 +48,8 @@ impl Prompter {
         if !thinking && !renderer.thinks() {
             return Err(Error::usage("--enable-thinking false: only the template qwen3 has thoughts"));
         }
-        let (system, format) = (settings.system_prompt.clone(), settings.format);
-        Ok(Prompter { renderer, system, format, vocab, thinking })
+        let (system, columns) = (settings.system_prompt.clone(), settings.columns.clone());
+        Ok(Prompter { renderer, system, columns, format: settings.format, vocab, thinking })
     }
 
     /// The tokenizer.
@@ -65,7 +67,10 @@ impl Prompter {
     /// What decides how a prompt becomes tokens, for comparing two jobs.
     #[must_use]
     pub fn identity(&self) -> String {
-        format!("{:?} {:?} {:?} {}", self.renderer.identity(), self.system, self.format, self.thinking)
+        {
+            let Prompter { renderer, system, columns, format, thinking, .. } = self;
+            format!("{:?} {system:?} {columns:?} {format:?} {thinking}", renderer.identity())
+        }
     }
 
     /// The prompt of one question.
@@ -91,7 +96,7 @@ impl Prompter {
         let (mut rows, mut bad) = (Vec::new(), Vec::new());
         let mut format = self.format;
         while let Some(raw) = reader.next()? {
-            let made = prepare::parse(&raw).and_then(|row| {
+            let made = prepare::parse(&raw, &self.columns).and_then(|row| {
                 if format == RowFormat::Auto {
                     format = rows::recognise_prompt(&row)?;
                 }

@@ -88,10 +88,10 @@ impl RowReader {
         }
     }
 
-    /// The BLAKE3 of the file; only meaningful after the last row.
-    pub(super) fn digest(&self) -> Result<blake3::Hash> {
+    /// Reads what is left and gives the BLAKE3 of the whole file.
+    pub(super) fn digest(self) -> Result<blake3::Hash> {
         match self {
-            RowReader::Json(reader) => Ok(reader.input.get_ref().hasher.finalize()),
+            RowReader::Json(reader) => reader.input.into_inner().digest(&reader.path),
             RowReader::Table(table) => table.digest(),
         }
     }
@@ -120,12 +120,18 @@ enum Shape {
 /// A file that is digested while it is read.
 pub(super) struct Hashing {
     file: File,
-    pub(super) hasher: blake3::Hasher,
+    hasher: blake3::Hasher,
 }
 
 impl Hashing {
     pub(super) fn new(file: File) -> Self {
         Hashing { file, hasher: blake3::Hasher::new() }
+    }
+
+    /// Reads what is left and gives the digest of the whole file, which is called `path`.
+    pub(super) fn digest(mut self, path: &Path) -> Result<blake3::Hash> {
+        std::io::copy(&mut self, &mut std::io::sink()).map_err(|e| Error::reading(path, &e))?;
+        Ok(self.hasher.finalize())
     }
 }
 

@@ -204,6 +204,7 @@ fn whole_text(text: &str) -> Vec<Piece> {
         part,
         turn: 0,
         role: Role::Assistant,
+        trained: None,
         control,
         alone: true,
     };
@@ -213,16 +214,22 @@ fn whole_text(text: &str) -> Vec<Piece> {
     pieces
 }
 
-/// Which pieces are scored. The official script scores the marks of every turn and the answers' contents.
+/// Which pieces are scored. The official script scores the marks of every turn and the answers' contents. What a
+/// row says about one of its answers goes before `train_on`.
 fn scored(pieces: &[Piece], train_on: TrainOn, is_text: bool) -> Vec<bool> {
     let last = pieces.iter().filter(|piece| piece.role == Role::Assistant).map(|piece| piece.turn).max();
     let answers = |piece: &Piece| piece.role == Role::Assistant;
     let said = |piece: &Piece| answers(piece) && matches!(piece.part, Part::Body | Part::End);
     let one = |piece: &Piece| match train_on {
         _ if is_text => true,
+        _ if piece.trained == Some(false)
+            && !matches!(piece.part, Part::Start | Part::Role | Part::Break) =>
+        {
+            false
+        }
         TrainOn::All => true,
         TrainOn::Assistant => said(piece),
-        TrainOn::LastTurn => said(piece) && Some(piece.turn) == last,
+        TrainOn::LastTurn => said(piece) && (piece.trained == Some(true) || Some(piece.turn) == last),
         TrainOn::QwenOfficial => match piece.part {
             Part::Start | Part::End | Part::Break => true,
             Part::Body => answers(piece),

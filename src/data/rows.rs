@@ -2,6 +2,7 @@
 
 use super::dataset::{IGNORED, Row};
 use super::json::{self, Fields, Json};
+use super::keys;
 use crate::config::settings::RowFormat;
 
 /// Who speaks.
@@ -50,13 +51,23 @@ pub(super) struct Message {
     pub(super) tool_calls: Vec<Json>,
     pub(super) tool_call_id: Option<String>,
     pub(super) name: Option<String>,
+    /// What the row itself says about training on this answer; `None`: as `--train-on` has it.
+    pub(super) trained: Option<bool>,
 }
 
 impl Message {
     /// A message that is one text.
     pub(super) fn new(role: Role, content: String) -> Self {
         let content = Said::Text(content);
-        Message { role, content, reasoning: None, tool_calls: Vec::new(), tool_call_id: None, name: None }
+        Message {
+            role,
+            content,
+            reasoning: None,
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
+            trained: None,
+        }
     }
 
     /// Whether nothing is said in it.
@@ -94,32 +105,36 @@ type Read<T> = std::result::Result<T, String>;
 /// The format that the keys of a file's first row tell.
 pub(super) fn recognise(first: &Json) -> Read<RowFormat> {
     let fields = object(first)?;
-    let has = |key: &str| fields.contains_key(key);
-    match () {
-        () if has("input_ids") => Ok(RowFormat::Tokenized),
-        () if has("messages") => Ok(RowFormat::Messages),
-        () if has("conversations") => Ok(RowFormat::Sharegpt),
-        () if has("instruction") && has("output") => Ok(RowFormat::Alpaca),
-        () if has("prompt") && has("completion") => Ok(RowFormat::PromptCompletion),
-        () if has("text") => Ok(RowFormat::Text),
-        () => {
-            let keys: Vec<&str> = fields.keys().take(8).collect();
-            Err(format!(
-                "no known row format has the keys {keys:?} (known: messages; conversations; instruction and \
-                 output; prompt and completion; text; input_ids)"
-            ))
-        }
-    }
+    keys::check_row(fields, false)?;
+    format_of(fields, false)
 }
 
 /// The format of a file of prompts: its rows need no answers.
 #[cfg(feature = "text")]
 pub(super) fn recognise_prompt(first: &Json) -> Read<RowFormat> {
-    let has = |key: &str| object(first).is_ok_and(|fields| fields.contains_key(key));
+    format_of(object(first)?, true)
+}
+
+fn format_of(fields: &Fields, prompts: bool) -> Read<RowFormat> {
+    let has = |key: &&str| fields.contains_key(key);
+    let asks = keys::QUESTION.iter().any(has) || has(&keys::INPUT);
     match () {
-        () if has("instruction") => Ok(RowFormat::Alpaca),
-        () if has("prompt") => Ok(RowFormat::PromptCompletion),
-        () => recognise(first),
+        () if has(&"input_ids") => Ok(RowFormat::Tokenized),
+        () if has(&"messages") => Ok(RowFormat::Messages),
+        () if keys::MESSAGES.iter().any(has) => Ok(RowFormat::Sharegpt),
+        () if asks && (prompts || keys::ANSWER.iter().any(has)) => {
+            let alpaca = has(&"instruction") || !keys::QUESTION.iter().any(has);
+            Ok(if alpaca { RowFormat::Alpaca } else { RowFormat::PromptCompletion })
+        }
+        () if has(&"text") => Ok(RowFormat::Text),
+        () => {
+            let keys: Vec<&str> = fields.keys().take(8).collect();
+            Err(format!(
+                "no known row format has the keys {keys:?} (known: messages; conversations; instruction and \
+                 output; prompt and completion; question and answer; text; input_ids): say which they are, such as \
+                 --columns prompt=KEY,response=KEY"
+            ))
+        }
     }
 }
 
@@ -127,35 +142,70 @@ pub(super) fn recognise_prompt(first: &Json) -> Read<RowFormat> {
 #[cfg(feature = "text")]
 pub(super) fn read_prompt(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
     let fields = object(row)?;
-    let mut turns = match format {
+    keys::check_row(fields, true)?;
+    let mut messages = match format {
         RowFormat::Auto => return Err("the row format is not known".into()),
-        RowFormat::Messages => messages(array(fields, "messages")?)?,
-        RowFormat::Sharegpt => sharegpt(fields)?,
-        RowFormat::Alpaca => alpaca_prompt(fields)?,
-        RowFormat::PromptCompletion => match fields.get("prompt") {
-            Some(Json::Array(items)) => messages(items)?,
-            _ => vec![Message::new(Role::User, nonempty(fields, "prompt")?)],
-        },
+        RowFormat::Messages | RowFormat::Sharegpt => conversation_of(fields)?,
+        RowFormat::Alpaca | RowFormat::PromptCompletion => question(fields)?,
         RowFormat::Text => return nonempty(fields, "text").map(Content::Text),
         RowFormat::Tokenized => return tokens(fields, vocab_size).map(Content::Tokens),
     };
-    turns.pop_if(|last| last.role == Role::Assistant);
-    conversation(turns, fields).map(Content::Chat)
+    messages.pop_if(|last| last.role == Role::Assistant);
+    conversation(messages, fields).map(Content::Chat)
 }
 
 /// Reads one row. `vocab_size` bounds the ids of tokenised rows.
 pub(super) fn read(row: &Json, format: RowFormat, vocab_size: usize) -> Read<Content> {
     let fields = object(row)?;
+    keys::check_row(fields, false)?;
     let messages = match format {
         RowFormat::Auto => return Err("the row format is not known".into()),
-        RowFormat::Messages => messages(array(fields, "messages")?)?,
-        RowFormat::Sharegpt => sharegpt(fields)?,
-        RowFormat::Alpaca => alpaca(fields)?,
-        RowFormat::PromptCompletion => prompt_completion(fields)?,
+        RowFormat::Messages | RowFormat::Sharegpt => conversation_of(fields)?,
+        RowFormat::Alpaca | RowFormat::PromptCompletion => question_and_answer(fields)?,
         RowFormat::Text => return nonempty(fields, "text").map(Content::Text),
         RowFormat::Tokenized => return tokens(fields, vocab_size).map(Content::Tokens),
     };
     conversation(messages, fields).map(Content::Chat)
+}
+
+/// What was recognised in the row, for people: the format and which key is what.
+#[cfg(feature = "text")]
+pub(super) fn explain(row: &Json, format: RowFormat) -> Vec<String> {
+    let Json::Object(fields) = row else { return Vec::new() };
+    let used = |names: &[&'static str]| keys::one_of(fields, names, "").ok().flatten();
+    let mut lines = Vec::new();
+    let mut tell = |what: &str, key: Option<&str>| {
+        lines.extend(
+            key.filter(|key| keys::said(fields, key).is_some()).map(|key| format!("{what}: `{key}`")),
+        );
+    };
+    match format {
+        RowFormat::Messages | RowFormat::Sharegpt => tell("messages", used(keys::MESSAGES)),
+        RowFormat::Alpaca | RowFormat::PromptCompletion => {
+            tell("question", used(keys::QUESTION));
+            tell("behind it, on a line of its own", Some(keys::INPUT));
+            tell("answer", used(keys::ANSWER));
+            tell("turns before it", Some("history"));
+        }
+        RowFormat::Text => tell("text", Some("text")),
+        RowFormat::Tokenized => {
+            for key in ["input_ids", "labels"].iter().chain(keys::MASKS) {
+                tell("tokens", Some(key));
+            }
+        }
+        RowFormat::Auto => {}
+    }
+    if !matches!(format, RowFormat::Text | RowFormat::Tokenized) {
+        tell("system message", used(keys::SYSTEM));
+        tell("tools", Some("tools"));
+        tell("variables of the template", Some("chat_template_kwargs"));
+    }
+    let named = |key: &str| lines.iter().any(|line| line.ends_with(&format!("`{key}`")));
+    let unused: Vec<String> = fields.keys().filter(|key| !named(key)).map(|key| format!("`{key}`")).collect();
+    if !unused.is_empty() {
+        lines.push(format!("not used: {}", unused.join(", ")));
+    }
+    lines
 }
 
 fn object(value: &Json) -> Read<&Fields> {
@@ -203,15 +253,28 @@ fn messages(items: &[Json]) -> Read<Vec<Message>> {
 }
 
 fn message(fields: &Fields) -> Read<Message> {
-    let role = match string(fields, "role")?.as_str() {
+    keys::check_message(fields)?;
+    let speaker = keys::one_of(fields, keys::SPEAKER, "role_tag")?.unwrap_or("role");
+    let said = keys::one_of(fields, keys::SAID, "content_tag")?.unwrap_or("content");
+    let role = match string(fields, speaker)?.as_str() {
         "system" => Role::System,
         "developer" => Role::Developer,
-        "user" => Role::User,
-        "assistant" => Role::Assistant,
-        "tool" => Role::Tool,
-        other => return Err(format!("role {other:?} is not system, developer, user, assistant or tool")),
+        "user" | "human" => Role::User,
+        "assistant" | "gpt" | "chatgpt" | "bot" | "model" => Role::Assistant,
+        "tool" | "observation" | "tool_response" => Role::Tool,
+        "function_call" | "tool_call" => return call(fields, said),
+        other => {
+            return Err(format!(
+                "`{speaker}` {other:?} is not system, developer, user, assistant or tool; --columns user_tag={other} \
+                 or assistant_tag={other} says who it is"
+            ));
+        }
     };
     let answers = role == Role::Assistant;
+    let trained = keys::trained(fields)?;
+    if trained == Some(true) && !answers {
+        return Err(format!("a message of the role {:?} is to be trained on; only answers are", role.name()));
+    }
     if !answers && optional(fields, "reasoning_content")?.is_some_and(|text| !text.is_empty()) {
         return Err(format!("`reasoning_content` in a message of the role {:?}", role.name()));
     }
@@ -224,26 +287,50 @@ fn message(fields: &Fields) -> Read<Message> {
     }
     Ok(Message {
         role,
-        content: content(fields, answers && !tool_calls.is_empty())?,
+        content: content(fields, said, answers && !tool_calls.is_empty())?,
         reasoning: optional(fields, "reasoning_content")?.filter(|_| answers),
         tool_calls,
         tool_call_id: optional(fields, "tool_call_id")?,
         name: optional(fields, "name")?,
+        trained,
     })
 }
 
-/// `content`; only beside tool calls it may be null or missing.
-fn content(fields: &Fields, calls: bool) -> Read<Said> {
-    match fields.get("content") {
+/// A message that is nothing but calls of tools, written as JSON (LLaMA-Factory's `function_call`, ms-swift's
+/// `tool_call`).
+fn call(fields: &Fields, said: &str) -> Read<Message> {
+    let parsed = match fields.get(said) {
+        Some(Json::String(text)) => {
+            json::parse(text).map_err(|fault| format!("the call in `{said}` is no JSON: {}", fault.what))?
+        }
+        Some(other) => other.clone(),
+        None => return Err(format!("`{said}` is missing")),
+    };
+    let calls = match parsed {
+        Json::Array(calls) => calls,
+        one => vec![one],
+    };
+    check_calls(&calls)?;
+    if calls.is_empty() {
+        return Err(format!("`{said}` has no call"));
+    }
+    let mut message = Message::new(Role::Assistant, String::new());
+    (message.content, message.tool_calls, message.trained) = (Said::Absent, calls, keys::trained(fields)?);
+    Ok(message)
+}
+
+/// The content under `key`; only beside tool calls it may be null or missing.
+fn content(fields: &Fields, key: &str, calls: bool) -> Read<Said> {
+    match fields.get(key) {
         None if calls => Ok(Said::Absent),
         Some(Json::Null) if calls => Ok(Said::Null),
         Some(Json::Array(parts)) => {
             let read = |(index, part): (usize, &Json)| {
-                text_part(part).map_err(|fault| format!("part {} of `content`: {fault}", index + 1))
+                text_part(part).map_err(|fault| format!("part {} of `{key}`: {fault}", index + 1))
             };
             parts.iter().enumerate().map(read).collect::<Read<_>>().map(Said::Parts)
         }
-        _ => string(fields, "content").map(Said::Text),
+        _ => string(fields, key).map(Said::Text),
     }
 }
 
@@ -263,6 +350,11 @@ fn tool_calls(fields: &Fields) -> Read<Vec<Json>> {
         None | Some(Json::Null) => return Ok(Vec::new()),
         Some(_) => array(fields, "tool_calls")?,
     };
+    check_calls(calls)?;
+    Ok(calls.to_vec())
+}
+
+fn check_calls(calls: &[Json]) -> Read<()> {
     for (index, call) in calls.iter().enumerate() {
         let place = |fault: String| format!("tool call {}: {fault}", index + 1);
         let Json::Object(call) = call else { return Err(place(format!("it is {}", call.kind()))) };
@@ -279,77 +371,88 @@ fn tool_calls(fields: &Fields) -> Read<Vec<Json>> {
             }
         }
     }
-    Ok(calls.to_vec())
+    Ok(())
 }
 
-fn sharegpt(fields: &Fields) -> Read<Vec<Message>> {
-    let mut turns = Vec::new();
-    if let Some(system) = optional(fields, "system")?.filter(|text| !text.is_empty()) {
-        turns.push(Message::new(Role::System, system));
-    }
-    for (index, item) in array(fields, "conversations")?.iter().enumerate() {
-        let place = |fault: String| format!("conversation turn {}: {fault}", index + 1);
-        let fields = object(item).map_err(|_| place(format!("it is {}", item.kind())))?;
-        let role = match string(fields, "from").map_err(place)?.as_str() {
-            "system" => Role::System,
-            "user" | "human" => Role::User,
-            "assistant" | "gpt" | "chatgpt" | "bot" | "model" => Role::Assistant,
-            "tool" | "observation" => Role::Tool,
-            other => return Err(place(format!("`from` {other:?} is not a known speaker"))),
-        };
-        turns.push(Message::new(role, string(fields, "value").map_err(place)?));
-    }
-    Ok(turns)
+/// The messages of a conversation, whatever their keys are called.
+fn conversation_of(fields: &Fields) -> Read<Vec<Message>> {
+    let key = keys::one_of(fields, keys::MESSAGES, "messages")?.unwrap_or("messages");
+    with_system(fields, messages(array(fields, key)?)?)
 }
 
-/// Alpaca, DeepKE, KnowLM: the query is `instruction`, then a line feed and `input` where there is one.
-fn alpaca(fields: &Fields) -> Read<Vec<Message>> {
-    let mut turns = alpaca_prompt(fields)?;
-    turns.push(Message::new(Role::Assistant, nonempty(fields, "output")?));
-    Ok(turns)
+/// Puts the row's own system message in front.
+fn with_system(fields: &Fields, mut messages: Vec<Message>) -> Read<Vec<Message>> {
+    let Some(key) = keys::one_of(fields, keys::SYSTEM, "system")? else { return Ok(messages) };
+    let Some(system) = optional(fields, key)?.filter(|text| !text.is_empty()) else { return Ok(messages) };
+    let system = Message::new(Role::System, system);
+    match messages.first() {
+        Some(first) if *first == system => {}
+        Some(first) if matches!(first.role, Role::System | Role::Developer) => {
+            return Err(format!("`{key}` and the first message are two system messages: keep one"));
+        }
+        _ => messages.insert(0, system),
+    }
+    Ok(messages)
 }
 
-fn alpaca_prompt(fields: &Fields) -> Read<Vec<Message>> {
-    let mut turns = Vec::new();
-    if let Some(system) = optional(fields, "system")?.filter(|text| !text.is_empty()) {
-        turns.push(Message::new(Role::System, system));
+/// A question and its answer: two strings, or two lists of messages. Alpaca, DeepKE, KnowLM and prompt-completion
+/// rows are all read so.
+fn question_and_answer(fields: &Fields) -> Read<Vec<Message>> {
+    let mut messages = question(fields)?;
+    let key = keys::one_of(fields, keys::ANSWER, "response")?.unwrap_or("output");
+    match fields.get(key) {
+        Some(Json::Array(items)) if asks_in_messages(fields)?.is_some() => {
+            messages.extend(self::messages(items)?)
+        }
+        _ => messages.push(Message::new(Role::Assistant, nonempty(fields, key)?)),
     }
-    if !matches!(fields.get("history"), None | Some(Json::Null)) {
+    Ok(messages)
+}
+
+/// The key of a question that is a list of messages.
+fn asks_in_messages(fields: &Fields) -> Read<Option<&'static str>> {
+    let key = keys::one_of(fields, keys::QUESTION, "prompt")?;
+    Ok(key.filter(|key| matches!(fields.get(key), Some(Json::Array(_)))))
+}
+
+/// The question is one text, with a line feed and `input` behind it where there is one; `history` goes before it.
+fn question(fields: &Fields) -> Read<Vec<Message>> {
+    keys::check_question(fields)?;
+    if let Some(key) = asks_in_messages(fields)? {
+        for other in [keys::INPUT, "history"] {
+            if keys::said(fields, other).is_some() {
+                return Err(format!("`{other}` beside a `{key}` of messages has no place"));
+            }
+        }
+        return with_system(fields, messages(array(fields, key)?)?);
+    }
+    let mut messages = Vec::new();
+    if keys::said(fields, "history").is_some() {
         for (index, pair) in array(fields, "history")?.iter().enumerate() {
-            let [Json::String(query), Json::String(response)] = pair_of(pair) else {
+            let Json::Array(pair) = pair else {
+                return Err(format!(
+                    "`history` entry {} is {}, not a pair of strings",
+                    index + 1,
+                    pair.kind()
+                ));
+            };
+            let [Json::String(query), Json::String(response)] = &pair[..] else {
                 return Err(format!("`history` entry {} is not a pair of strings", index + 1));
             };
-            turns.push(Message::new(Role::User, query.clone()));
-            turns.push(Message::new(Role::Assistant, response.clone()));
+            messages.push(Message::new(Role::User, query.clone()));
+            messages.push(Message::new(Role::Assistant, response.clone()));
         }
     }
-    let mut query = nonempty(fields, "instruction")?;
-    if let Some(input) = optional(fields, "input")?.filter(|text| !text.is_empty()) {
-        query = format!("{query}\n{input}");
-    }
-    turns.push(Message::new(Role::User, query));
-    Ok(turns)
-}
-
-fn pair_of(value: &Json) -> &[Json] {
-    match value {
-        Json::Array(items) => items,
-        _ => &[],
-    }
-}
-
-/// Strings are one user turn and its answer; arrays of messages are joined.
-fn prompt_completion(fields: &Fields) -> Read<Vec<Message>> {
-    let both_arrays = ["prompt", "completion"].map(|key| matches!(fields.get(key), Some(Json::Array(_))));
-    if both_arrays == [true, true] {
-        let mut turns = messages(array(fields, "prompt")?)?;
-        turns.extend(messages(array(fields, "completion")?)?);
-        return Ok(turns);
-    }
-    Ok(vec![
-        Message::new(Role::User, nonempty(fields, "prompt")?),
-        Message::new(Role::Assistant, nonempty(fields, "completion")?),
-    ])
+    let key = keys::one_of(fields, keys::QUESTION, "prompt")?;
+    let input = optional(fields, keys::INPUT)?.filter(|text| !text.is_empty());
+    let asked = match (key.and_then(|key| keys::said(fields, key)), input) {
+        // As LLaMA-Factory: what there is of the two.
+        (None, Some(input)) => input,
+        (_, None) => nonempty(fields, key.unwrap_or("instruction"))?,
+        (Some(_), Some(input)) => format!("{}\n{input}", string(fields, key.unwrap_or_default())?),
+    };
+    messages.push(Message::new(Role::User, asked));
+    with_system(fields, messages)
 }
 
 /// `fields` is the row, whose tools and variables belong to the conversation.
@@ -410,6 +513,20 @@ fn integers(fields: &Fields, key: &str) -> Read<Vec<i64>> {
     array(fields, key)?.iter().enumerate().map(read).collect()
 }
 
+/// Positions other than a row's own, and rows joined into one, would be computed otherwise here.
+fn check_places(fields: &Fields, tokens: usize) -> Read<()> {
+    for (key, wanted) in
+        [("position_ids", (0..tokens as i64).collect()), ("seq_lengths", vec![tokens as i64])]
+    {
+        if keys::said(fields, key).is_some() && integers(fields, key)? != wanted {
+            return Err(format!(
+                "`{key}` says that this is several rows in one: give each alone, --packing joins them"
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn tokens(fields: &Fields, vocab_size: usize) -> Read<Row> {
     let ids = integers(fields, "input_ids")?;
     let outside = |id: &i64| usize::try_from(*id).is_err() || *id as usize >= vocab_size;
@@ -422,10 +539,19 @@ fn tokens(fields: &Fields, vocab_size: usize) -> Read<Row> {
             return Err("`attention_mask` is not all ones: leave padding out of the rows".into());
         }
     }
-    let labels = match fields.get("labels") {
+    let mut labels = match fields.get("labels") {
         None | Some(Json::Null) => ids.clone(),
         Some(_) => integers(fields, "labels")?,
     };
+    check_places(fields, ids.len())?;
+    for key in keys::MASKS.iter().filter(|key| !matches!(fields.get(key), None | Some(Json::Null))) {
+        let mask = integers(fields, key)?;
+        if mask.len() != ids.len() || mask.iter().any(|one| ![0, 1].contains(one)) {
+            return Err(format!("`{key}` must hold a 1 or 0 for each of the {} tokens", ids.len()));
+        }
+        let left_out = labels.iter_mut().zip(&mask).filter(|(_, one)| **one == 0);
+        left_out.for_each(|(label, _)| *label = i64::from(IGNORED));
+    }
     let label =
         |value: &i64| if *value == i64::from(IGNORED) { Some(IGNORED) } else { i32::try_from(*value).ok() };
     let labels: Option<Vec<i32>> = labels.iter().map(label).collect();

@@ -18,8 +18,8 @@ pub(super) trait Table {
     fn next(&mut self) -> Result<Option<RawRow>>;
     /// Bytes of the file that are done, about.
     fn offset(&self) -> u64;
-    /// The BLAKE3 of the whole file; only meaningful after the last record.
-    fn digest(&self) -> Result<blake3::Hash>;
+    /// Reads what is left and gives the BLAKE3 of the whole file.
+    fn digest(self: Box<Self>) -> Result<blake3::Hash>;
 }
 
 /// The table that the file is; `None` for JSON.

@@ -41,6 +41,8 @@ pub(super) struct Piece {
     /// Index of the message, counted as rendered; the speaker.
     pub(super) turn: usize,
     pub(super) role: Role,
+    /// What the row says about training on this message.
+    pub(super) trained: Option<bool>,
     /// The text is one control token.
     pub(super) control: bool,
     /// It is not tokenised together with the piece before.
@@ -53,6 +55,7 @@ struct Turn {
     role: Role,
     content: String,
     reasoning: Option<String>,
+    trained: Option<bool>,
 }
 
 /// The messages as turns, or what these templates have no place for.
@@ -78,7 +81,7 @@ fn turns(chat: &Conversation) -> std::result::Result<Vec<Turn>, String> {
             return nowhere("the role \"developer\"");
         }
         let reasoning = message.reasoning.clone().filter(|text| !text.is_empty());
-        Ok(Turn { role: message.role, content: content.clone(), reasoning })
+        Ok(Turn { role: message.role, content: content.clone(), reasoning, trained: message.trained })
     };
     chat.messages.iter().enumerate().map(turn).collect()
 }
@@ -136,7 +139,7 @@ impl Style {
         self.check(&turns, true)?;
         let mut writer = self.written(&turns, system);
         if self.template != Template::None {
-            (writer.turn, writer.role) = (writer.turn + 1, Role::Assistant);
+            (writer.turn, writer.role, writer.trained) = (writer.turn + 1, Role::Assistant, None);
             writer.open("assistant");
         }
         if self.template == Template::Qwen3 && !thinking {
@@ -149,10 +152,11 @@ impl Style {
         let mut all = Vec::with_capacity(turns.len() + 1);
         let default = system.or(self.default_system()).filter(|_| turns[0].role != Role::System);
         if let Some(text) = default {
-            all.push(Turn { role: Role::System, content: text.to_string(), reasoning: None });
+            all.push(Turn { role: Role::System, content: text.to_string(), reasoning: None, trained: None });
         }
         all.extend_from_slice(turns);
-        let mut writer = Writer { style: self, pieces: Vec::new(), turn: 0, role: Role::System };
+        let mut writer =
+            Writer { style: self, pieces: Vec::new(), turn: 0, role: Role::System, trained: None };
         match self.template {
             Template::None => writer.plain(&all),
             Template::Qwen3 => writer.qwen3(&all),
@@ -197,19 +201,20 @@ struct Writer {
     pieces: Vec<Piece>,
     turn: usize,
     role: Role,
+    trained: Option<bool>,
 }
 
 impl Writer {
     fn text(&mut self, text: impl Into<String>, part: Part, alone: bool) {
-        let (text, turn, role) = (text.into(), self.turn, self.role);
+        let (text, turn, role, trained) = (text.into(), self.turn, self.role, self.trained);
         if !text.is_empty() {
-            self.pieces.push(Piece { text, part, turn, role, control: false, alone });
+            self.pieces.push(Piece { text, part, turn, role, trained, control: false, alone });
         }
     }
 
     fn control(&mut self, token: &str, part: Part) {
-        let (text, turn, role) = (token.to_string(), self.turn, self.role);
-        self.pieces.push(Piece { text, part, turn, role, control: true, alone: true });
+        let (text, turn, role, trained) = (token.to_string(), self.turn, self.role, self.trained);
+        self.pieces.push(Piece { text, part, turn, role, trained, control: true, alone: true });
     }
 
     fn open(&mut self, role: &str) {
@@ -228,7 +233,7 @@ impl Writer {
     }
 
     fn enter(&mut self, index: usize, turn: &Turn) {
-        (self.turn, self.role) = (index, turn.role);
+        (self.turn, self.role, self.trained) = (index, turn.role, turn.trained);
     }
 
     fn chatml(&mut self, turns: &[Turn]) {

@@ -11,8 +11,16 @@ use std::path::{Path, PathBuf};
 
 /// Columns whose cells are JSON.
 const LISTS: &[&str] = &[
-    "messages", "conversations", "conversation", "history", "tools", "input_ids", "labels", "attention_mask",
-    "completion_mask", "assistant_masks",
+    "messages",
+    "conversations",
+    "conversation",
+    "history",
+    "tools",
+    "input_ids",
+    "labels",
+    "attention_mask",
+    "completion_mask",
+    "assistant_masks",
 ];
 
 /// The records of one file.
@@ -37,7 +45,9 @@ impl Read for Bounded {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.left == 0 {
             let most = MAX_ROW_BYTES >> 20;
-            return Err(io::Error::other(format!("a record is longer than {most} MiB: is a quote not closed?")));
+            return Err(io::Error::other(format!(
+                "a record is longer than {most} MiB: is a quote not closed?"
+            )));
         }
         let read = self.input.read(into)?;
         self.left = self.left.saturating_sub(read);
@@ -126,7 +136,7 @@ impl Table for Csv {
         self.input.position().byte()
     }
 
-    fn digest(&self) -> Result<blake3::Hash> {
-        Ok(self.input.get_ref().input.hasher.finalize())
+    fn digest(self: Box<Self>) -> Result<blake3::Hash> {
+        self.input.into_inner().input.digest(&self.path)
     }
 }

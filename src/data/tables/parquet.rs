@@ -2,13 +2,13 @@
 //! memory; a page's declared size is not bounded by it, so files from strangers are better read as JSON Lines.
 
 use super::Table;
-use crate::data::reader::{MAX_ROW_BYTES, Place, RawRow};
+use crate::data::reader::{Hashing, MAX_ROW_BYTES, Place, RawRow};
 use crate::error::{Error, Result};
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::Seek;
 use std::path::{Path, PathBuf};
 
 /// The records of one file.
@@ -54,18 +54,10 @@ impl Table for Parquet {
         u64::try_from(share).unwrap_or(self.bytes).min(self.bytes)
     }
 
-    fn digest(&self) -> Result<blake3::Hash> {
-        let reading = |e: std::io::Error| Error::reading(&self.path, &e);
-        let mut file = &self.file;
-        file.rewind().map_err(reading)?;
-        let mut hasher = blake3::Hasher::new();
-        let mut buffer = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut buffer).map_err(reading)? {
-                0 => return Ok(hasher.finalize()),
-                read => hasher.update(&buffer[..read]),
-            };
-        }
+    fn digest(self: Box<Self>) -> Result<blake3::Hash> {
+        let mut file = self.file;
+        file.rewind().map_err(|e| Error::reading(&self.path, &e))?;
+        Hashing::new(file).digest(&self.path)
     }
 }
 
