@@ -144,5 +144,5 @@ fn schedules_have_the_values_of_transformers() {
         }
         names.insert(name.to_owned());
     }
-    assert_eq!(names.len(), 8, "{names:?}");
+    assert_eq!(names.len(), 10, "{names:?}");
 }

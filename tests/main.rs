@@ -8,6 +8,7 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod errors;
 mod evaluate;
 mod exchange;
 mod exchange_faults;
@@ -18,6 +19,7 @@ mod generate;
 mod golden;
 mod house;
 mod linear;
+mod llama_factory;
 mod loss;
 mod matmul;
 mod merge;

@@ -49,7 +49,10 @@ fn check(rows: &[(Value, &str)], change: impl Fn(&mut Settings)) {
 fn refused(rows: &[(Value, &[&str])]) {
     for (row, words) in rows {
         let said = reading(row, |_| ());
-        assert!(words.iter().all(|word| said.contains(word)) && !said.contains("<|endoftext|>"), "{row}: {said}");
+        assert!(
+            words.iter().all(|word| said.contains(word)) && !said.contains("<|endoftext|>"),
+            "{row}: {said}"
+        );
     }
 }
 
@@ -77,11 +80,11 @@ fn a_turn_says_whether_it_is_trained_on() {
     let off = [json!({"weight": 0}), json!({"weight": 0.0}), json!({"loss": false}), json!({"train": false})];
     let more = [json!({"training": false}), json!({"loss_scale": 0}), json!({"loss": 0, "train": false})];
     for flag in off.iter().chain(&more) {
-        check(&[(turns(&[flag.clone()]), SECOND), (turns(&[json!({}), flag.clone()]), FIRST)], |_| ());
+        check(&[(turns(std::slice::from_ref(flag)), SECOND), (turns(&[json!({}), flag.clone()]), FIRST)], |_| ());
         check(&[(turns(&[json!({}), flag.clone()]), "left out: nothing in it is scored")], |settings| {
             settings.train_on = TrainOn::LastTurn;
         });
-        check(&[(turns(&[flag.clone()]), "[one?]one<|endoftext|>[two?two<|endoftext|>]")], |settings| {
+        check(&[(turns(std::slice::from_ref(flag)), "[one?]one<|endoftext|>[two?two<|endoftext|>]")], |settings| {
             settings.train_on = TrainOn::All;
         });
     }

@@ -412,7 +412,7 @@ fn wrong_text_rows_are_named() {
         (turns("user", json!([{"type": "text"}])), "message 1: part 1 of `content`: `text` is missing"),
         (turns("user", json!([{"type": "image"}])), "message 1: part 1 of `content`: its type is \"image\""),
         (turns("user", json!(["x"])), "message 1: part 1 of `content`: it is a string"),
-        (turns("wizard", json!("x")), "role \"wizard\""),
+        (turns("wizard", json!("x")), "`role` \"wizard\""),
         (turns("user", json!("")), "message 1: the user says nothing"),
         (chat(&[("user", "q"), ("assistant", "")]), "message 2: the assistant says nothing"),
         (

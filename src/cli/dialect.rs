@@ -60,18 +60,20 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
                 out.warnings.push(warning);
             }
         } else {
+            let value = value.or_else(|| rest.next_negative());
             let equals = value.map(|v| format!("={v}")).unwrap_or_default();
             out.words.push(format!("--{}{equals}", name.replace('_', "-")));
         }
     }
     for (key, value) in data_sets.find(false)? {
         let Some(field) = find(key) else { continue };
-        let values = match value {
-            Value::Array(all) => all,
-            one => vec![one],
-        };
-        let flag = field.flag();
-        out.words.extend(values.iter().map(|value| format!("--{flag}={}", to_text(field.kind, value))));
+        match value {
+            Value::Array(all) => {
+                out.words.push(format!("--{}", field.flag()));
+                out.words.extend(all.iter().map(|value| to_text(field.kind, value)));
+            }
+            one => out.words.push(format!("--{}={}", field.flag(), to_text(field.kind, &one))),
+        }
     }
     Ok(out)
 }
@@ -91,6 +93,7 @@ fn setting(out: &mut Translated, rest: &mut Words, field: &Field, negate: bool, 
     let flag = field.flag();
     let value = match value {
         None if field.kind == Kind::Switch => rest.next_boolean(),
+        None => rest.next_negative(),
         other => other,
     };
     match value {
@@ -132,6 +135,11 @@ impl Words {
     /// All that are left.
     fn left(&self) -> &[String] {
         self.words.as_slice()
+    }
+
+    /// The next word, where it is a negative number, also one such as `-1e-2`: no flag looks so.
+    fn next_negative(&mut self) -> Option<String> {
+        self.next_if(|w| w.starts_with('-') && w.parse::<f64>().is_ok_and(f64::is_finite))
     }
 
     /// The next word, unless it is a flag.

@@ -194,6 +194,8 @@ const SCHEDULERS: &[&str] = &[
     "polynomial",
     "cosine_with_restarts",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
 ];
 /// The names of columns and tags in LLaMA-Factory's `dataset_info.json`.

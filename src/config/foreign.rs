@@ -41,7 +41,8 @@ const PREDICTS: &str = "training makes no predictions; `qwentune generate` write
 const GENERATES: &str = "training generates no text; `qwentune generate` does";
 const READS_TEXT: &str = "this trains on text";
 const ADAMW: &str = "the optimizer is AdamW in f32";
-const PREFERENCE: &str = "it belongs to preference training (DPO, KTO, PPO); supervised fine-tuning is what this trains";
+const PREFERENCE: &str =
+    "it belongs to preference training (DPO, KTO, PPO); supervised fine-tuning is what this trains";
 const NO_QUANT: &str = "the base weights are used as they are, not quantised";
 
 /// Every such flag.

@@ -16,7 +16,8 @@ const ITS_OWN: &[&str] = &["dataset", "eval_dataset", "dataset_dir", "finetuning
 const DEFAULTS: &[(&str, f64)] = &[("lora_rank", 8.0), ("learning_rate", 5e-5)];
 
 /// Its templates under the names they have here.
-const TEMPLATES: &[(&str, &str)] = &[("qwen", "qwen2.5"), ("qwen3_nothink", "qwen3-nothink"), ("empty", "none")];
+const TEMPLATES: &[(&str, &str)] =
+    &[("qwen", "qwen2.5"), ("qwen3_nothink", "qwen3-nothink"), ("empty", "none")];
 
 /// Whether this is a configuration of LLaMA-Factory.
 pub(super) fn is_one(map: &Map<String, Value>) -> bool {
@@ -25,7 +26,10 @@ pub(super) fn is_one(map: &Map<String, Value>) -> bool {
 
 /// The same configuration in this program's names; what was filled in or means something else adds a line to
 /// `warnings`.
-pub(super) fn translate(mut map: Map<String, Value>, warnings: &mut Vec<String>) -> Result<Map<String, Value>> {
+pub(super) fn translate(
+    mut map: Map<String, Value>,
+    warnings: &mut Vec<String>,
+) -> Result<Map<String, Value>> {
     let named = |value: Option<Value>| match value {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -56,11 +60,9 @@ pub(super) fn translate(mut map: Map<String, Value>, warnings: &mut Vec<String>)
         }
     }
     rename(&mut map, warnings);
-    if let Some(Value::String(name)) = map.get("template") {
-        if let Some((_, ours)) = TEMPLATES.iter().find(|(theirs, _)| theirs == name) {
-            let ours = json!(ours);
-            map.insert("template".to_owned(), ours);
-        }
+    let template = map.get("template").and_then(Value::as_str);
+    if let Some((_, ours)) = TEMPLATES.iter().find(|(theirs, _)| template == Some(theirs)) {
+        map.insert("template".to_owned(), json!(ours));
     }
     pack(&mut map, warnings);
     Ok(map)
@@ -101,7 +103,8 @@ fn pack(map: &mut Map<String, Value>, warnings: &mut Vec<String>) {
     let tokens = count("cutoff_len", 2048).saturating_mul(count("per_device_train_batch_size", 8));
     if !map.contains_key("tokens_per_micro_batch") {
         map.insert("tokens_per_micro_batch".to_owned(), json!(tokens));
-        warnings.push(format!("tokens_per_micro_batch is {tokens}: cutoff_len x per_device_train_batch_size"));
+        warnings
+            .push(format!("tokens_per_micro_batch is {tokens}: cutoff_len x per_device_train_batch_size"));
     }
 }
 
@@ -143,7 +146,9 @@ impl DataSets {
         let folder = PathBuf::from(self.folder.as_deref().unwrap_or("data"));
         let path = folder.join("dataset_info.json");
         if self.folder.as_deref().is_some_and(|folder| folder == "ONLINE" || folder.starts_with("REMOTE:")) {
-            return Err(Error::usage("dataset_dir: nothing is downloaded").hint("name a folder with the files"));
+            return Err(
+                Error::usage("dataset_dir: nothing is downloaded").hint("name a folder with the files")
+            );
         }
         let all = read(&path)?;
         let all: Map<String, Value> = serde_json::from_slice(&all)
@@ -265,17 +270,23 @@ impl Found<'_> {
             )));
         }
         if said("ranking").is_some() {
-            return Err(self.wrong(name, "`ranking`: it is for preference training (DPO, KTO), which this is not"));
+            return Err(
+                self.wrong(name, "`ranking`: it is for preference training (DPO, KTO), which this is not")
+            );
         }
         if said("num_samples").is_some() {
-            return Err(self.wrong(name, "`num_samples` draws rows at random: write a file of the rows wanted"));
+            return Err(
+                self.wrong(name, "`num_samples` draws rows at random: write a file of the rows wanted")
+            );
         }
         if said("split").is_some_and(|split| split != "train") {
             return Err(self.wrong(name, "`split` other than train: a file has one split"));
         }
         match said("formatting").and_then(Value::as_str) {
             None | Some("alpaca" | "sharegpt" | "openai") => Ok(()),
-            Some(other) => Err(self.wrong(name, format!("`formatting` {other:?} is not alpaca, sharegpt or openai"))),
+            Some(other) => {
+                Err(self.wrong(name, format!("`formatting` {other:?} is not alpaca, sharegpt or openai")))
+            }
         }
     }
 
@@ -298,7 +309,10 @@ impl Found<'_> {
             }
             let before = self.columns.insert(column.clone(), json!(key));
             if before.is_some_and(|before| before != json!(key)) {
-                return Err(self.wrong(name, format!("another data set has another key for {column}: train on each alone")));
+                return Err(self.wrong(
+                    name,
+                    format!("another data set has another key for {column}: train on each alone"),
+                ));
             }
         }
         Ok(())

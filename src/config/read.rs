@@ -2,7 +2,7 @@
 
 use super::fields::{self, FIELDS, Field};
 use super::{Settings, foreign, llama_factory, value, yaml};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,7 +60,7 @@ impl Layer {
     /// # Errors
     /// Input when the file cannot be read, usage when what it says is wrong.
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
         let is_json = text.trim_start().starts_with('{');
         let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
         let map = match (is_json, is_yaml) {
@@ -71,15 +71,14 @@ impl Layer {
         let map = match map.get("settings") {
             Some(Value::Object(inner)) if is_json => inner.clone(),
             _ if llama_factory::is_one(&map) => {
-                let at = |e: Error| Error { what: format!("{}: {}", path.display(), e.what), ..e };
-                llama_factory::translate(map, warnings).map_err(at)?
+                llama_factory::translate(map, warnings).map_err(|e| e.at(path.display()))?
             }
             _ => map,
         };
         let mut layer = Layer::default();
         for (key, value) in &map {
             let place = || format!("{}:{}", path.display(), line_of(&text, key));
-            let at = |e: Error| Error::usage(format!("{}: {}", place(), e.what));
+            let at = |e: Error| e.at(place()).of_kind(Kind::Usage);
             let Some(field) = fields::find(key) else {
                 let foreign =
                     foreign::find_for_training(key).ok_or_else(|| unknown_key(&place(), key, value))?;
@@ -144,7 +143,7 @@ fn misfit(map: &Map<String, Value>, error: &serde_json::Error) -> Error {
 }
 
 fn parse_json(path: &Path, text: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))
+    serde_json::from_str(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())).caused_by(e))
 }
 
 fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
@@ -160,7 +159,11 @@ fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
 }
 
 fn parse_yaml(path: &Path, text: &str) -> Result<Map<String, Value>> {
-    yaml::parse(text).map_err(|(line, what)| Error::usage(format!("{}:{line}: {what}", path.display())))
+    let at = |(line, what)| Error::usage(format!("{}:{line}: {what}", path.display()));
+    let mut map = yaml::parse(text).map_err(at)?;
+    // A key without a value is one that is not given.
+    map.retain(|_, value| !value.is_null());
+    Ok(map)
 }
 
 fn unknown_key(place: &str, key: &str, value: &Value) -> Error {

@@ -78,6 +78,8 @@ pub enum Scheduler {
     Polynomial,
     CosineWithRestarts,
     InverseSqrt,
+    CosineWithMinLr,
+    CosineWarmupWithMinLr,
     WarmupStableDecay,
 }
 

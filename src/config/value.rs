@@ -53,8 +53,13 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         Kind::Path if is_none(text) => Ok(Value::Null),
         Kind::Path => Ok(json!(given)),
         Kind::Paths => Ok(json!([text])),
-        Kind::Choice(names) => choice(names, text)
-            .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),
+        Kind::Choice(names) => match choice(names, text) {
+            Some(name) => Ok(json!(name)),
+            None => wrong(&format!("one of {}", names.join(", "))).map_err(|e: Error| match unfit(text) {
+                Some(why) => e.hint(why),
+                None => e,
+            }),
+        },
         Kind::Modules => Ok(modules(text)),
         Kind::Folders => Ok(folders(text)),
         Kind::Counts if is_none(text) => Ok(Value::Null),
@@ -161,6 +166,16 @@ fn whole(text: &str) -> Option<u64> {
     let number = text.parse::<f64>().ok()?;
     // Above 2^53 a float no longer names one whole number.
     ((0.0..=9_007_199_254_740_992.0).contains(&number) && number.fract() == 0.0).then_some(number as u64)
+}
+
+/// Why a choice of other trainers is none here.
+fn unfit(text: &str) -> Option<&'static str> {
+    match text.to_ascii_lowercase().replace('-', "_").as_str() {
+        "reduce_lr_on_plateau" | "greedy" => {
+            Some("a schedule here is a function of the step alone: it cannot follow the losses")
+        }
+        _ => None,
+    }
 }
 
 /// The canonical name of a choice: case, dashes and underscores do not matter.

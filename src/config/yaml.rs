@@ -41,9 +41,11 @@ struct Reader<'a> {
 impl<'a> Reader<'a> {
     fn next(&mut self) -> Result<Event<'a>, Fault> {
         let at_end = || (self.line, "the file ends too early".to_owned());
-        let (event, span) = self.events.next().ok_or_else(at_end)?.map_err(|fault: ScanError| {
-            (fault.marker().line().max(1), fault.info().to_owned())
-        })?;
+        let (event, span) = self
+            .events
+            .next()
+            .ok_or_else(at_end)?
+            .map_err(|fault: ScanError| (fault.marker().line().max(1), fault.info().to_owned()))?;
         self.line = span.start.line().max(1);
         Ok(event)
     }
@@ -104,7 +106,8 @@ impl<'a> Reader<'a> {
         if let Ok(whole) = text.parse::<i64>() {
             return Ok(Value::from(whole));
         }
-        let begins_as_number = text.trim_start_matches(['-', '+', '.']).starts_with(|c: char| c.is_ascii_digit());
+        let begins_as_number =
+            text.trim_start_matches(['-', '+', '.']).starts_with(|c: char| c.is_ascii_digit());
         match text.parse::<f64>() {
             Ok(number) if begins_as_number => match Number::from_f64(number) {
                 Some(number) => Ok(Value::Number(number)),

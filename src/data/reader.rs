@@ -53,22 +53,22 @@ impl RawRow {
 
 /// Reads the rows of one file in order, and the digest of all its bytes on the way.
 pub(super) enum RowReader {
-    Json(JsonReader),
+    Json(Box<JsonReader>),
     Table(Box<dyn Table>),
 }
 
 impl RowReader {
     /// Opens the file; its first bytes and the end of its name say what it is.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
-        let metadata = file.metadata().map_err(|e| Error::reading(path, &e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let metadata = file.metadata().map_err(|e| Error::reading(path, e))?;
         if !metadata.is_file() {
             let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
             return Err(Error::input(format!("{} is {what}, not a data file", path.display())));
         }
         match tables::open(path, &file)? {
             Some(table) => Ok(RowReader::Table(table)),
-            None => JsonReader::new(path, file).map(RowReader::Json),
+            None => JsonReader::new(path, file).map(|reader| RowReader::Json(Box::new(reader))),
         }
     }
 
@@ -130,7 +130,7 @@ impl Hashing {
 
     /// Reads what is left and gives the digest of the whole file, which is called `path`.
     pub(super) fn digest(mut self, path: &Path) -> Result<blake3::Hash> {
-        std::io::copy(&mut self, &mut std::io::sink()).map_err(|e| Error::reading(path, &e))?;
+        std::io::copy(&mut self, &mut std::io::sink()).map_err(|e| Error::reading(path, e))?;
         Ok(self.hasher.finalize())
     }
 }
@@ -194,7 +194,7 @@ impl JsonReader {
     }
 
     fn peek(&mut self) -> Result<&[u8]> {
-        self.input.fill_buf().map_err(|e| Error::io("reading", &self.path, &e))
+        self.input.fill_buf().map_err(|e| Error::io("reading", &self.path, e))
     }
 
     fn consume(&mut self, bytes: usize) {

@@ -25,7 +25,7 @@ pub(super) trait Table {
 /// The table that the file is; `None` for JSON.
 pub(super) fn open(path: &Path, file: &File) -> Result<Option<Box<dyn Table>>> {
     let mut head = [0; 4];
-    let read = file.read_at(&mut head, 0).map_err(|e| Error::reading(path, &e))?;
+    let read = file.read_at(&mut head, 0).map_err(|e| Error::reading(path, e))?;
     if head == *b"PAR1" {
         return open_parquet(path, file).map(Some);
     }
@@ -40,7 +40,7 @@ pub(super) fn open(path: &Path, file: &File) -> Result<Option<Box<dyn Table>>> {
 
 #[cfg(feature = "text")]
 fn open_csv(path: &Path, file: &File, delimiter: u8) -> Result<Box<dyn Table>> {
-    let file = file.try_clone().map_err(|e| Error::reading(path, &e))?;
+    let file = file.try_clone().map_err(|e| Error::reading(path, e))?;
     Ok(Box::new(csv::Csv::open(path, file, delimiter)?))
 }
 
@@ -52,7 +52,7 @@ fn open_csv(path: &Path, _: &File, _: u8) -> Result<Box<dyn Table>> {
 
 #[cfg(feature = "parquet")]
 fn open_parquet(path: &Path, file: &File) -> Result<Box<dyn Table>> {
-    let file = file.try_clone().map_err(|e| Error::reading(path, &e))?;
+    let file = file.try_clone().map_err(|e| Error::reading(path, e))?;
     Ok(Box::new(parquet::Parquet::open(path, file)?))
 }
 

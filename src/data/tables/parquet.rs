@@ -24,8 +24,8 @@ pub(super) struct Parquet {
 impl Parquet {
     pub(super) fn open(path: &Path, file: File) -> Result<Self> {
         let at = |fault: parquet::errors::ParquetError| Error::input(format!("{}: {fault}", path.display()));
-        let copy = file.try_clone().map_err(|e| Error::reading(path, &e))?;
-        let bytes = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+        let copy = file.try_clone().map_err(|e| Error::reading(path, e))?;
+        let bytes = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let reader = SerializedFileReader::new(copy).map_err(at)?;
         let total = u64::try_from(reader.metadata().file_metadata().num_rows()).unwrap_or(0);
         let rows = RowIter::from_file_into(Box::new(reader));
@@ -56,7 +56,7 @@ impl Table for Parquet {
 
     fn digest(self: Box<Self>) -> Result<blake3::Hash> {
         let mut file = self.file;
-        file.rewind().map_err(|e| Error::reading(&self.path, &e))?;
+        file.rewind().map_err(|e| Error::reading(&self.path, e))?;
         Hashing::new(file).digest(&self.path)
     }
 }
