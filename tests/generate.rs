@@ -63,6 +63,22 @@ fn options(max_new_tokens: usize) -> Options {
     }
 }
 
+#[test]
+fn repetitions_are_penalised_as_in_transformers() {
+    let text = std::fs::read_to_string(Path::new(GOLDEN).join("repetition.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let mut changed = 0;
+    for case in &cases {
+        let model = open(case, "repetition");
+        let (mut options, expected) = (options(24), ids(&case["tokens"]));
+        options.sampling.repetition_penalty = case["penalty"].as_f64().unwrap() as f32;
+        let prompt = ids(&case["prompt"]);
+        assert_eq!(answers(&model, &options, std::slice::from_ref(&prompt), 0)[0].0, expected, "{}", case["model"]);
+        changed += usize::from(expected != ids(&case["without"]));
+    }
+    assert!(cases.len() == 12 && changed >= 6, "{changed} of {} differ from greedy", cases.len());
+}
+
 /// The answers of `prompts`, and whether each ended by itself.
 fn answers(model: &Model, options: &Options, prompts: &[Vec<u32>], first: usize) -> Vec<(Vec<u32>, bool)> {
     let longest = prompts.iter().map(Vec::len).max().unwrap();

@@ -182,6 +182,10 @@ fn generate() -> Command {
         .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
         .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
         .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
+        .arg(number(
+            "repetition_penalty",
+            "Above 1, tokens that are in the text already are less likely (default: the model's)",
+        ))
         .arg(
             valued(
                 "enable_thinking",

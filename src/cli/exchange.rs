@@ -21,9 +21,9 @@ pub fn import(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
         }
     }
     exchange::complete(&mut layer)?;
-    let settings = config::resolve(&layer)?;
+    let mut settings = config::resolve(&layer)?;
     show(warnings);
-    config::check_inputs(&settings, true)?;
+    config::check_inputs(&mut settings, true)?;
     let program = command_line.first().map_or("qwentune", String::as_str).to_owned();
     let quiet = settings.quiet;
     let mut console = Console::new(quiet, settings.logging_steps);

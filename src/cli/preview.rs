@@ -15,9 +15,9 @@ const PLAIN: &str = "\x1b[0m";
 
 /// `qwentune preview`.
 pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let settings = training::resolved(matches, warnings)?;
+    let mut settings = training::resolved(matches, warnings)?;
     show(warnings);
-    config::check_inputs(&settings, false)?;
+    config::check_inputs(&mut settings, false)?;
     let rows = read_rows(&settings, count(matches)?)?;
     let (as_json, explained) = (matches.get_flag("json"), matches.get_flag("explain"));
     let coloured = colours();

@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 /// `qwentune train`.
 pub fn train(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Vec<String>) -> Result<()> {
-    let settings = resolved(matches, warnings)?;
+    let mut settings = resolved(matches, warnings)?;
     show(warnings);
-    config::check_inputs(&settings, true)?;
+    config::check_inputs(&mut settings, true)?;
     execute(Request { settings, command_line, ..Request::default() })
 }
 
@@ -32,7 +32,7 @@ pub fn resume(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Ve
         settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
     }
     find_inputs(&mut settings, &flags, &run)?;
-    config::check_inputs(&settings, true)?;
+    config::check_inputs(&mut settings, true)?;
     execute(Request { settings, command_line, must_resume: true, ..Request::default() })
 }
 
@@ -42,16 +42,16 @@ fn resume_theirs(folder: &Path, mut flags: Layer, command_line: Vec<String>) -> 
         flags.set(field, serde_json::json!({ "path": folder }));
     }
     exchange::complete(&mut flags)?;
-    let settings = config::resolve(&flags)?;
-    config::check_inputs(&settings, true)?;
+    let mut settings = config::resolve(&flags)?;
+    config::check_inputs(&mut settings, true)?;
     execute(Request { settings, command_line, ..Request::default() })
 }
 
 /// `qwentune plan`.
 pub fn plan(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let settings = resolved(matches, warnings)?;
+    let mut settings = resolved(matches, warnings)?;
     show(warnings);
-    config::check_inputs(&settings, false)?;
+    config::check_inputs(&mut settings, false)?;
     let json = matches.get_flag("json");
     let mut console = Console::new(settings.quiet || json, settings.logging_steps);
     let report = train::plan(&settings, &mut console)?;

@@ -1,8 +1,8 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
+use super::model_folder;
 use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
-use std::path::Path;
 
 /// Checks every setting by itself and the combinations that contradict each other.
 ///
@@ -156,11 +156,12 @@ fn check_device(s: &Settings) -> Result<()> {
     })
 }
 
-/// Checks that the inputs a run names are there. `needs_output` is false where nothing is written.
+/// Checks that the inputs a run names are there, and finds the model's folder where its name is that of the hub.
+/// `needs_output` is false where nothing is written.
 ///
 /// # Errors
 /// Usage when a required setting is missing, input when a file or folder is.
-pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
+pub fn check_inputs(s: &mut Settings, needs_output: bool) -> Result<()> {
     let missing =
         |what: &str, how: &str| Err(Error::usage(format!("{what} is missing")).hint(how.to_owned()));
     if s.model.as_os_str().is_empty() {
@@ -178,7 +179,7 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
     if needs_output && s.output_dir.as_os_str().is_empty() {
         return missing("the output folder", "give it: --output-dir DIR");
     }
-    model_folder(&s.model)?;
+    s.model = model_folder::find(&s.model)?;
     for file in s.train_files.iter().chain(&s.valid_file) {
         if !file.is_file() {
             return Err(Error::input(format!("{}: no such data file", file.display())));
@@ -190,22 +191,4 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
         Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
         None => Ok(()),
     }
-}
-
-/// Checks that a model folder is there.
-///
-/// # Errors
-/// Input, with the way from a hub name to a folder.
-pub fn model_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let error = Error::input(format!("{}: no such model folder", folder.display()));
-    let looks_like_hub_name = folder.components().count() == 2 && folder.is_relative();
-    if !looks_like_hub_name {
-        return Err(error);
-    }
-    let name = folder.display();
-    Err(error
-        .hint(format!("nothing is downloaded here; if it is a hub name: hf download {name} --local-dir DIR")))
 }

@@ -126,7 +126,6 @@ pub static FOREIGN: &[Foreign] = &[
     switch("pad_to_max_length", "padding never changes the numbers"),
     only("predict_file", NOTHING, PREDICTS),
     only("num_beams", &["1"], "answers are not searched for with beams"),
-    only("repetition_penalty", &["1", "1.0"], "repetitions are not penalised"),
     only("max_train_samples", NOTHING, "say --max-samples N: the first N rows of each file"),
     only("max_eval_samples", NOTHING, "say --max-samples N: the first N rows of each file"),
     valued("language", "rows say themselves what they are"),

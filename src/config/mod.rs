@@ -5,10 +5,12 @@ pub mod fields;
 pub mod foreign;
 pub mod identity;
 pub mod llama_factory;
+pub mod model_folder;
 pub mod read;
 pub mod run_file;
 pub mod settings;
 pub mod value;
+#[cfg(feature = "yaml")]
 mod yaml;
 
 pub use check::{check, check_inputs, check_values};

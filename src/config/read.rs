@@ -1,7 +1,9 @@
 //! Layers of settings: a configuration file below, flags above.
 
 use super::fields::{self, FIELDS, Field};
-use super::{Settings, foreign, llama_factory, value, yaml};
+#[cfg(feature = "yaml")]
+use super::yaml;
+use super::{Settings, foreign, llama_factory, value};
 use crate::error::{Error, Kind, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -158,6 +160,13 @@ fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
     }
 }
 
+#[cfg(not(feature = "yaml"))]
+fn parse_yaml(path: &Path, _: &str) -> Result<Map<String, Value>> {
+    Err(Error::usage(format!("{}: this build reads no YAML", path.display()))
+        .hint("build with the feature `yaml`, or write it as TOML or JSON"))
+}
+
+#[cfg(feature = "yaml")]
 fn parse_yaml(path: &Path, text: &str) -> Result<Map<String, Value>> {
     let at = |(line, what)| Error::usage(format!("{}:{line}: {what}", path.display()));
     let mut map = yaml::parse(text).map_err(at)?;

@@ -3,6 +3,7 @@
 
 use super::DeviceChoice;
 use super::fields::{Field, Kind};
+use super::model_folder::expand_home;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ fn is_none(text: &str) -> bool {
 /// Usage: the value does not fit the setting.
 pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
     match field.kind {
-        Kind::Paths => Ok(json!(words)),
+        Kind::Paths => paths(words.iter().map(String::as_str)),
         Kind::Modules => Ok(modules(&words.join(" "))),
         Kind::Counts => from_text(field, &words.join(" ")),
         _ => from_text(field, words.last().map_or("", String::as_str)),
@@ -51,8 +52,8 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         // These may begin or end with a space.
         Kind::Text => Ok(json!(given)),
         Kind::Path if is_none(text) => Ok(Value::Null),
-        Kind::Path => Ok(json!(given)),
-        Kind::Paths => Ok(json!([text])),
+        Kind::Path => Ok(json!(expand_home(given)?)),
+        Kind::Paths => paths([text]),
         Kind::Choice(names) => match choice(names, text) {
             Some(name) => Ok(json!(name)),
             None => wrong(&format!("one of {}", names.join(", "))).map_err(|e: Error| match unfit(text) {
@@ -61,12 +62,12 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
             }),
         },
         Kind::Modules => Ok(modules(text)),
-        Kind::Folders => Ok(folders(text)),
+        Kind::Folders => folders(text),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
         Kind::Pairs(names) => pairs(field, names, text),
         Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
-        Kind::Resume => Ok(resume(text)),
+        Kind::Resume => resume(text),
         Kind::Json => match serde_json::from_str::<Map<String, Value>>(text) {
             Ok(map) => Ok(Value::Object(map)),
             Err(_) if is_none(text) => Ok(json!({})),
@@ -100,7 +101,9 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
                 words.ok_or_else(|| Error::usage(format!("{}: a list of texts is wanted", field.name)))?;
             from_words(field, &words)
         }
-        (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => Ok(value.clone()),
+        (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => {
+            paths(items.iter().filter_map(Value::as_str))
+        }
         (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
             from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
         }
@@ -202,11 +205,12 @@ fn modules(text: &str) -> Value {
 }
 
 /// Folders separated by commas.
-fn folders(text: &str) -> Value {
-    if is_none(text) {
-        return json!([]);
-    }
-    json!(text.split(',').map(str::trim).filter(|folder| !folder.is_empty()).collect::<Vec<_>>())
+fn folders(text: &str) -> Result<Value> {
+    paths(text.split(',').map(str::trim).filter(|folder| !folder.is_empty() && !is_none(text)))
+}
+
+fn paths<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Value> {
+    Ok(json!(words.into_iter().map(expand_home).collect::<Result<Vec<_>>>()?))
 }
 
 /// `NAME=KEY` pairs separated by commas; an empty key means that the rows have none.
@@ -244,14 +248,14 @@ fn device(text: &str) -> Option<Value> {
 }
 
 /// `auto` (also `True`), nothing (`False`), a step, or a path.
-fn resume(text: &str) -> Value {
-    if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("auto") {
+fn resume(text: &str) -> Result<Value> {
+    Ok(if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("auto") {
         json!("auto")
     } else if text.eq_ignore_ascii_case("false") || is_none(text) {
         Value::Null
     } else if let Ok(step) = text.parse::<u64>() {
         json!({ "step": step })
     } else {
-        json!({ "path": text })
-    }
+        json!({ "path": expand_home(text)? })
+    })
 }

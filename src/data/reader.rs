@@ -4,6 +4,7 @@
 
 use super::tables::{self, Table};
 use crate::error::{Error, Result};
+use crate::formats::lfs;
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -169,6 +170,9 @@ impl JsonReader {
 
     fn sniff(&mut self) -> Result<()> {
         let head = self.peek()?;
+        if lfs::is_pointer(head) {
+            return Err(lfs::pointer(&self.path));
+        }
         for (magic, name) in NOT_JSON {
             if head.starts_with(magic) {
                 return Err(self.not_json(name));

@@ -5,6 +5,7 @@
 //! silently give other ids.
 
 use crate::error::{Error, Result};
+use crate::formats::lfs;
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -85,6 +86,9 @@ pub(super) fn read(folder: &Path) -> Result<(Vocabulary, bool)> {
         return Err(wrong(format!("{size} bytes are too many for a tokenizer")));
     }
     let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+    if lfs::is_pointer(&bytes) {
+        return Err(lfs::pointer(&path));
+    }
     let made = if is_tiktoken { from_tiktoken(&bytes) } else { from_json(&bytes) };
     let vocabulary = made.map_err(wrong)?;
     vocabulary.check().map_err(wrong)?;

@@ -1,5 +1,6 @@
 //! Strict JSON of untrusted files: bounded size and depth, no key twice.
 
+use super::lfs;
 use crate::error::{Error, Result};
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -41,6 +42,9 @@ fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
 }
 
 fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+    if lfs::is_pointer(text) {
+        return Err(lfs::pointer(path));
+    }
     match parse(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),

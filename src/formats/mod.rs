@@ -3,6 +3,7 @@
 pub mod atomic_file;
 pub mod hf_trainer;
 pub mod json;
+pub mod lfs;
 pub mod new_folder;
 pub mod peft;
 pub mod pickle;
