@@ -6,7 +6,7 @@ mod text;
 
 use crate::common::scratch;
 use qwentune::config::DeviceChoice;
-use qwentune::device::{Cpu, Device, Planner, Target};
+use qwentune::device::{Cpu, Device, Planner};
 use qwentune::generate::sampling::{Sampling, draw};
 use qwentune::generate::{Event, Generator, Model, Options};
 use qwentune::model::Decoder;
@@ -127,7 +127,7 @@ fn logits_are_those_of_transformers_however_the_prompt_is_read() {
         let model = open(&case, "generate-logits");
         for row in case["rows"].as_array().unwrap() {
             let prompt = ids(&row["prompt"]);
-            let mut planner = Planner::new(Target::Cpu);
+            let mut planner = Planner::new(Cpu::CAPABILITIES);
             let limits = Limits { slots: 2, capacity: prompt.len(), rows: prompt.len().max(2) };
             let Model { spec, weights, adapter, .. } = &model;
             let mut decoder = Decoder::plan(&mut planner, spec, weights, adapter, limits).unwrap();
@@ -163,7 +163,7 @@ fn neither_batch_nor_threads_change_an_answer() {
         prompts.extend(prompts.clone().into_iter().rev());
         prompts.extend(prompts.clone());
         let mut base = options(9);
-        base.sampling = Sampling { temperature: 0.9, top_k: Some(30), top_p: 0.95 };
+        base.sampling = Sampling { temperature: 0.9, top_k: Some(30), top_p: 0.95, ..Sampling::GREEDY };
         base.ends = vec![5, 17, 200, 201, 202, 203];
         let expected = answers(&model, &base, &prompts, 0);
         for (batch, threads) in [(1, 1), (3, 2), (64, 4)] {
@@ -220,7 +220,7 @@ fn a_text_is_no_longer_than_the_model_reads() {
 fn sampling(case: &Value) -> Sampling {
     let top_k = case["top_k"].as_u64().filter(|k| *k > 0).map(|k| k as usize);
     let number = |key: &str| case[key].as_f64().unwrap();
-    Sampling { temperature: number("temperature"), top_k, top_p: number("top_p") }
+    Sampling { temperature: number("temperature"), top_k, top_p: number("top_p"), ..Sampling::GREEDY }
 }
 
 #[test]
@@ -251,7 +251,7 @@ fn what_can_be_drawn_has_the_probabilities_of_transformers() {
 #[test]
 fn draws_are_even_and_depend_on_seed_row_and_place() {
     let logits = [1.0f32, 0.0, 2.0, f32::NEG_INFINITY];
-    let plain = Sampling { temperature: 1.0, top_k: None, top_p: 1.0 };
+    let plain = Sampling { temperature: 1.0, top_k: None, top_p: 1.0, ..Sampling::GREEDY };
     let mut counts = [0u32; 4];
     for place in 0..20_000 {
         counts[plain.choose(&logits, draw(7, 3, place)).unwrap() as usize] += 1;

@@ -451,7 +451,7 @@ fn wrong_text_rows_are_named() {
         (json!({"instruction": {}, "output": "a"}), "`instruction` is an object"),
         (json!({"instruction": "q", "output": "a", "history": [["x"]]}), "`history` entry 1"),
         (json!({"prompt": "q", "completion": 5}), "`completion` is a number"),
-        (json!({"conversations": [{"from": "?", "value": "x"}]}), "turn 1: `from` \"?\""),
+        (json!({"conversations": [{"from": "?", "value": "x"}]}), "message 1: `from` \"?\""),
         (json!({"text": ""}), "`text` is empty"),
     ];
     for (row, expected) in others {
@@ -474,8 +474,8 @@ fn rows_of_text_are_cached_by_all_that_decides_them() {
     let row = chat(&[("user", "q"), ("assistant", "a")]);
     let settings = chat_settings(&golden("small"), &folder, &[row.clone(), row]);
     let first = prepared(&settings).0.unwrap();
-    assert_eq!(first.identity["data.template"], "qwen");
-    assert_eq!(first.identity["tokenizer.digest"].len(), 64);
+    assert_eq!(first.identity.template.as_ref().unwrap().name, "qwen");
+    assert_eq!(first.identity.tokenizer.as_ref().unwrap().len(), 64);
     assert!(!prepared(&settings).2, "the second run tokenises nothing");
     for change in [
         Settings { template: Template::Qwen3, ..settings.clone() },
@@ -525,7 +525,7 @@ fn the_folders_own_template_is_recognised() {
         let by_file = prepared(&settings).0;
         for made in [by_config, by_file] {
             match (made, expected) {
-                (Ok(made), Some(name)) => assert_eq!(made.identity["data.template"], name),
+                (Ok(made), Some(name)) => assert_eq!(made.identity.template.unwrap().name, name),
                 (Err(fault), None) => assert!(fault.to_string().contains("--template"), "{fault}"),
                 (made, _) => panic!("{text}: {:?}, expected {expected:?}", made.map(|m| m.identity)),
             }
@@ -534,7 +534,7 @@ fn the_folders_own_template_is_recognised() {
     let folder = Folder::new("recognise-v1");
     as_tiktoken(&folder);
     assert_eq!(
-        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity["data.template"],
+        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity.template.unwrap().name,
         "qwen"
     );
     let folder = Folder::new("recognise-none");

@@ -4,7 +4,7 @@ use super::option;
 use super::training::size;
 use crate::config::model_folder::{self, expand_home};
 use crate::error::Result;
-use crate::model::{Adapter, merge as fold, spec};
+use crate::model::{Adapter, Spec, merge as fold};
 use crate::report::console::{Console, say};
 use clap::ArgMatches;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use std::path::PathBuf;
 pub fn merge(matches: &ArgMatches) -> Result<()> {
     let path = |name: &str| expand_home(option(matches, name).unwrap_or_default()).map(PathBuf::from);
     let (model, out) = (model_folder::find(&path("model_name_or_path")?)?, path("out")?);
-    let spec = spec::read(&model)?;
+    let spec = Spec::read(&model)?;
     let adapter = Adapter::read(&path("adapter")?, &spec)?;
     let mut console = Console::new(false, 1);
     let merged = fold::merge(&model, &spec, &adapter, &out, &mut console)?;

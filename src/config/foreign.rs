@@ -192,7 +192,6 @@ pub static FOREIGN: &[Foreign] = &[
     valued("freeze_trainable_*", "LoRA is what this trains"),
     valued("freeze_extra_modules", "LoRA is what this trains"),
     only("tool_format", NOTHING, "tools are written as the template writes them"),
-    only("enable_thinking", &["true", "none", "null"], "rows say themselves what is thought"),
     only_off("preserve_thinking", "thoughts of earlier turns are the template's affair"),
     only_off("resize_vocab", "the vocabulary is the model's"),
     only("add_tokens", NOTHING, "the vocabulary is the model's"),
@@ -285,6 +284,7 @@ pub static FOREIGN: &[Foreign] = &[
 /// commands have some of them as their own.
 #[rustfmt::skip]
 static GENERATION: &[Foreign] = &[
+    only("enable_thinking", &["true", "none", "null"], "rows say themselves what is thought"),
     valued("max_new_tokens", GENERATES),
     valued("min_new_tokens", GENERATES),
     switch("do_sample", GENERATES),

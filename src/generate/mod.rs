@@ -15,7 +15,7 @@ use crate::config::{DeviceChoice, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::model::decode::Limits;
-use crate::model::{Adapter, Decoder, Spec, Weights, spec};
+use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::train::devices::{Chosen, Devices};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
@@ -44,7 +44,7 @@ impl Model {
     /// # Errors
     /// Names the file, key or tensor that is wrong.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Self> {
-        let spec = spec::read(folder)?;
+        let spec = Spec::read(folder)?;
         let adapter = adapter.map_or_else(|| Ok(Adapter::none()), |path| Adapter::read(path, &spec))?;
         let defaults = Defaults::read(folder)?;
         let ends = defaults.ends.iter().chain(&spec.eos).copied().collect();
@@ -139,7 +139,7 @@ impl Generator {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
         let chosen = options.chosen()?;
-        let mut planner = Planner::new(chosen.target());
+        let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots, capacity, rows };
         let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
         let (need, available) = (planner.bytes() as u64, chosen.available()?);

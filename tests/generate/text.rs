@@ -162,7 +162,7 @@ fn new_job() -> Job {
     rows_file(&folder, 7);
     let model = Model::open(&quickstart(), None).unwrap();
     let prompter = Prompter::open(&settings(&quickstart(), "deepke"), model.spec.vocab, true).unwrap();
-    let sampling = Sampling { temperature: 0.8, top_k: None, top_p: 0.9 };
+    let sampling = Sampling { temperature: 0.8, top_k: None, top_p: 0.9, ..Sampling::GREEDY };
     let ends = [prompter.ends(), model.ends.clone()].concat();
     let options = Options { max_new_tokens: 12, sampling, seed: 1, batch: 3, ends, ..super::options(12) };
     let options = Options { threads: Some(1), ..options };
