@@ -96,7 +96,7 @@ fn another_value(field: &Field) -> &'static str {
         (_, Kind::Count | Kind::OptionalCount) => "17",
         (_, Kind::Number | Kind::OptionalNumber) => "0.75",
         (_, Kind::Choice(names)) => names[1],
-        (_, Kind::Modules) => "q_proj,v_proj",
+        (_, Kind::Modules | Kind::OptionalModules) => "q_proj,v_proj",
         (_, Kind::Counts) => "3 0",
         (_, Kind::Device) => "cpu",
         (_, Kind::Json) => "{\"power\": 2}",

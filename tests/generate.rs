@@ -73,7 +73,12 @@ fn repetitions_are_penalised_as_in_transformers() {
         let (mut options, expected) = (options(24), ids(&case["tokens"]));
         options.sampling.repetition_penalty = case["penalty"].as_f64().unwrap() as f32;
         let prompt = ids(&case["prompt"]);
-        assert_eq!(answers(&model, &options, std::slice::from_ref(&prompt), 0)[0].0, expected, "{}", case["model"]);
+        assert_eq!(
+            answers(&model, &options, std::slice::from_ref(&prompt), 0)[0].0,
+            expected,
+            "{}",
+            case["model"]
+        );
         changed += usize::from(expected != ids(&case["without"]));
     }
     assert!(cases.len() == 12 && changed >= 6, "{changed} of {} differ from greedy", cases.len());

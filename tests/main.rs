@@ -35,3 +35,4 @@ mod scratch;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;
+mod variants;

@@ -80,13 +80,19 @@ fn a_turn_says_whether_it_is_trained_on() {
     let off = [json!({"weight": 0}), json!({"weight": 0.0}), json!({"loss": false}), json!({"train": false})];
     let more = [json!({"training": false}), json!({"loss_scale": 0}), json!({"loss": 0, "train": false})];
     for flag in off.iter().chain(&more) {
-        check(&[(turns(std::slice::from_ref(flag)), SECOND), (turns(&[json!({}), flag.clone()]), FIRST)], |_| ());
+        check(
+            &[(turns(std::slice::from_ref(flag)), SECOND), (turns(&[json!({}), flag.clone()]), FIRST)],
+            |_| (),
+        );
         check(&[(turns(&[json!({}), flag.clone()]), "left out: nothing in it is scored")], |settings| {
             settings.train_on = TrainOn::LastTurn;
         });
-        check(&[(turns(std::slice::from_ref(flag)), "[one?]one<|endoftext|>[two?two<|endoftext|>]")], |settings| {
-            settings.train_on = TrainOn::All;
-        });
+        check(
+            &[(turns(std::slice::from_ref(flag)), "[one?]one<|endoftext|>[two?two<|endoftext|>]")],
+            |settings| {
+                settings.train_on = TrainOn::All;
+            },
+        );
     }
     for flag in [json!({"weight": 1}), json!({"loss": true, "train": true}), json!({"loss": null}), json!({})]
     {

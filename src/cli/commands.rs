@@ -382,7 +382,9 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
         Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),
-        Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
+        Kind::Modules | Kind::OptionalModules => {
+            arg.num_args(1..).action(ArgAction::Append).value_name("NAMES")
+        }
         Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),
         Kind::Count | Kind::OptionalCount => arg.allow_negative_numbers(true).value_name("N"),
         Kind::Number | Kind::OptionalNumber => arg.allow_negative_numbers(true).value_name("X"),

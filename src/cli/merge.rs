@@ -7,18 +7,47 @@ use crate::error::Result;
 use crate::model::{Adapter, Spec, merge as fold};
 use crate::report::console::{Console, say};
 use clap::ArgMatches;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// `qwentune merge`.
 pub fn merge(matches: &ArgMatches) -> Result<()> {
     let path = |name: &str| expand_home(option(matches, name).unwrap_or_default()).map(PathBuf::from);
     let (model, out) = (model_folder::find(&path("model_name_or_path")?)?, path("out")?);
     let spec = Spec::read(&model)?;
-    let adapter = Adapter::read(&path("adapter")?, &spec)?;
+    let folder = path("adapter")?;
+    let adapter = Adapter::read(&folder, &spec)?;
+    let ends = ends(&model, &folder, spec.vocab)?;
     let mut console = Console::new(false, 1);
-    let merged = fold::merge(&model, &spec, &adapter, &out, &mut console)?;
+    let merged = fold::merge(&model, &spec, &adapter, &ends, &out, &mut console)?;
     drop(console);
     let (folder, bytes) = (out.display(), size(merged.bytes));
+    if !merged.ends.is_empty() {
+        let ids: Vec<String> = merged.ends.iter().map(u32::to_string).collect();
+        say(&format!("a text of the new model ends with token {} too, as in training", ids.join(" and ")));
+    }
     say(&format!("{folder}: {} matrices merged, {} weight files, {bytes}", merged.matrices, merged.shards));
     Ok(())
+}
+
+/// The tokens that end an answer: by the template of the run whose adapter it is, else by the model's own. None where
+/// the folder has no tokenizer.
+#[cfg(feature = "text")]
+fn ends(model: &Path, adapter: &Path, vocab: usize) -> Result<Vec<u32>> {
+    use crate::config::{RunFile, Settings};
+    use crate::data::prompts::Prompter;
+    let run = adapter.parent().filter(|run| run.join("run.json").exists());
+    let settings =
+        run.map_or_else(|| Ok(Settings::default()), |run| RunFile::read(run).map(|run| run.settings))?;
+    let tokenizer = ["tokenizer.json", "qwen.tiktoken"].iter().any(|name| model.join(name).exists());
+    if !tokenizer {
+        return Ok(Vec::new());
+    }
+    let settings = Settings { model: model.to_path_buf(), ..settings };
+    Ok(Prompter::open(&settings, vocab, true)?.ends())
+}
+
+/// A build without tokenizers trains on tokens, whose ends are the model's own.
+#[cfg(not(feature = "text"))]
+fn ends(_: &Path, _: &Path, _: usize) -> Result<Vec<u32>> {
+    Ok(Vec::new())
 }

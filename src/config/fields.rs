@@ -26,8 +26,10 @@ pub enum Kind {
     Folders,
     /// One of these names; dashes and underscores are the same.
     Choice(&'static [&'static str]),
-    /// Module names, or `all-linear`.
+    /// Module names, `all-linear`, or a regular expression.
     Modules,
+    /// The same, or nothing.
+    OptionalModules,
     /// Whole numbers separated by commas or spaces, or nothing.
     Counts,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
@@ -220,8 +222,8 @@ const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Cadence, Io, Length, Machine, Math, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Pairs, Path, Paths,
-    Resume, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalModules, OptionalNumber,
+    Pairs, Path, Paths, Resume, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
@@ -303,7 +305,9 @@ pub static FIELDS: &[Field] = &[
         "Scale: the adapter counts alpha / rank times"),
     field("lora_dropout", "lora_dropout", &[], Number, Math, Group::Lora, "", "Share of adapter inputs dropped"),
     field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Math, Group::Lora, "",
-        "Adapted layers: all-linear, or names separated by commas or spaces"),
+        "Adapted layers: all-linear, names separated by commas or spaces, or a regular expression of whole names"),
+    field("lora_exclude_modules", "lora_exclude_modules", &["exclude_modules"], OptionalModules, Math, Group::Lora, "none",
+        "Layers that get no adapter although the targets name them, PEFT's exclude_modules"),
     field("lora_rank_pattern", "lora_rank_pattern", &["rank_pattern"], Json, Math, Group::Lora, "",
         "Ranks of layers that have their own, PEFT's rank_pattern: a JSON object of patterns that the ends of their names match"),
     field("lora_alpha_pattern", "lora_alpha_pattern", &["alpha_pattern"], Json, Math, Group::Lora, "",

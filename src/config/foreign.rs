@@ -107,7 +107,6 @@ pub static FOREIGN: &[Foreign] = &[
     only("peft_type", &["lora"], "LoRA is what this trains"),
     only("bias", &["none"], "biases are not trained"),
     only("fan_in_fan_out", NOTHING, "the linear layers of Qwen are stored [out, in]"),
-    only("exclude_modules", NOTHING, "name the layers that are to be adapted: --lora-target-modules"),
     only("target_parameters", NOTHING, "only linear layers are adapted: --lora-target-modules"),
     only("trainable_token_indices", NOTHING, "embeddings are not trained"),
     only("layer_replication", NOTHING, "every block is there once"),

@@ -37,7 +37,8 @@ fn cache() -> Option<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let named = ["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"].into_iter().find_map(set);
     let home = || set("HF_HOME").map(|home| home.join("hub"));
-    let user = || Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("huggingface/hub"));
+    let user =
+        || Some(set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?.join("huggingface/hub"));
     named.or_else(home).or_else(user)
 }
 
@@ -67,8 +68,12 @@ fn snapshot(folder: &Path) -> Result<PathBuf> {
             .hint("download it again: hf download ORG/NAME")),
         many => {
             let names: Vec<String> = many.iter().map(|path| path.display().to_string()).collect();
-            Err(Error::input(format!("{}: it has {} snapshots and no refs/main", folder.display(), many.len()))
-                .hint(format!("name one: {}", names.join(", "))))
+            Err(Error::input(format!(
+                "{}: it has {} snapshots and no refs/main",
+                folder.display(),
+                many.len()
+            ))
+            .hint(format!("name one: {}", names.join(", "))))
         }
     }
 }
@@ -80,11 +85,13 @@ fn snapshot(folder: &Path) -> Result<PathBuf> {
 pub fn expand_home(text: &str) -> Result<String> {
     let Some(rest) = text.strip_prefix('~').filter(|rest| rest.is_empty() || rest.starts_with('/')) else {
         return match text.strip_prefix('~') {
-            Some(_) => Err(Error::usage(format!("'{text}': only ~/ is expanded")).hint("write the path in full, or ./~NAME")),
+            Some(_) => Err(Error::usage(format!("'{text}': only ~/ is expanded"))
+                .hint("write the path in full, or ./~NAME")),
             None => Ok(text.to_owned()),
         };
     };
     let home = std::env::var("HOME").ok().filter(|home| home.starts_with('/'));
-    let home = home.ok_or_else(|| Error::usage(format!("'{text}': HOME is not set")).hint("write the path in full"))?;
+    let home = home
+        .ok_or_else(|| Error::usage(format!("'{text}': HOME is not set")).hint("write the path in full"))?;
     Ok(format!("{}{rest}", home.trim_end_matches('/')))
 }

@@ -138,13 +138,16 @@ pub enum Recompute {
 }
 
 /// Which linear layers get an adapter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Targets {
     /// Every linear layer of the blocks; never the output head.
+    #[default]
     AllLinear,
     /// Module names or dotted suffixes (`q_proj`, `attn.c_proj`).
     Names(Vec<String>),
+    /// A regular expression that whole module names match, as in PEFT.
+    Pattern(String),
 }
 
 /// Where a run's state comes from.
@@ -215,6 +218,8 @@ pub struct Settings {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub lora_target_modules: Targets,
+    /// Layers that get none although the targets name them.
+    pub lora_exclude_modules: Option<Targets>,
     /// Pattern to rank, for the layers the end of whose name matches; as PEFT's `rank_pattern`.
     pub lora_rank_pattern: BTreeMap<String, usize>,
     /// Pattern to alpha, as PEFT's `alpha_pattern`.
@@ -296,6 +301,7 @@ impl Default for Settings {
             lora_alpha: 32.0,
             lora_dropout: 0.0,
             lora_target_modules: Targets::AllLinear,
+            lora_exclude_modules: None,
             lora_rank_pattern: BTreeMap::new(),
             lora_alpha_pattern: BTreeMap::new(),
             layers_to_transform: None,

@@ -20,7 +20,7 @@ fn is_none(text: &str) -> bool {
 pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
     match field.kind {
         Kind::Paths => paths(words.iter().map(String::as_str)),
-        Kind::Modules => Ok(modules(&words.join(" "))),
+        Kind::Modules | Kind::OptionalModules => from_text(field, &words.join(" ")),
         Kind::Counts => from_text(field, &words.join(" ")),
         _ => from_text(field, words.last().map_or("", String::as_str)),
     }
@@ -61,7 +61,8 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
                 None => e,
             }),
         },
-        Kind::Modules => Ok(modules(text)),
+        Kind::OptionalModules if is_none(text) => Ok(Value::Null),
+        Kind::Modules | Kind::OptionalModules => Ok(modules(text)),
         Kind::Folders => folders(text),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
@@ -94,8 +95,10 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
             pairs(field, names, &all.join(","))
         }
         // The structured forms `run.json` has; `Settings` itself checks what is inside.
-        (Kind::Device | Kind::Resume | Kind::Modules, Value::Object(_)) => Ok(value.clone()),
-        (Kind::Paths | Kind::Modules, Value::Array(items)) => {
+        (Kind::Device | Kind::Resume | Kind::Modules | Kind::OptionalModules, Value::Object(_)) => {
+            Ok(value.clone())
+        }
+        (Kind::Paths | Kind::Modules | Kind::OptionalModules, Value::Array(items)) => {
             let words: Option<Vec<String>> = items.iter().map(|i| i.as_str().map(str::to_owned)).collect();
             let words =
                 words.ok_or_else(|| Error::usage(format!("{}: a list of texts is wanted", field.name)))?;
@@ -121,7 +124,7 @@ fn nothing(field: &Field) -> Result<Value> {
         Kind::OptionalCount | Kind::OptionalNumber | Kind::Text | Kind::Path | Kind::Resume => {
             Ok(Value::Null)
         }
-        Kind::Counts => Ok(Value::Null),
+        Kind::Counts | Kind::OptionalModules => Ok(Value::Null),
         Kind::Folders => Ok(json!([])),
         Kind::Pairs(_) => Ok(json!({})),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
@@ -194,8 +197,11 @@ fn choice(names: &[&'static str], text: &str) -> Option<&'static str> {
     names.iter().copied().find(|name| plain(name) == wanted)
 }
 
-/// `all-linear`, or names separated by commas, spaces, or as a Python list.
+/// `all-linear`, names separated by commas, spaces, or as a Python list; or what only a regular expression has.
 fn modules(text: &str) -> Value {
+    if text.contains(['*', '+', '?', '^', '$', '|', '\\']) {
+        return json!({ "pattern": text });
+    }
     let separators = |c: char| c.is_whitespace() || ",[]()'\"".contains(c);
     let names: Vec<&str> = text.split(separators).filter(|name| !name.is_empty()).collect();
     match names[..] {

@@ -241,7 +241,11 @@ impl WeightMap {
                 continue;
             }
             let complete = |(name, tensor): (String, _)| {
-                if name.starts_with("lm_head.") { (name, tensor) } else { (format!("{prefix}{name}"), tensor) }
+                if name.starts_with("lm_head.") {
+                    (name, tensor)
+                } else {
+                    (format!("{prefix}{name}"), tensor)
+                }
             };
             self.tensors = std::mem::take(&mut self.tensors).into_iter().map(complete).collect();
         }

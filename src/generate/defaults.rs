@@ -107,7 +107,9 @@ impl File {
             None | Some(Value::Null) => Ok(1.0),
             Some(value) => match value.as_f64() {
                 Some(penalty) if (1e-3..=1e3).contains(&penalty) => Ok(penalty as f32),
-                _ => Err(self.fault(format_args!("repetition_penalty is {value}, expected a number above 0"))),
+                _ => {
+                    Err(self.fault(format_args!("repetition_penalty is {value}, expected a number above 0")))
+                }
             },
         }
     }

@@ -19,7 +19,7 @@ pub struct Sampling {
 
 impl Sampling {
     /// The likeliest token always, of equals the lowest id.
-    pub const GREEDY: Sampling = 
+    pub const GREEDY: Sampling =
         Sampling { temperature: 0.0, top_k: None, top_p: 1.0, repetition_penalty: 1.0 };
 
     /// Applies the penalty to the tokens that were `said` (Keskar et al., CTRL, section 4.1; transformers'

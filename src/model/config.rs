@@ -41,6 +41,7 @@ const HARMLESS: &[&str] = &[
     "attn_implementation",
     "auto_map",
     "bf16",
+    "bias_dropout_fusion",
     "bos_token_id",
     "chunk_size_feed_forward",
     "classifier_dropout",
@@ -62,6 +63,7 @@ const HARMLESS: &[&str] = &[
     "onnx_safe",
     "output_attentions",
     "output_hidden_states",
+    "params_dtype",
     "prefix",
     "pretraining_tp",
     "problem_type",
@@ -72,6 +74,7 @@ const HARMLESS: &[&str] = &[
     "task_specific_params",
     "tf_legacy_loss",
     "tokenizer_class",
+    "tokenizer_type",
     "torch_dtype",
     "torchscript",
     "transformers_version",
@@ -234,7 +237,10 @@ impl Config {
             Some((key, value)) => {
                 let key = crate::formats::safetensors::printable(key);
                 Err(self
-                    .fault(format_args!("{key} {} is not known here and may change what is computed", brief(value)))
+                    .fault(format_args!(
+                        "{key} {} is not known here and may change what is computed",
+                        brief(value)
+                    ))
                     .hint("remove the key if the model is computed as the released Qwen models are"))
             }
         }
@@ -277,6 +283,12 @@ impl Config {
         self.only("is_encoder_decoder", false, "encoders with decoders are not supported")?;
         self.only("add_cross_attention", false, "cross-attention is not supported")?;
         self.only("use_mrope", false, "rotary embeddings of several axes are not supported")?;
+        match self.text("pos_emb")? {
+            None | Some("rotary") => {}
+            Some(other) => {
+                return Err(self.fault(format_args!("pos_emb {other:?} is not supported, rotary is")));
+            }
+        }
         for key in ["hidden_act", "activation"] {
             match self.text(key)? {
                 None | Some("silu" | "swish" | "swiglu") => {}
@@ -403,7 +415,8 @@ impl Config {
         let outer = self.value("rope_theta").map(|value| ("rope_theta".to_owned(), value));
         let mut inner = Vec::new();
         for name in ["rope_parameters", "rope_scaling"] {
-            let theta = self.plain_rope(name)?.and_then(|keys| keys.get("rope_theta")).filter(|v| !v.is_null());
+            let theta =
+                self.plain_rope(name)?.and_then(|keys| keys.get("rope_theta")).filter(|v| !v.is_null());
             inner.extend(theta.map(|value| (format!("{name}.rope_theta"), value)));
         }
         for (name, value) in outer.into_iter().chain(inner) {

@@ -98,7 +98,11 @@ impl Weights {
     /// Names the file or tensor.
     pub fn open(folder: &Path, spec: &Spec) -> Result<Self> {
         let mut loader = Loader { map: WeightMap::open(folder)?, bytes: 0 };
-        let embedding = loader.matrix(&spec.embedding, spec.vocab, spec.hidden)?;
+        // Some tools save the one table of a tied model under the head's name alone.
+        let by_head =
+            spec.tied && loader.map.get(&spec.embedding).is_none() && loader.map.get(STORED_HEAD).is_some();
+        let table = if by_head { STORED_HEAD } else { &spec.embedding };
+        let embedding = loader.matrix(table, spec.vocab, spec.hidden)?;
         let head = if spec.tied {
             embedding.clone()
         } else {
