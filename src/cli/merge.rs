@@ -35,11 +35,12 @@ pub fn merge(matches: &ArgMatches) -> Result<()> {
 fn ends(model: &Path, adapter: &Path, vocab: usize) -> Result<Vec<u32>> {
     use crate::config::{RunFile, Settings};
     use crate::data::prompts::Prompter;
-    let run = adapter.parent().filter(|run| run.join("run.json").exists());
-    let settings =
-        run.map_or_else(|| Ok(Settings::default()), |run| RunFile::read(run).map(|run| run.settings))?;
-    let tokenizer = ["tokenizer.json", "qwen.tiktoken"].iter().any(|name| model.join(name).exists());
-    if !tokenizer {
+    use crate::files;
+    let settings = match adapter.parent() {
+        Some(run) if files::exists(&run.join("run.json"))? => RunFile::read(run)?.settings,
+        _ => Settings::default(),
+    };
+    if !files::exists(&model.join("tokenizer.json"))? && !files::exists(&model.join("qwen.tiktoken"))? {
         return Ok(Vec::new());
     }
     let settings = Settings { model: model.to_path_buf(), ..settings };

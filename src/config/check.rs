@@ -3,6 +3,7 @@
 use super::model_folder;
 use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
+use crate::files;
 
 /// Checks every setting by itself and the combinations that contradict each other.
 ///
@@ -181,14 +182,17 @@ pub fn check_inputs(s: &mut Settings, needs_output: bool) -> Result<()> {
     }
     s.model = model_folder::find(&s.model)?;
     for file in s.train_files.iter().chain(&s.valid_file) {
-        if !file.is_file() {
+        if !files::exists(file)? {
             return Err(Error::input(format!("{}: no such data file", file.display())));
         }
+        files::open(file)?;
     }
     // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
     let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
-    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
-        Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
-        None => Ok(()),
+    for adapter in s.fold_adapters.iter().chain(first) {
+        if !files::is_folder(adapter)? {
+            return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+        }
     }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 //! what cannot be honoured is refused by the tables of `foreign`.
 
 use crate::error::{Error, Result};
+use crate::files;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -150,7 +151,7 @@ impl DataSets {
                 Error::usage("dataset_dir: nothing is downloaded").hint("name a folder with the files")
             );
         }
-        let all = read(&path)?;
+        let all = files::read(&path, MAX_BYTES)?;
         let all: Map<String, Value> = serde_json::from_slice(&all)
             .map_err(|e| Error::input(format!("{}:{}: {e}", path.display(), e.line())))?;
         let mut found = Found { path: &path, folder: &folder, columns: Map::new() };
@@ -178,14 +179,6 @@ impl DataSets {
         }
         Ok(settings)
     }
-}
-
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let about = std::fs::metadata(path).map_err(|e| Error::reading(path, e))?;
-    if !about.is_file() || about.len() > MAX_BYTES {
-        return Err(Error::input(format!("{}: no regular file of at most 4 MiB", path.display())));
-    }
-    std::fs::read(path).map_err(|e| Error::reading(path, e))
 }
 
 /// What was found in a `dataset_info.json` so far.
@@ -245,14 +238,14 @@ impl Found<'_> {
             return Err(self.wrong(name, "it has no `file_name`"));
         };
         let path = self.folder.join(file);
-        if !path.is_dir() {
+        if !files::is_folder(&path)? {
             return Ok(vec![path]);
         }
         let reading = |e: std::io::Error| Error::reading(&path, e);
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&path).map_err(reading)? {
             let file = entry.map_err(reading)?.path();
-            if file.is_file() {
+            if files::is_file(&file)? {
                 files.push(file);
             }
         }

@@ -2,6 +2,7 @@
 //! Nothing is ever downloaded.
 
 use crate::error::{Error, Result};
+use crate::files;
 use std::path::{Path, PathBuf};
 
 /// The folder that `name` stands for: itself, the snapshot in a cache folder `models--ORG--NAME`, or that of the hub
@@ -10,15 +11,19 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Input: no such folder, with the command that gets it where `name` may be a hub name.
 pub fn find(name: &Path) -> Result<PathBuf> {
-    if name.is_dir() {
-        return if name.join("snapshots").is_dir() { snapshot(name) } else { Ok(name.to_path_buf()) };
+    if files::is_folder(name)? {
+        return if files::is_folder(&name.join("snapshots"))? {
+            snapshot(name)
+        } else {
+            Ok(name.to_path_buf())
+        };
     }
     let missing = Error::input(format!("{}: no such model folder", name.display()));
     let Some(hub) = hub_name(name) else { return Err(missing) };
     let remedy = format!("nothing is downloaded here; if it is a hub name: hf download {hub}");
     let Some(cache) = cache() else { return Err(missing.hint(remedy)) };
     let folder = cache.join(format!("models--{}", hub.replace('/', "--")));
-    if folder.is_dir() { snapshot(&folder) } else { Err(missing.hint(remedy)) }
+    if files::is_folder(&folder)? { snapshot(&folder) } else { Err(missing.hint(remedy)) }
 }
 
 /// `ORG/NAME`, where the path may be one.
@@ -45,11 +50,12 @@ fn cache() -> Option<PathBuf> {
 /// The snapshot that a cache folder's `refs/main` names, else its only one.
 fn snapshot(folder: &Path) -> Result<PathBuf> {
     let snapshots = folder.join("snapshots");
-    let main = std::fs::read_to_string(folder.join("refs/main")).unwrap_or_default();
+    let main = folder.join("refs/main");
+    let main = if files::exists(&main)? { files::read_text(&main, 1024)? } else { String::new() };
     let plain = |revision: &str| !revision.is_empty() && revision.chars().all(|c| c.is_ascii_hexdigit());
     if plain(main.trim()) {
         let named = snapshots.join(main.trim());
-        if named.is_dir() {
+        if files::is_folder(&named)? {
             return Ok(named);
         }
     }
@@ -57,7 +63,7 @@ fn snapshot(folder: &Path) -> Result<PathBuf> {
     let mut all = Vec::new();
     for entry in std::fs::read_dir(&snapshots).map_err(reading)? {
         let path = entry.map_err(reading)?.path();
-        if path.is_dir() {
+        if files::is_folder(&path)? {
             all.push(path);
         }
     }

@@ -4,6 +4,7 @@
 
 use super::tables::{self, Table};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::lfs;
 use std::fmt;
 use std::fs::File;
@@ -61,12 +62,7 @@ pub(super) enum RowReader {
 impl RowReader {
     /// Opens the file; its first bytes and the end of its name say what it is.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
-        let metadata = file.metadata().map_err(|e| Error::reading(path, e))?;
-        if !metadata.is_file() {
-            let what = if metadata.is_dir() { "a folder" } else { "no regular file" };
-            return Err(Error::input(format!("{} is {what}, not a data file", path.display())));
-        }
+        let file = files::open(path)?;
         match tables::open(path, &file)? {
             Some(table) => Ok(RowReader::Table(table)),
             None => JsonReader::new(path, file).map(|reader| RowReader::Json(Box::new(reader))),

@@ -1,6 +1,7 @@
 //! `generation_config.json`: what a model folder says about generating with it.
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::json::{self, Object};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -69,7 +70,7 @@ impl Defaults {
     /// Names the key that cannot be read.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
-        if !path.exists() {
+        if !files::exists(&path)? {
             return Ok(Defaults { ends: Vec::new(), repetition_penalty: 1.0, notes: Vec::new() });
         }
         let file = File { keys: json::read_object(&path, MAX_BYTES)?, path };

@@ -14,6 +14,7 @@ pub use sampling::Sampling;
 use crate::config::{DeviceChoice, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
+use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::train::devices::{Chosen, Devices};
@@ -50,6 +51,12 @@ impl Model {
         let ends = defaults.ends.iter().chain(&spec.eos).copied().collect();
         let weights = Weights::open(folder, &spec)?;
         Ok(Model { spec, weights, adapter, ends, defaults })
+    }
+}
+
+impl MadeFrom for Model {
+    fn check_unchanged(&self) -> Result<()> {
+        self.weights.map.check_unchanged()
     }
 }
 

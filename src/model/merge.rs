@@ -11,8 +11,9 @@ use super::spec::Spec;
 use super::weights::Weights;
 use crate::device::Matrix;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::json;
-use crate::formats::new_folder::{NewFolder, Sink, check_free};
+use crate::formats::publish::{FolderDraft, Sink, check_free};
 use crate::formats::weight_map::{MappedFile, Tensor, WeightMap};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
@@ -47,15 +48,16 @@ const MAX_CONFIG: u64 = 1 << 20;
 /// The configuration with these tokens among its `eos_token_id`; its own bytes where they are there already. New
 /// ones are put before the others and into `added`: the first is the one that most programs look at.
 fn with_ends(path: &Path, ends: &[u32], added: &mut BTreeSet<u32>) -> Result<Vec<u8>> {
-    let mut keys = if path.exists() { json::read_object(path, MAX_CONFIG)? } else { json::Object::new() };
+    let there = files::exists(path)?;
+    let mut keys = if there { json::read_object(path, MAX_CONFIG)? } else { json::Object::new() };
     let known: Vec<Value> = match keys.get("eos_token_id") {
         None | Some(Value::Null) => Vec::new(),
         Some(Value::Array(list)) => list.clone(),
         Some(one) => vec![one.clone()],
     };
     let new: Vec<u32> = ends.iter().copied().filter(|id| !known.contains(&Value::from(*id))).collect();
-    if new.is_empty() && path.exists() {
-        return std::fs::read(path).map_err(|e| Error::reading(path, e));
+    if new.is_empty() && there {
+        return files::read(path, MAX_CONFIG);
     }
     added.extend(&new);
     let all: Vec<Value> = new.into_iter().map(Value::from).chain(known).collect();
@@ -79,7 +81,7 @@ pub fn merge(
 ) -> Result<Merged> {
     check_free(out)?;
     let weights = Weights::open(folder, spec)?;
-    let target = NewFolder::create(out)?;
+    let target = FolderDraft::beside(out)?;
     let map = &weights.map;
     let mut names = carried(folder)?;
     if !ends.is_empty() && !names.iter().any(|name| name == GENERATION) {
@@ -87,11 +89,11 @@ pub fn merge(
     }
     let mut added = BTreeSet::new();
     for name in names {
+        let from = folder.join(&name);
         let bytes = if [GENERATION, "config.json"].contains(&name.as_str()) {
-            with_ends(&folder.join(&name), ends, &mut added)?
+            with_ends(&from, ends, &mut added)?
         } else {
-            let from = folder.join(&name);
-            std::fs::read(&from).map_err(|e| Error::reading(&from, e))?
+            files::read(&from, MAX_CARRIED)?
         };
         target.file(&name, |sink| sink.write(&bytes))?;
     }
@@ -101,8 +103,7 @@ pub fn merge(
         let parts = adapted(map, adapter, file)?;
         target.file(&name, |sink| write_shard(sink, file, &parts, adapter, &mut progress))?;
     }
-    map.check_unchanged()?;
-    target.publish()?;
+    target.publish(map)?;
     let matrices = adapter.layout.slots.len();
     let ends = added.into_iter().collect();
     Ok(Merged { matrices, shards: map.files().len(), bytes: map.file_bytes(), ends })
@@ -208,14 +209,12 @@ fn carried(folder: &Path) -> Result<Vec<String>> {
         let entry = entry.map_err(fault)?;
         let Some(name) = belongs(entry.file_name()) else { continue };
         let path = folder.join(&name);
-        let found = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?;
-        if found.is_file() && found.len() > MAX_CARRIED {
+        let Some(found) = files::look(&path)?.filter(|found| found.is_file()) else { continue };
+        if found.len() > MAX_CARRIED {
             return Err(Error::input(format!("{}: larger than a model's small files are", path.display()))
                 .hint("move it out of the model folder"));
         }
-        if found.is_file() {
-            names.push(name);
-        }
+        names.push(name);
     }
     names.sort();
     Ok(names)
