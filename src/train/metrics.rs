@@ -13,6 +13,8 @@ pub struct Metrics {
     file: Box<dyn Stored>,
     /// Bytes of the file.
     length: u64,
+    /// Every line of the file.
+    lines: Vec<Line>,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
@@ -53,7 +55,7 @@ impl Metrics {
         let put = storage::put_file(folder.open(), METRICS, text.as_bytes());
         let file = put.map_err(|e| Error::io("writing", &folder.join(METRICS), e))?;
         let (folder, length) = (folder.clone(), text.len() as u64);
-        Ok(Metrics { folder, file, length, ahead, repeated: None, exact, failed: false })
+        Ok(Metrics { folder, file, length, lines, ahead, repeated: None, exact, failed: false })
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -67,12 +69,13 @@ impl Metrics {
     ///
     /// # Errors
     /// [`crate::error::Kind::Check`] when a repeated step differs from what was logged.
-    pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
+    pub fn push(&mut self, line: Line) -> Result<Option<(u64, u64)>> {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
             self.failed |= storage::write_all(&*self.file, self.length, text.as_bytes()).is_err();
             self.length += text.len() as u64;
+            self.lines.push(line);
             return Ok(None);
         };
         if before != now {
@@ -108,10 +111,8 @@ impl Metrics {
     }
 
     /// Every line of the file.
-    ///
-    /// # Errors
-    /// I/O errors, naming the path.
-    pub fn lines(&self) -> Result<Vec<Line>> {
-        read_lines(&self.folder)
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
     }
 }

@@ -4,7 +4,7 @@ use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, State, TensorEntry};
-use crate::checkpoint::store::{Store, Wait};
+use crate::checkpoint::store::Store;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::files;
@@ -53,7 +53,7 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     refuse_occupied(request)?;
     let mut store = Store::open(folder.run_lock(), s.save_total_limit)?;
     let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
-    store.save(state, Wait::Block)?;
+    store.save(&state)?;
     // Last: a folder that names itself a run has the checkpoint to continue from.
     folder.write(&setup.settings, &identity, &request.command_line)?;
     notes.into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
