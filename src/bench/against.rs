@@ -50,7 +50,7 @@ pub fn serve(
     loop {
         line.clear();
         let read = input.read_line(&mut line);
-        if read.map_err(|e| Error::io("reading requests from", Path::new("standard input"), &e))? == 0 {
+        if read.map_err(|e| Error::io("reading requests from", Path::new("standard input"), e))? == 0 {
             return Ok(());
         }
         match line.trim() {
@@ -79,15 +79,15 @@ struct Side {
 
 impl Side {
     fn start(program: &Path, arguments: &[String]) -> Result<Self> {
-        let failed = |e: &std::io::Error| Error::io("starting", program, e);
+        let failed = |e: std::io::Error| Error::io("starting", program, e);
         let mut child = Command::new(program)
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .map_err(|e| failed(&e))?;
+            .map_err(|e| failed(e))?;
         let (Some(requests), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(failed(&std::io::ErrorKind::BrokenPipe.into()));
+            return Err(failed(std::io::ErrorKind::BrokenPipe.into()));
         };
         let mut answers = BufReader::new(answers);
         let ready = receive(program, &mut answers);
@@ -114,7 +114,7 @@ impl Side {
 
     fn ask(&mut self, request: &str) -> Result<Answer> {
         let sent = writeln!(self.requests, "{request}").and_then(|()| self.requests.flush());
-        sent.map_err(|e| Error::io("asking", &self.program, &e))?;
+        sent.map_err(|e| Error::io("asking", &self.program, e))?;
         receive(&self.program, &mut self.answers)
     }
 
@@ -146,7 +146,7 @@ impl Side {
 
 fn receive(program: &Path, answers: &mut dyn BufRead) -> Result<Answer> {
     let mut line = String::new();
-    let read = answers.read_line(&mut line).map_err(|e| Error::io("reading from", program, &e))?;
+    let read = answers.read_line(&mut line).map_err(|e| Error::io("reading from", program, e))?;
     if read == 0 {
         return Err(Error::check(format!("{} ended before it answered", program.display())).hint(
             "its own message stands above; a program from before `bench` existed cannot be measured against",

@@ -162,8 +162,8 @@ impl Measurement {
 fn read_text(path: &Path) -> Result<String> {
     use std::io::Read;
     let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
-    let read = file.take(MOST_BYTES).read_to_string(&mut text).map_err(|e| Error::reading(path, &e))?;
+    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+    let read = file.take(MOST_BYTES).read_to_string(&mut text).map_err(|e| Error::reading(path, e))?;
     match read as u64 == MOST_BYTES {
         true => Err(Error::input(format!("{}: longer than any report, {MOST_BYTES} bytes", path.display()))),
         false => Ok(text),

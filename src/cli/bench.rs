@@ -127,7 +127,7 @@ fn unwritten() -> Error {
 fn append(file: &Path, lines: &str) -> Result<()> {
     let open = std::fs::OpenOptions::new().create(true).append(true).open(file);
     let written = open.and_then(|mut out| out.write_all(lines.as_bytes()).and_then(|()| out.sync_all()));
-    written.map_err(|e| Error::io("appending to", file, &e))
+    written.map_err(|e| Error::io("appending to", file, e))
 }
 
 fn measure(matches: &ArgMatches, options: &Options, watch: Watch, seconds: f64) -> Result<Report> {
@@ -145,7 +145,7 @@ fn report(matches: &ArgMatches, options: &Options, results: Vec<crate::bench::re
     let commit = option(matches, "commit").map(str::to_owned);
     let commit = commit.or_else(|| environment("GITHUB_SHA")).or_else(|| environment("CI_COMMIT_SHA"));
     let binary = own_binary()?;
-    let bytes = std::fs::read(&binary).map_err(|e| Error::reading(&binary, &e))?;
+    let bytes = std::fs::read(&binary).map_err(|e| Error::reading(&binary, e))?;
     let facts = workload::device_facts(options)?;
     Ok(Report {
         schema_version: SCHEMA_VERSION,
@@ -167,7 +167,7 @@ fn report(matches: &ArgMatches, options: &Options, results: Vec<crate::bench::re
 }
 
 fn own_binary() -> Result<PathBuf> {
-    std::env::current_exe().map_err(|e| Error::reading(Path::new("the program's own file"), &e))
+    std::env::current_exe().map_err(|e| Error::reading(Path::new("the program's own file"), e))
 }
 
 /// Both programs in turn, for every workload.
