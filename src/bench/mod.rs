@@ -7,4 +7,6 @@ pub mod conditions;
 pub mod format;
 pub mod report;
 pub mod sampling;
+pub mod shape;
 pub mod statistics;
+pub mod workload;

@@ -131,6 +131,28 @@ pub struct Measurement {
 }
 
 impl Measurement {
+    /// A result of which nothing is known yet.
+    #[must_use]
+    pub fn empty(workload: &str, name: &str, unit: &str, better: Better) -> Self {
+        Measurement {
+            workload: workload.into(),
+            name: name.into(),
+            unit: unit.into(),
+            better,
+            parameters: BTreeMap::new(),
+            samples: Vec::new(),
+            median: 0.0,
+            mad: 0.0,
+            interval: [0.0; 2],
+            outliers: Vec::new(),
+            settled: false,
+            digest: None,
+            flags: Vec::new(),
+            details: BTreeMap::new(),
+            conditions: Vec::new(),
+        }
+    }
+
     /// Workload, name and parameters in one line: what a result is found by in another report.
     #[must_use]
     pub fn label(&self) -> String {

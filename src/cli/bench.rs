@@ -1,15 +1,15 @@
 //! `bench`: measures a workload, compares reports, and is the process that another `bench` measures against.
 
-use super::{complain_all, option};
+use super::option;
 use crate::bench::compare::{self, Comparison};
 use crate::bench::conditions::{self, Watch};
 use crate::bench::format::{self, Format};
 use crate::bench::report::{Machine, Program, Report, SCHEMA_VERSION};
 use crate::bench::workload::{self, Options};
 use crate::bench::{against, sampling};
-use crate::config::DeviceChoice;
+use crate::config::{self, DeviceChoice};
 use crate::error::{Error, Result};
-use crate::report::console::{say, type_out};
+use crate::report::console::{complain, say, type_out};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -132,10 +132,11 @@ fn append(file: &Path, lines: &str) -> Result<()> {
 
 fn measure(matches: &ArgMatches, options: &Options, watch: Watch, seconds: f64) -> Result<Report> {
     let mut results = Vec::new();
-    for (one, build) in workload::all(options)? {
-        complain_all(&[format!("measuring {one}")]);
-        let mut built = build()?;
-        results.push(sampling::measure(built.as_mut(), seconds, watch)?);
+    for case in workload::cases(options) {
+        for mut one in case.build()? {
+            complain(&format!("measuring {case}"));
+            results.push(sampling::measure(one.as_mut(), seconds, watch)?);
+        }
     }
     report(matches, options, results)
 }
@@ -179,9 +180,9 @@ fn measure_against(
 ) -> Result<(Report, Vec<Comparison>)> {
     let (own, threshold) = (own_binary()?, fraction(matches)?);
     let (mut results, mut comparisons) = (Vec::new(), Vec::new());
-    for (one, _) in workload::all(options)? {
-        complain_all(&[format!("measuring {one} in turn with {}", other.display())]);
-        let mut arguments = one.arguments();
+    for case in workload::cases(options) {
+        complain(&format!("measuring {case} in turn with {}", other.display()));
+        let mut arguments = case.arguments();
         arguments.extend(["--serve".into(), "--seconds".into(), seconds.to_string()]);
         let outcome = against::run(other, &own, &arguments, seconds, threshold)?;
         results.push(outcome.new);
@@ -191,11 +192,9 @@ fn measure_against(
 }
 
 fn serve(options: &Options, watch: Watch, seconds: f64) -> Result<()> {
-    let mut all = workload::all(options)?;
-    let (Some((_, build)), true) = (all.pop(), all.is_empty()) else {
-        return Err(Error::usage("--serve measures one workload with one value of each parameter"));
-    };
-    let mut built = build()?;
+    let [case] = <[_; 1]>::try_from(workload::cases(options))
+        .map_err(|_| Error::usage("--serve measures one value of each parameter"))?;
+    let mut built = case.build()?.pop().expect("a workload measures something");
     let mut answer = |line: &str| if type_out(&format!("{line}\n")) { Ok(()) } else { Err(unwritten()) };
     against::serve(built.as_mut(), watch, seconds, &mut std::io::stdin().lock(), &mut answer)
 }
@@ -245,6 +244,14 @@ fn numbers(matches: &ArgMatches, name: &str, default: usize) -> Result<Vec<usize
         .collect()
 }
 
+/// The value of a flag that takes one of the names of a setting.
+fn choice<T: serde::de::DeserializeOwned>(matches: &ArgMatches, name: &str, default: T) -> Result<T> {
+    let Some(word) = option(matches, name) else { return Ok(default) };
+    let field = config::fields::find(name).expect("a setting of that name");
+    let value = config::value::from_words(field, &[word.to_owned()])?;
+    serde_json::from_value(value).map_err(|e| Error::usage(format!("--{name} {word}: {e}")))
+}
+
 fn options(matches: &ArgMatches) -> Result<Options> {
     let word = option(matches, "device").unwrap_or("auto");
     let device = DeviceChoice::parse(word)
@@ -257,8 +264,8 @@ fn options(matches: &ArgMatches) -> Result<Options> {
         tokens: numbers(matches, "tokens", 512)?,
         ranks: numbers(matches, "lora-r", 16)?,
         device,
-        dtype: option(matches, "dtype").unwrap_or("auto").to_owned(),
-        recompute: option(matches, "recompute").unwrap_or("auto").to_owned(),
+        dtype: choice(matches, "dtype", config::Dtype::Auto)?,
+        recompute: choice(matches, "recompute", config::Recompute::Auto)?,
         threads: threads.first().copied().filter(|n| *n > 0),
     })
 }

@@ -9,9 +9,6 @@ use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
-/// Commands that are planned, and what each will do; they are refused by name.
-pub const PLANNED: &[(&str, &str)] = &[("bench", "measure throughput")];
-
 /// Settings that make no sense for `resume`, and why.
 pub const NOT_ON_RESUME: &[(&str, &str)] = &[
     ("output_dir", "the run's folder is the argument: qwentune resume OUTPUT_DIR"),
@@ -115,9 +112,11 @@ pub fn program() -> Command {
         .subcommand(export())
         .subcommand(evaluate().arg(json()))
         .subcommand(merge())
+        .subcommand(report())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
+        .subcommand(super::bench::command())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -213,6 +212,18 @@ fn merge() -> Command {
         .arg(model("Folder of the base model"))
         .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
         .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
+fn report() -> Command {
+    command("report", "Makes report.html of a run again, or one page that compares several runs")
+        .arg(Arg::new("runs").value_name("OUTPUT_DIR").required(true).num_args(1..).help("Folders of runs"))
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .default_value("comparison.html")
+                .help("Where the page of several runs goes; that of one is the folder's report.html"),
+        )
 }
 
 fn tokenize() -> Command {
@@ -463,9 +474,6 @@ fn unknown(arg: &str) -> Error {
 }
 
 fn unknown_command(name: &str) -> Error {
-    if let Some((name, does)) = PLANNED.iter().find(|(planned, _)| *planned == name) {
-        return Error::usage(format!("`qwentune {name}` is not in this version yet; it will {does}"));
-    }
     let program = program();
     let best = program.get_subcommands().map(|c| (edit_distance(name, c.get_name()), c.get_name())).min();
     let error = Error::usage(format!("unknown command '{name}'"));

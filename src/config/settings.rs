@@ -101,6 +101,16 @@ pub enum DeviceChoice {
     Cuda(u32),
 }
 
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
 impl DeviceChoice {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[must_use]
@@ -243,6 +253,8 @@ pub struct Settings {
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
+    /// Digest the base again, whatever digest of it was kept.
+    pub verify_base: bool,
     pub fresh_optimizer: bool,
     /// Print nothing but errors.
     pub quiet: bool,
@@ -312,6 +324,7 @@ impl Default for Settings {
             init_adapter: None,
             fold_adapters: Vec::new(),
             allow_inexact: false,
+            verify_base: false,
             fresh_optimizer: false,
             quiet: false,
         }

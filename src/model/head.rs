@@ -44,9 +44,11 @@ impl Head {
         let hidden = self.norm.dim;
         let capabilities = b.planner().capabilities();
         let row = capabilities.row_len(self.matrix.rows());
-        let (last, chunk) = match b.passes() {
-            Passes::Training { tokens, .. } => (tokens, (capabilities.logits / row).clamp(1, tokens)),
-            Passes::Decoding { slots, .. } => (slots, slots),
+        let (last, chunk, scored) = match b.passes() {
+            Passes::Training { tokens, .. } | Passes::Evaluation { tokens } => {
+                (tokens, (capabilities.logits / row).clamp(1, tokens), tokens)
+            }
+            Passes::Decoding { slots, .. } => (slots, slots, 0),
         };
         let mut work = |storage, width| b.work_len(storage, last * width);
         let [x, normed] = [(); 2].map(|()| work(Storage::Activation, hidden));
@@ -60,7 +62,7 @@ impl Head {
             dx,
             logits: b.own_len(Purpose::Logits, Storage::F32, chunk * row),
             row,
-            losses: b.own_len(Purpose::Workspace, Storage::F32, if b.trains() { last } else { 0 }),
+            losses: b.own_len(Purpose::Workspace, Storage::F32, scored),
         };
     }
 

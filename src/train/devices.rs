@@ -173,6 +173,16 @@ impl Chosen {
         }
     }
 
+    /// Version of the driver it is reached by.
+    #[must_use]
+    pub fn driver(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Some(driver.facts().driver.clone()),
+            _ => None,
+        }
+    }
+
     /// One line on the device.
     #[must_use]
     pub fn describe(&self) -> String {

@@ -206,7 +206,10 @@ impl Case {
 pub fn gpu(options: &Options) -> Option<u32> {
     match options.device {
         DeviceChoice::Cuda(index) => Some(index),
-        DeviceChoice::Auto => (Devices::default().probe_first()).then_some(0),
+        DeviceChoice::Auto => {
+            let chosen = Case { options: options.clone(), tokens: 0, rank: 0 }.chosen();
+            chosen.is_ok_and(|chosen| chosen.capabilities().own_memory).then_some(0)
+        }
         DeviceChoice::Cpu => None,
     }
 }

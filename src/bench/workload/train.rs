@@ -1,9 +1,9 @@
 //! Training steps of a model on random tokens.
 
-use super::{Case, Model};
+use super::{Case, Model, SEED};
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
-use crate::config::{Dtype, Recompute, Scheduler, Settings, Strategy};
+use crate::config::{Scheduler, Settings, Strategy};
 use crate::data::dataset::{Row, Rows};
 use crate::error::Result;
 use crate::model::{Spec, Weights};
@@ -23,9 +23,6 @@ const LONGEST_ROW: usize = 4096;
 
 /// Rows in memory; an epoch of them comes again and again.
 const ROWS: usize = 64;
-
-/// Seed of weights, rows and adapter.
-const SEED: u64 = 1;
 
 /// A model under training.
 pub struct Train {
@@ -65,7 +62,7 @@ impl Train {
         };
         let draw = |at: usize| (uniform(SEED, Stream::Benchmark, at as u64) * spec.vocab as f64) as u32;
         let ids = |index: usize| (0..row).map(|i| draw(index * row + i)).collect::<Vec<u32>>();
-        let train = (0..ROWS.max(rows)).map(|index| Row::all_scored(ids(index))).collect();
+        let train = (0..ROWS.max(rows)).map(|index| row_of(ids(index))).collect();
         let flops_per_token = flops_per_token(&spec, case.rank, row);
         let device = case.chosen()?;
         let mut silent = |_: &Event| {};
@@ -85,6 +82,12 @@ impl Train {
         self.tokens[2] = done.line.tokens;
         Ok([done.line.loss, done.line.grad_norm])
     }
+}
+
+/// A row whose tokens are all scored but the first.
+fn row_of(ids: Vec<u32>) -> Row {
+    let labels = ids.iter().map(|id| *id as i32).collect();
+    Row { ids, labels }
 }
 
 /// A micro-batch of `tokens` as equally long rows: (tokens of a row, rows).
