@@ -430,15 +430,6 @@ fn a_line_of_deepkes_evaluation_gives_a_table_and_json() {
 }
 
 #[test]
-fn commands_that_are_not_there_are_not_offered() {
-    let output = program(&folder("help"), &["--help"]);
-    let help = String::from_utf8(output.stdout).unwrap();
-    for (name, _) in qwentune::cli::commands::PLANNED {
-        assert!(!help.lines().any(|line| line.trim_start().starts_with(name)), "{name}");
-    }
-}
-
-#[test]
 fn a_resume_may_not_change_what_decides_the_numbers() {
     let here = folder("frozen");
     let run = here.join("run");

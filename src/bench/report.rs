@@ -2,6 +2,7 @@
 
 use super::statistics;
 use crate::error::{Error, Result};
+use crate::files;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -180,18 +181,6 @@ impl Measurement {
     }
 }
 
-/// A report's text, if it is of a size that a report can have.
-fn read_text(path: &Path) -> Result<String> {
-    use std::io::Read;
-    let mut text = String::new();
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
-    let read = file.take(MOST_BYTES).read_to_string(&mut text).map_err(|e| Error::reading(path, e))?;
-    match read as u64 == MOST_BYTES {
-        true => Err(Error::input(format!("{}: longer than any report, {MOST_BYTES} bytes", path.display()))),
-        false => Ok(text),
-    }
-}
-
 impl Report {
     /// Reads a stored report.
     ///
@@ -199,7 +188,7 @@ impl Report {
     /// A file that is no report, or one of another version.
     pub fn read(path: &Path) -> Result<Self> {
         let fault = |what: String| Error::input(format!("{}: {what}", path.display()));
-        let text = read_text(path)?;
+        let text = files::read_text(path, MOST_BYTES)?;
         let value: Value = serde_json::from_str(&text).map_err(|e| fault(format!("no report: {e}")))?;
         let version = value.get("schema_version").and_then(Value::as_u64);
         if version != Some(u64::from(SCHEMA_VERSION)) {

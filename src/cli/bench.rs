@@ -9,6 +9,7 @@ use crate::bench::workload::{self, Options};
 use crate::bench::{against, sampling};
 use crate::config::{self, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::formats::publish;
 use crate::report::console::{complain, say, type_out};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use std::io::Write;
@@ -41,8 +42,16 @@ pub fn command() -> Command {
         .args_conflicts_with_subcommands(true)
         .after_help(format!("Workloads:\n{about}"))
         .subcommand(compared)
-        .arg(Arg::new("workload").value_name("WORKLOAD").value_parser(workloads).default_value("train").help("What to measure"))
-        .arg(flag("model", "DIR", "Folder of a model").alias("model-name-or-path").alias("model_name_or_path"))
+        .arg(
+            Arg::new("workload")
+                .value_name("WORKLOAD")
+                .value_parser(workloads)
+                .default_value("train")
+                .help("What to measure"),
+        )
+        .arg(
+            flag("model", "DIR", "Folder of a model").alias("model-name-or-path").alias("model_name_or_path"),
+        )
         .arg(
             flag("shape", "NAME", "A released size with random weights, no files: qwen2.5-0.5b, qwen3-8b, …")
                 .conflicts_with("model"),
@@ -71,7 +80,11 @@ pub fn command() -> Command {
         .arg(threshold())
         .arg(force())
         .arg(flag("ledger", "FILE", "Appends one line for each result"))
-        .arg(flag("commit", "ID", "The commit that was built, for the report (default: GITHUB_SHA or CI_COMMIT_SHA)"))
+        .arg(flag(
+            "commit",
+            "ID",
+            "The commit that was built, for the report (default: GITHUB_SHA or CI_COMMIT_SHA)",
+        ))
         .arg(flag("serve", "", "").num_args(0).action(ArgAction::SetTrue).hide(true))
 }
 
@@ -105,7 +118,7 @@ pub fn bench(matches: &ArgMatches) -> Result<()> {
     let kind = option(matches, "format").and_then(Format::parse).unwrap_or(Format::Markdown);
     let text = kind.render(&report)?;
     match option(matches, "output") {
-        Some(file) => crate::formats::atomic_file::write(Path::new(file), text.as_bytes())?,
+        Some(file) => publish::replace_file(Path::new(file), text.as_bytes())?,
         None if type_out(&text) => {}
         None => return Err(unwritten()),
     }
@@ -141,7 +154,11 @@ fn measure(matches: &ArgMatches, options: &Options, watch: Watch, seconds: f64) 
     report(matches, options, results)
 }
 
-fn report(matches: &ArgMatches, options: &Options, results: Vec<crate::bench::report::Measurement>) -> Result<Report> {
+fn report(
+    matches: &ArgMatches,
+    options: &Options,
+    results: Vec<crate::bench::report::Measurement>,
+) -> Result<Report> {
     let environment = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let commit = option(matches, "commit").map(str::to_owned);
     let commit = commit.or_else(|| environment("GITHUB_SHA")).or_else(|| environment("CI_COMMIT_SHA"));
@@ -239,7 +256,9 @@ fn numbers(matches: &ArgMatches, name: &str, default: usize) -> Result<Vec<usize
     words
         .map(|word| {
             let number = word.trim().parse().ok().filter(|n| *n > 0);
-            number.ok_or_else(|| Error::usage(format!("--{name} {word}: whole numbers above 0, separated by commas")))
+            number.ok_or_else(|| {
+                Error::usage(format!("--{name} {word}: whole numbers above 0, separated by commas"))
+            })
         })
         .collect()
 }

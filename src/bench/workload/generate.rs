@@ -65,9 +65,10 @@ impl Text {
 }
 
 fn greedy(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |best, (id, &logit)| {
-        if logit > best.1 { (id, logit) } else { best }
-    });
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (id, &logit)| if logit > best.1 { (id, logit) } else { best });
     best.0 as u32
 }
 
@@ -93,10 +94,7 @@ pub fn build(case: &Case) -> Result<Vec<Box<dyn Workload>>> {
         let labels = case.labels(name, "tokens/s", Better::Higher);
         Box::new(Generate { labels, text: Rc::clone(&text), part })
     };
-    Ok(vec![
-        one("prefill_tokens_per_second", Part::Prefill),
-        one("decode_tokens_per_second", Part::Decode),
-    ])
+    Ok(vec![one("prefill_tokens_per_second", Part::Prefill), one("decode_tokens_per_second", Part::Decode)])
 }
 
 impl Workload for Generate {

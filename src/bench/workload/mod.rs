@@ -178,12 +178,16 @@ impl Case {
                 Ok(Model { spec, weights, folder: Some(folder.clone()) })
             }
             (None, Some(name)) => {
-                let Value::Object(config) = shape::config(name)? else { unreachable!("a configuration is an object") };
+                let Value::Object(config) = shape::config(name)? else {
+                    unreachable!("a configuration is an object")
+                };
                 let spec = Spec::given(name, config.into_iter().collect())?;
                 let weights = Weights::random(&spec, SEED)?;
                 Ok(Model { spec, weights, folder: None })
             }
-            (None, None) => Err(Error::usage("bench needs a model").hint("give --model DIR, or --shape qwen2.5-0.5b")),
+            (None, None) => {
+                Err(Error::usage("bench needs a model").hint("give --model DIR, or --shape qwen2.5-0.5b"))
+            }
         }
     }
 
@@ -227,7 +231,12 @@ pub fn device_facts(options: &Options) -> Result<DeviceFacts> {
         Some(_) => chosen.describe(),
         None => conditions::processor(),
     };
-    Ok(DeviceFacts { device, driver: chosen.driver(), kernels: engine.kernels, threads: options.threads.unwrap_or(cores) })
+    Ok(DeviceFacts {
+        device,
+        driver: chosen.driver(),
+        kernels: engine.kernels,
+        threads: options.threads.unwrap_or(cores),
+    })
 }
 
 /// Largest resident memory of this process so far, bytes, where the system tells it.

@@ -6,6 +6,7 @@ use crate::bench::sampling::{Pass, Workload};
 use crate::config::{Scheduler, Settings, Strategy};
 use crate::data::dataset::{Row, Rows};
 use crate::error::Result;
+use crate::model::spec::MixerSpec;
 use crate::model::{Spec, Weights};
 use crate::philox::{Stream, uniform};
 use crate::report::event::Event;
@@ -67,7 +68,8 @@ impl Train {
         let device = case.chosen()?;
         let mut silent = |_: &Event| {};
         let base = Base { spec, weights };
-        let setup = Setup::over(base, &settings, Some(Rows { train, eval: Vec::new() }), None, device, &mut silent)?;
+        let setup =
+            Setup::over(base, &settings, Some(Rows { train, eval: Vec::new() }), None, device, &mut silent)?;
         let planned_bytes = setup.report()?.arena.iter().map(|(_, bytes)| bytes).sum();
         let (trainer, weights) = setup.allocate(&mut silent)?.trainer()?;
         let labels = case.labels("tokens_per_second", "tokens/s", Better::Higher);
@@ -106,7 +108,8 @@ fn flops_per_token(spec: &Spec, rank: usize, row: usize) -> f64 {
         total += 4.0 * (output * input) as f64 + 6.0 * (rank * (output + input)) as f64;
     }
     for layer in &spec.layers {
-        total += 7.0 * 2.0 * (row as f64 / 2.0) * layer.mixer.attention_width() as f64;
+        let MixerSpec::Attention(attention) = &layer.mixer;
+        total += 7.0 * 2.0 * (row as f64 / 2.0) * (attention.heads * attention.head_dim) as f64;
     }
     total
 }
