@@ -85,7 +85,7 @@ pub fn command() -> Command {
             "ID",
             "The commit that was built, for the report (default: GITHUB_SHA or CI_COMMIT_SHA)",
         ))
-        .arg(flag("serve", "", "").num_args(0).action(ArgAction::SetTrue).hide(true))
+        .arg(flag("serve", "PART", "").value_parser(clap::value_parser!(usize)).hide(true))
 }
 
 fn threshold() -> Arg {
@@ -106,8 +106,8 @@ pub fn bench(matches: &ArgMatches) -> Result<()> {
     let options = options(matches)?;
     let seconds = positive(matches, "seconds")?.unwrap_or(SECONDS);
     let watch = Watch { gpu: workload::gpu(&options) };
-    if matches.get_flag("serve") {
-        return serve(&options, watch, seconds);
+    if let Some(part) = matches.get_one::<usize>("serve") {
+        return serve(&options, *part, watch, seconds);
     }
     // What is asked for besides measuring is looked at first: a wrong file is told before the time was spent.
     let baseline = option(matches, "baseline").map(|file| Report::read(Path::new(file))).transpose()?;
@@ -199,19 +199,22 @@ fn measure_against(
     let (mut results, mut comparisons) = (Vec::new(), Vec::new());
     for case in workload::cases(options) {
         complain(&format!("measuring {case} in turn with {}", other.display()));
-        let mut arguments = case.arguments();
-        arguments.extend(["--serve".into(), "--seconds".into(), seconds.to_string()]);
-        let outcome = against::run(other, &own, &arguments, seconds, threshold)?;
-        results.push(outcome.new);
-        comparisons.push(outcome.comparison);
+        for part in 0..case.parts() {
+            let mut arguments = case.arguments();
+            arguments.extend(["--serve".into(), part.to_string(), "--seconds".into(), seconds.to_string()]);
+            let outcome = against::run(other, &own, &arguments, seconds, threshold)?;
+            results.push(outcome.new);
+            comparisons.push(outcome.comparison);
+        }
     }
     Ok((report(matches, options, results)?, comparisons))
 }
 
-fn serve(options: &Options, watch: Watch, seconds: f64) -> Result<()> {
+fn serve(options: &Options, part: usize, watch: Watch, seconds: f64) -> Result<()> {
     let [case] = <[_; 1]>::try_from(workload::cases(options))
         .map_err(|_| Error::usage("--serve measures one value of each parameter"))?;
-    let mut built = case.build()?.pop().expect("a workload measures something");
+    let built = case.build()?.into_iter().nth(part);
+    let mut built = built.ok_or_else(|| Error::usage(format!("{case} has no part {part}")))?;
     let mut answer = |line: &str| if type_out(&format!("{line}\n")) { Ok(()) } else { Err(unwritten()) };
     against::serve(built.as_mut(), watch, seconds, &mut std::io::stdin().lock(), &mut answer)
 }

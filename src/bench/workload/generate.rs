@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 
+/// Workloads of a case.
+pub const PARTS: usize = 2;
+
 /// Tokens of an answer.
 const ANSWER: usize = 16;
 

@@ -120,6 +120,12 @@ impl Case {
         })
     }
 
+    /// How many workloads [`Case::build`] gives.
+    #[must_use]
+    pub fn parts(&self) -> usize {
+        if self.options.workload == "generate" { generate::PARTS } else { 1 }
+    }
+
     /// The model's name in a report: that of its folder, or of its shape.
     fn name(&self) -> String {
         let folder = self.options.model.as_ref().map(|path| path.display().to_string());
