@@ -95,7 +95,8 @@ impl Head {
         cancelled: &dyn Fn() -> bool,
     ) -> Option<()> {
         self.input(dev, x, scored.rows);
-        self.chunks(scored, cancelled, |operands, x, _| loss::forward(dev, operands, x))
+        let normed = self.buffers.normed;
+        self.chunks(scored, cancelled, |operands, part| loss::forward(dev, operands, part(normed)))
     }
 
     /// Computes the losses, and writes to `dx` the gradient of `scale` × their sum with respect to the residual stream.
@@ -109,7 +110,10 @@ impl Head {
         cancelled: &dyn Fn() -> bool,
     ) -> Option<()> {
         self.input(dev, x, scored.rows);
-        self.chunks(scored, cancelled, |p, x, dx| loss::forward_backward(dev, p, x, scale, dx))?;
+        let HeadBuffers { normed, dnormed, .. } = self.buffers;
+        self.chunks(scored, cancelled, |operands, part| {
+            loss::forward_backward(dev, operands, part(normed), scale, part(dnormed));
+        })?;
         let count = scored.rows.len();
         let [x, dnormed, dlast] =
             [self.buffers.x, self.buffers.dnormed, self.buffers.dx].map(|r| self.rows(r, count));
@@ -120,12 +124,12 @@ impl Head {
     }
 
     /// Runs over the scored rows, as many at once as the logits' region holds; between two chunks it can be cancelled.
-    /// `run` gets the operands, the chunk's normalised rows and their gradient's place.
+    /// `run` gets the operands, and what cuts the chunk's rows out of those of all.
     fn chunks(
         &self,
         scored: Scored<'_>,
         cancelled: &dyn Fn() -> bool,
-        mut run: impl FnMut(&Loss<'_>, Region, Region),
+        mut run: impl FnMut(&Loss<'_>, &dyn Fn(Region) -> Region),
     ) -> Option<()> {
         let (hidden, buffers) = (self.norm.dim, &self.buffers);
         let chunk = buffers.logits.len / buffers.row;
@@ -141,7 +145,7 @@ impl Head {
                 logits: buffers.logits,
                 losses: buffers.losses.slice(first, count),
             };
-            run(&operands, part(buffers.normed), part(buffers.dnormed));
+            run(&operands, &part);
         }
         Some(())
     }

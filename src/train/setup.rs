@@ -1,12 +1,12 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
 use super::PlanReport;
-use super::devices::Chosen;
+use super::devices::{Chosen, Devices};
 use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
 use super::objective;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use crate::checkpoint::state::State;
+use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
@@ -15,6 +15,7 @@ use crate::element::Element;
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::formats::digest_cache::DigestCache;
+use crate::formats::publish::MadeFrom;
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::ops::reduce::Sums;
@@ -81,10 +82,6 @@ enum Work {
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
     config::check_values(s)?;
-    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
-        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
-            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
-    }
     if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
         return Err(Error::usage("rows were handed over, and the settings name data files as well")
             .hint("leave train_files and valid_file empty"));
@@ -104,7 +101,7 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
 
 impl Setup {
     /// Reads and checks everything the run on `device` reads; `rows` stand in for data files, `resumed` is the checkpoint
-    /// it continues from.
+    /// it continues from, and `origin` says for the run's identity where its plan of the data begins.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
@@ -112,6 +109,7 @@ impl Setup {
         settings: &Settings,
         rows: Option<Rows>,
         resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
@@ -151,7 +149,7 @@ impl Setup {
             identity.model = base_model(&settings, &weights, observer)?;
         }
         let train = Source {
-            plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
+            plan: Plan::new(prepared.train.lengths(), train_rules(&settings, origin(&identity)))?,
             rows: prepared.train,
         };
         let eval = match prepared.eval {
@@ -255,12 +253,6 @@ impl Setup {
         }
     }
 
-    /// Bytes of one checkpoint, but for its log.
-    #[must_use]
-    pub fn checkpoint_bytes(&self) -> u64 {
-        snapshot_bytes(&self.layout)
-    }
-
     /// What the run would need.
     ///
     /// # Errors
@@ -345,13 +337,91 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// The trainer, and the base.
+    /// The trainer of a run with this history, and the base.
     ///
     /// # Errors
-    /// Wrong schedule arguments.
-    pub fn trainer(self) -> Result<(Trainer, Weights)> {
+    /// Wrong schedule arguments; a history that this build cannot read.
+    pub fn trainer(self, history: History) -> Result<(Trainer, Weights)> {
         let Ready { engine, settings, identity, train, eval, weights } = self;
-        Ok((Trainer::new(settings, identity, Box::new(engine), train, eval)?, weights))
+        Ok((Trainer::new(settings, identity, history, Box::new(engine), train, eval)?, weights))
+    }
+}
+
+/// What reads a run's model and data.
+pub trait Prepare {
+    /// Reads and checks them, as [`Setup::open`]; nothing is allocated on a device yet.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>>;
+}
+
+/// Model and data that were read and checked.
+pub trait Prepared {
+    /// The settings, with what files decide filled in.
+    fn settings(&self) -> &Settings;
+    /// What decides the result.
+    fn identity(&self) -> &Identity;
+    /// Steps of the run by its settings.
+    fn total_steps(&self) -> u64;
+    /// Bytes of one checkpoint, but for its log.
+    fn checkpoint_bytes(&self) -> u64;
+    /// The trainer of a run with this history, and the base, which must not change.
+    ///
+    /// # Errors
+    /// When memory cannot be had; wrong schedule arguments.
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)>;
+}
+
+impl Prepare for Devices {
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>> {
+        let device = self.choose(settings, resumed.map(|state| &state.identity))?;
+        Ok(Box::new(Setup::open(settings, rows, resumed, origin, device, observer)?))
+    }
+}
+
+impl Prepared for Setup {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.train.plan.total_steps()
+    }
+
+    fn checkpoint_bytes(&self) -> u64 {
+        snapshot_bytes(&self.layout)
+    }
+
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)> {
+        let (trainer, weights) = self.allocate(observer)?.trainer(history)?;
+        Ok((trainer, Box::new(weights.map)))
     }
 }
 

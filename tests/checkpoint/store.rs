@@ -72,7 +72,7 @@ fn saves_and_finds_again() {
     drop(store);
     let found = open(&folder, 2).newest().expect("there");
     assert_eq!((found.seen, found.set_aside.len()), (2, 0));
-    assert_eq!(found.newest, Some((file(&folder, 5), state(5, 0))));
+    assert_eq!(found.newest, Some((file(&folder, 6), state(6, 0))));
 }
 
 /// Same state, same file, whatever the folder, the retention and the saves before it.
