@@ -114,7 +114,7 @@ impl Setup {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         refuse_unsupported(settings, rows.as_ref())?;
-        Self::over(Base::open(&settings.model)?, settings, rows, resumed, device, observer)
+        Self::over(Base::open(&settings.model)?, settings, rows, resumed, origin, device, observer)
     }
 
     /// As [`Setup::open`], over a base that was read already, or that no file holds.
@@ -126,6 +126,7 @@ impl Setup {
         settings: &Settings,
         rows: Option<Rows>,
         resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {

@@ -3,14 +3,17 @@
 use super::{Case, Model, SEED};
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
+use crate::checkpoint::state::PlanOrigin;
 use crate::config::{Scheduler, Settings, Strategy};
 use crate::data::dataset::{Row, Rows};
 use crate::error::Result;
+use crate::identity::Identity;
 use crate::model::spec::MixerSpec;
 use crate::model::{Spec, Weights};
 use crate::philox::{Stream, uniform};
 use crate::report::event::Event;
 use crate::train::setup::{Base, Setup};
+use crate::train::start::history;
 use crate::train::trainer::Trainer;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -68,10 +71,12 @@ impl Train {
         let device = case.chosen()?;
         let mut silent = |_: &Event| {};
         let base = Base { spec, weights };
-        let setup =
-            Setup::over(base, &settings, Some(Rows { train, eval: Vec::new() }), None, device, &mut silent)?;
+        let (rows, origin) = (Rows { train, eval: Vec::new() }, |_: &Identity| PlanOrigin::default());
+        let setup = Setup::over(base, &settings, Some(rows), None, &origin, device, &mut silent)?;
         let planned_bytes = setup.report()?.arena.iter().map(|(_, bytes)| bytes).sum();
-        let (trainer, weights) = setup.allocate(&mut silent)?.trainer()?;
+        let ready = setup.allocate(&mut silent)?;
+        let history = history::new(&ready.settings, ready.train.plan.total_steps());
+        let (trainer, weights) = ready.trainer(history)?;
         let labels = case.labels("tokens_per_second", "tokens/s", Better::Higher);
         let tokens = [case.tokens as u64, 0, 0];
         Ok(Train { labels, trainer, _weights: weights, flops_per_token, planned_bytes, digest: None, tokens })
