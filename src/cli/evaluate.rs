@@ -41,7 +41,7 @@ fn loss(settings: Settings, as_json: bool) -> Result<()> {
     let mut settings = Settings { train_files: vec![file.clone()], ..settings };
     config::check_inputs(&mut settings, false)?;
     settings.train_files.clear();
-    let mut console = Console::new(settings.quiet || as_json, settings.logging_steps);
+    let mut console = Console::new(settings.quiet || as_json);
     let report = loss_of_file(&settings, &mut console)?;
     drop(console);
     if as_json {

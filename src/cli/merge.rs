@@ -17,7 +17,7 @@ pub fn merge(matches: &ArgMatches) -> Result<()> {
     let folder = path("adapter")?;
     let adapter = Adapter::read(&folder, &spec)?;
     let ends = ends(&model, &folder, spec.vocab)?;
-    let mut console = Console::new(false, 1);
+    let mut console = Console::new(false);
     let merged = fold::merge(&model, &spec, &adapter, &ends, &out, &mut console)?;
     drop(console);
     let (folder, bytes) = (out.display(), size(merged.bytes));
@@ -33,13 +33,13 @@ pub fn merge(matches: &ArgMatches) -> Result<()> {
 /// the folder has no tokenizer.
 #[cfg(feature = "text")]
 fn ends(model: &Path, adapter: &Path, vocab: usize) -> Result<Vec<u32>> {
-    use crate::config::{RunFile, Settings};
+    use crate::checkpoint::storage::FileSystem;
+    use crate::config::Settings;
     use crate::data::prompts::Prompter;
     use crate::files;
-    let settings = match adapter.parent() {
-        Some(run) if files::exists(&run.join("run.json"))? => RunFile::read(run)?.settings,
-        _ => Settings::default(),
-    };
+    use crate::train::run_file::RunFile;
+    let run = adapter.parent().map(|run| RunFile::find(&FileSystem, run)).transpose()?.flatten();
+    let settings = run.map_or_else(Settings::default, |run| run.settings);
     if !files::exists(&model.join("tokenizer.json"))? && !files::exists(&model.join("qwen.tiktoken"))? {
         return Ok(Vec::new());
     }

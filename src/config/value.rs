@@ -64,6 +64,7 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         Kind::OptionalModules if is_none(text) => Ok(Value::Null),
         Kind::Modules | Kind::OptionalModules => Ok(modules(text)),
         Kind::Folders => folders(text),
+        Kind::Signals => signals(text).map_or_else(|| wrong("names of signals such as USR1"), Ok),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
         Kind::Pairs(names) => pairs(field, names, text),
@@ -107,6 +108,10 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
         (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => {
             paths(items.iter().filter_map(Value::as_str))
         }
+        (Kind::Signals, Value::Array(items)) => {
+            let names: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            from_text(field, &names.join(","))
+        }
         (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
             from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
         }
@@ -125,7 +130,7 @@ fn nothing(field: &Field) -> Result<Value> {
             Ok(Value::Null)
         }
         Kind::Counts | Kind::OptionalModules => Ok(Value::Null),
-        Kind::Folders => Ok(json!([])),
+        Kind::Folders | Kind::Signals => Ok(json!([])),
         Kind::Pairs(_) => Ok(json!({})),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
     }
@@ -239,6 +244,23 @@ fn pairs(field: &Field, names: &[&str], text: &str) -> Result<Value> {
         }
     }
     Ok(Value::Object(map))
+}
+
+/// Signals that a program may be asked to stop with, by name.
+pub const SIGNALS: [&str; 13] =
+    ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "URG", "XCPU", "VTALRM", "PROF", "PWR"];
+
+/// Names of signals separated by commas, with or without `SIG`.
+fn signals(text: &str) -> Option<Value> {
+    if is_none(text) {
+        return Some(json!([]));
+    }
+    let known = |word: &str| {
+        let name = word.trim().to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        SIGNALS.iter().copied().find(|known| *known == name)
+    };
+    text.split(',').map(known).collect::<Option<Vec<&str>>>().map(|names| json!(names))
 }
 
 /// Whole numbers separated by commas, spaces, or as a Python list; ascending, each once.

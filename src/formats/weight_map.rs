@@ -187,6 +187,12 @@ pub struct WeightMap {
 }
 
 impl WeightMap {
+    /// No files, for weights that come from elsewhere.
+    #[must_use]
+    pub fn empty() -> Self {
+        WeightMap { files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
     ///
     /// # Errors
@@ -237,6 +243,13 @@ impl WeightMap {
         }
         map.complete_names();
         Ok(map)
+    }
+
+    /// Gives the tensor `name`, where it is there, another name besides.
+    pub fn alias(&mut self, name: &str, other: &str) {
+        if let Some(tensor) = self.tensors.get(name).cloned() {
+            self.tensors.insert(other.to_owned(), tensor);
+        }
     }
 
     /// Files that were saved from the model without its head (transformers' `AutoModel`) lack the prefix that the
