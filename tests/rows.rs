@@ -439,3 +439,26 @@ fn what_was_recognised_is_explained() {
         ]
     );
 }
+
+/// Files that pyarrow wrote: two row groups, nested columns, nulls; snappy and zstd.
+#[test]
+#[cfg(feature = "parquet")]
+fn parquet_is_read_as_the_rows_it_stands_for() {
+    let folder = Folder::new("parquet");
+    let golden = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let shown = |name: &str| preview(&settings(&folder, golden(name)), usize::MAX).unwrap();
+    let rows = shown("rows.snappy.parquet");
+    let expected = ["q[a<|endoftext|>]", "s:two\n\u{201c}lines\u{201d}[b<|endoftext|>]", "r[c<|endoftext|>]"];
+    assert_eq!(rows.iter().map(read).collect::<Vec<_>>(), expected);
+    assert_eq!(rows[2].place.to_string(), " (row 3)");
+    assert_eq!(
+        shown("rows.zstd.parquet").iter().map(read).collect::<Vec<_>>(),
+        ["q[a<|endoftext|>]", "r[b<|endoftext|>]"]
+    );
+    let made = crate::data::prepared(&settings(&folder, golden("rows.snappy.parquet"))).0.unwrap();
+    assert_eq!(made.train.len(), 3);
+    let torn = std::fs::read(golden("rows.snappy.parquet")).unwrap();
+    let torn = folder.file("torn.parquet", &torn[..torn.len() / 2]);
+    let fault = preview(&settings(&folder, torn), 1).unwrap_err().to_string();
+    assert!(fault.contains("torn.parquet"), "{fault}");
+}

@@ -47,6 +47,7 @@ pub(super) struct RawRow {
 
 impl RawRow {
     /// A record of a table.
+    #[cfg(any(feature = "text", feature = "parquet"))]
     pub(super) fn record(place: Place, made: std::result::Result<Vec<u8>, String>) -> Self {
         let (bytes, fault) = made.map_or_else(|fault| (Vec::new(), Some(fault)), |bytes| (bytes, None));
         RawRow { place, offset: None, bytes, unterminated: false, fault }
