@@ -258,6 +258,11 @@ fn hub_names_are_looked_up_in_the_local_cache_and_home_is_expanded() {
     assert_eq!(ids("~/.cache/huggingface/hub/models--Some--Qwen"), expected);
     let (status, said) = ids("Some/Other");
     assert!(status == 65 && said.contains("hf download Some/Other"), "{said}");
+    let flag = "--model=~/.cache/huggingface/hub/models--Some--Qwen";
+    assert_eq!(program(&home, &["tokenize", flag, "hello"]), expected, "what no shell expands");
+    let (status, said) =
+        program(&home, &["generate", "--model=~/none", "--output-file=~/answers.jsonl", "x"]);
+    assert!(status != 0 && !said.contains("~/none"), "{said}");
     let (status, said) = ids("~somebody/models");
     assert!(status == 2 && said.contains("only ~/ is expanded"), "{said}");
     assert!(!home.join("~").exists());

@@ -5,6 +5,7 @@ use super::inference;
 use crate::config::fields::{Field, Kind, find};
 use crate::config::foreign::{self, Foreign};
 use crate::config::llama_factory::DataSets;
+use crate::config::model_folder::expand_home;
 use crate::config::value::to_text;
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -61,6 +62,9 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
             }
         } else {
             let value = value.or_else(|| rest.next_negative());
+            // Settings expand it themselves; a shell does only where a word begins so.
+            let value =
+                value.map(|v| if v.starts_with("~/") { expand_home(&v) } else { Ok(v) }).transpose()?;
             let equals = value.map(|v| format!("={v}")).unwrap_or_default();
             out.words.push(format!("--{}{equals}", name.replace('_', "-")));
         }
