@@ -18,7 +18,6 @@ mod formats;
 mod generate;
 mod golden;
 mod house;
-mod linear;
 mod loss;
 mod matmul;
 mod merge;

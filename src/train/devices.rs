@@ -195,7 +195,7 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Cuda::new(driver, plan, crate::ops::KERNELS)?)),
+            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Cuda::new(driver, plan, &crate::ops::kernels())?)),
         }
     }
 }

@@ -8,6 +8,8 @@ use qwentune::device::cuda::driver::{
     Address, Driver, Event, Facts, Function, Graph, HostBuffer, Launch, Module, Stream,
 };
 use qwentune::error::{Error, Result};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 /// Something that was recorded.
@@ -29,6 +31,15 @@ struct State {
     /// Work of the stream that is being captured.
     capture: Option<(Stream, Vec<Work>)>,
     graphs: Vec<Vec<Work>>,
+}
+
+thread_local! {
+    static LAUNCHED: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+/// The kernels that this thread's devices have launched since this was last asked for.
+pub fn launched() -> BTreeSet<String> {
+    LAUNCHED.take()
 }
 
 /// The emulated device.
@@ -108,6 +119,7 @@ impl Emulated {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch(name, launch, params) => {
+                LAUNCHED.with_borrow_mut(|all| all.insert(name.clone()));
                 Library::get().launch(name, *launch, params, self.mode).map_err(Error::device)
             }
             Work::Copy(to, from, bytes) => {
@@ -148,7 +160,9 @@ impl Drop for Emulated {
     }
 }
 
-impl Driver for Emulated {
+// SAFETY: allocations are freed by `drop` alone, ranges are checked against them, host buffers are filled, and copies are
+// done at once or when an event behind them is waited for.
+unsafe impl Driver for Emulated {
     fn facts(&self) -> &Facts {
         &self.facts
     }

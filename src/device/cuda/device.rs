@@ -4,20 +4,11 @@
 //! is kept, later work is left out, and the next call that returns a result tells it.
 
 use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
-use super::{Parameters, images};
+use super::{AnyKernel, Kernel, Parameters, images};
 use crate::device::{Matrix, Planner, Recording, Region, Storage, Target};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-
-/// Kernels that are compiled together: `kernels/op/IMAGE.cu`.
-#[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// Name of the source and of its image.
-    pub image: &'static str,
-    /// Names of its kernels.
-    pub kernels: &'static [&'static str],
-}
 
 /// What became of work that comes again.
 pub enum Recorded {
@@ -74,21 +65,24 @@ pub struct Cuda {
 }
 
 impl Cuda {
-    /// Allocates the planned memory, zeroed, and loads the kernels of `families`.
+    /// Allocates the planned memory, zeroed, and loads the kernels.
     ///
     /// # Errors
     /// What the driver says: too little memory, an image it cannot run.
-    pub fn new(driver: Box<dyn Driver>, plan: &Planner, families: &[Family]) -> Result<Self> {
+    pub fn new(driver: Box<dyn Driver>, plan: &Planner, kernels: &[&dyn AnyKernel]) -> Result<Self> {
         assert_eq!(plan.target(), Target::Cuda, "a plan for another device");
         let arena = driver.allocate(plan.bytes())?;
         let stream = driver.stream()?;
         driver.fill(stream, arena, plan.bytes(), 0)?;
         let mut functions = BTreeMap::new();
-        for family in families {
-            let module = driver.load(family.image, images::find(family.image))?;
-            for name in family.kernels {
-                functions.insert(*name, driver.function(module, name)?);
-            }
+        let mut modules = BTreeMap::new();
+        for kernel in kernels {
+            let module = match modules.get(kernel.image()) {
+                Some(module) => *module,
+                None => driver.load(kernel.image(), images::find(kernel.image()))?,
+            };
+            modules.insert(kernel.image(), module);
+            functions.insert(kernel.name(), driver.function(module, kernel.name())?);
         }
         let staging = Staging {
             buffers: [driver.host_buffer(STAGING_BYTES)?, driver.host_buffer(STAGING_BYTES)?],
@@ -144,17 +138,18 @@ impl Cuda {
     /// Queues a kernel. A grid without blocks is nothing to do.
     ///
     /// # Panics
-    /// When the kernel is in none of the families the device was made with.
-    pub fn launch<P: Parameters>(&mut self, kernel: &str, launch: Launch, params: &P) {
-        if self.failure.is_some() || launch.grid.contains(&0) {
+    /// When the device was made without the kernel.
+    pub(crate) fn launch<P: Parameters>(&mut self, kernel: &Kernel<P>, grid: [u32; 3], params: &P) {
+        if self.failure.is_some() || grid.contains(&0) {
             return;
         }
-        let function =
-            *self.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is in no family of kernels"));
-        // SAFETY: only operations launch kernels. They take addresses from `address`, which are inside the arena, with
-        // regions as large as their kernels' documentation says, and the struct and shared memory of that kernel.
+        let name = kernel.name();
+        let function = *self.functions.get(name).unwrap_or_else(|| panic!("{name} was not loaded"));
+        let launch = Launch { grid, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+        // SAFETY: only the operations can launch kernels. They take addresses from `address`, which are inside the arena,
+        // with regions as large as their kernels' documentation says; the handle has the struct and shared memory.
         let done = unsafe { self.driver.launch(self.stream, function, launch, params.bytes()) };
-        self.keep(done.map_err(|e| e.at(kernel)));
+        self.keep(done.map_err(|e| e.at(name)));
     }
 
     /// Queues setting a region to zero.

@@ -3,11 +3,13 @@
 use super::CHUNK;
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::error::Result;
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "reduce", kernels: &["sum_of_squares"] };
+pub const KERNELS: Kernels = Kernels { kernels: &[&SUM], shared: &[("reduce", "CHUNK", CHUNK)] };
+
+static SUM: Kernel<SumParams> = Kernel::new("reduce", "sum_of_squares", 256, 64);
 
 parameters! {
     /// A launch of `sum_of_squares`.
@@ -25,11 +27,7 @@ pub(super) fn sum_of_squares(cuda: &mut Cuda, x: Region, scratch: Region) -> Res
     let chunks = x.len.div_ceil(CHUNK);
     let sums = scratch.slice(0, 2 * chunks);
     let params = SumParams { sums: cuda.address(sums), x: cuda.address(x), count: x.len as u64 };
-    cuda.launch(
-        "sum_of_squares",
-        Launch { grid: [chunks as u32, 1, 1], threads: 256, shared_bytes: 64 },
-        &params,
-    );
+    cuda.launch(&SUM, [chunks as u32, 1, 1], &params);
     let bytes = cuda.read_bytes(sums)?;
     Ok(bytes.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).sum())
 }
