@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench ops -- [threads] [tokens] [operation]`
 
-use qwentune::device::{Cpu, Device, Target};
+use qwentune::device::{Cpu, Device};
 use qwentune::ops::OPERATIONS;
 use qwentune::ops::check::{Call, Rig, Shape};
 use std::time::Instant;
@@ -30,11 +30,14 @@ fn main() {
     };
     for operation in OPERATIONS.iter().filter(|o| only.is_none_or(|name| name == o.name)) {
         for case in (operation.in_model)(&shape) {
-            let rig = Rig::to_measure(&*case, Target::Cpu);
+            let rig = Rig::to_measure(&*case, Cpu::CAPABILITIES);
             let mut dev = Device::Cpu(Cpu::new(rig.plan(), threads).expect("a device"));
             rig.load(&mut dev).expect("the CPU");
             for call in rig.calls() {
-                println!("{}", line(operation.name, &format!("{case:?}"), call, measure(&rig, &mut dev, call)));
+                println!(
+                    "{}",
+                    line(operation.name, &format!("{case:?}"), call, measure(&rig, &mut dev, call))
+                );
             }
         }
     }
@@ -54,7 +57,7 @@ fn measure(rig: &Rig, dev: &mut Device, call: &Call) -> f64 {
 }
 
 fn line(operation: &str, case: &str, call: &Call, seconds: f64) -> String {
-    let gigabytes = call.cost.bytes(Target::Cpu) as f64 / 1e9;
+    let gigabytes = call.cost.bytes(Cpu::CAPABILITIES) as f64 / 1e9;
     let gflops = match call.cost.flops {
         0.0 => String::new(),
         flops => format!(",\"gflops\":{:.1}", flops / 1e9 / seconds),

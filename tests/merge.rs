@@ -6,8 +6,9 @@ use qwentune::config::{Settings, Targets};
 use qwentune::element::Element;
 use qwentune::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
 use qwentune::formats::weight_map::{Tensor, WeightMap};
-use qwentune::model::spec;
+use qwentune::model::Spec;
 use qwentune::report::jsonl::Line;
+use qwentune::report::line::LogLine;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -92,7 +93,7 @@ fn every_family_is_the_sum_rounded_once_and_otherwise_the_base() {
         merged(&model, &folder, &out);
         let adapter = peft::read(&folder).unwrap();
         // Scales by layer are checked where patterns are.
-        let read = qwentune::model::Adapter::read(&folder, &spec::read(&model).unwrap()).unwrap();
+        let read = qwentune::model::Adapter::read(&folder, &Spec::read(&model).unwrap()).unwrap();
         let scale = |weight: &str| {
             let slot = read.layout.slot(weight.strip_suffix(".weight").unwrap());
             f64::from(slot.unwrap().scale)
@@ -138,9 +139,9 @@ fn loss(model: &Path, adapter: Option<&Path>, rows: &Path, out: &Path) -> f64 {
     };
     crate::common::train(&settings).unwrap();
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    match Line::parse(text.lines().next().unwrap()).unwrap() {
-        Line::Eval(line) => line.eval_loss,
-        Line::Step(_) => panic!("no evaluation before the first step"),
+    match Line::parse(text.lines().next().unwrap()).unwrap().logged {
+        LogLine::Eval(line) => line.eval_loss,
+        LogLine::Step(_) => panic!("no evaluation before the first step"),
     }
 }
 

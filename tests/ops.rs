@@ -10,18 +10,36 @@ mod norm_rope;
 pub mod rig;
 mod state;
 
-use qwentune::device::cpu::{Isa, Rounding};
-use qwentune::device::{Storage, Target};
-use qwentune::ops::OPERATIONS;
+use qwentune::device::cpu::{Cpu, Isa, Rounding};
+use qwentune::device::{Capabilities, Region, Storage};
+use qwentune::element::Element;
 use qwentune::ops::check::{Case, Finding, Operation, Rig, Shape};
+use qwentune::ops::{OPERATIONS, rows};
 use std::collections::BTreeSet;
+
+/// All regions of a case are one allocation, whose inner borders no tool knows.
+#[test]
+fn what_is_written_beside_the_operands_is_noticed() {
+    for beyond in [0, 1] {
+        let case = rig::single(move |rig| {
+            let region = rig.space(Storage::F32, 64);
+            rig.call("zero", Default::default(), move |dev, _| {
+                rows::zero(dev, Region { len: region.len + beyond, ..region });
+                Ok(())
+            });
+        });
+        let rig = Rig::new(&case, Cpu::CAPABILITIES);
+        let done = rig.run(&mut rig::device(&rig, 1, Isa::best(), Rounding::None));
+        assert_eq!(done.is_err(), beyond > 0, "{beyond} elements beyond a region");
+    }
+}
 
 fn each_case(f: impl Fn(&str, &Operation, &dyn Case)) {
     for operation in OPERATIONS {
         let cases = (operation.cases)();
         assert!(!cases.is_empty(), "{} has no case", operation.name);
         for case in cases {
-            assert!(case.runs_on(Target::Cpu), "the CPU takes every case");
+            assert!(case.runs_on(Cpu::CAPABILITIES), "the CPU takes every case");
             f(&format!("{}, {case:?}", operation.name), operation, &*case);
         }
     }
@@ -37,7 +55,7 @@ fn assert_right(what: &str, findings: &[Finding]) {
 #[test]
 fn every_case_is_right_whatever_the_threads_and_instructions() {
     each_case(|what, _, case| {
-        let rig = Rig::new(case, Target::Cpu);
+        let rig = Rig::new(case, Cpu::CAPABILITIES);
         let got = rig::run(what, &rig);
         assert_right(what, &rig.judge(&got, false));
     });
@@ -49,7 +67,7 @@ fn stored_activations_are_rounded_where_asked() {
     let mut statistics = BTreeSet::new();
     for operation in OPERATIONS {
         for case in (operation.cases)() {
-            let rig = Rig::new(&*case, Target::Cpu);
+            let rig = Rig::new(&*case, Cpu::CAPABILITIES);
             let mut dev = rig::device(&rig, 2, Isa::best(), Rounding::Bf16);
             let got = rig.run(&mut dev).expect("the CPU");
             let what = format!("{}, {case:?}, rounded", operation.name);
@@ -72,7 +90,7 @@ fn gradients_of_the_f64_forms_match_finite_differences() {
     let mut differentiated = BTreeSet::new();
     for operation in OPERATIONS {
         for case in (operation.cases)() {
-            for (name, derivative) in Rig::new(&*case, Target::Cpu).derivatives() {
+            for (name, derivative) in Rig::new(&*case, Cpu::CAPABILITIES).derivatives() {
                 rig::check_gradient(&format!("{} of {}, {case:?}", name, operation.name), &derivative);
                 differentiated.insert((operation.name, name));
             }
@@ -111,13 +129,14 @@ fn every_operation_has_its_part_of_a_model() {
         let cases = (operation.in_model)(&shape);
         assert!(!cases.is_empty(), "{} has no part in a model", operation.name);
         for case in cases {
-            let rig = Rig::to_measure(&*case, Target::Cpu);
+            let rig = Rig::to_measure(&*case, Cpu::CAPABILITIES);
             let mut dev = rig::device(&rig, 1, Isa::best(), Rounding::None);
             rig.run(&mut dev).expect("the CPU");
             for call in rig.calls() {
                 let cost = call.cost;
-                assert!(cost.bytes(Target::Cpu) > 0, "{} {} moves nothing", operation.name, call.name);
-                assert!(cost.bytes(Target::Cuda) <= cost.bytes(Target::Cpu), "{}", operation.name);
+                assert!(cost.bytes(Cpu::CAPABILITIES) > 0, "{} {} moves nothing", operation.name, call.name);
+                let halved = Capabilities { activation: Element::Bf16, ..*Cpu::CAPABILITIES };
+                assert!(cost.bytes(&halved) <= cost.bytes(Cpu::CAPABILITIES), "{}", operation.name);
             }
         }
     }

@@ -2,7 +2,8 @@
 //! or is stopped, so that the continuation has something to be compared with. No part of the checkpoint: the
 //! run may end without it.
 
-use super::shelf::{Shelf, file_name, write_all};
+use super::shelf::{Shelf, file_name};
+use super::storage::write_all;
 use crate::error::{Error, Result};
 use std::io;
 

@@ -1,13 +1,15 @@
 //! Devices: memory, streams, launches. A device knows no model; the operations in `ops` are its users.
 
 pub mod arena;
+mod capabilities;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod indices;
 pub mod matrix;
 
-pub use arena::{Planner, Purpose, Region, Storage, Target};
+pub use arena::{Planner, Purpose, Region, Storage};
+pub use capabilities::Capabilities;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
@@ -36,13 +38,13 @@ pub struct Recording {
 }
 
 impl Device {
-    /// What memory has to be planned for.
+    /// What it can.
     #[must_use]
-    pub fn target(&self) -> Target {
+    pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Device::Cpu(_) => Target::Cpu,
+            Device::Cpu(_) => Cpu::CAPABILITIES,
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => Target::Cuda,
+            Device::Cuda(_) => Cuda::CAPABILITIES,
         }
     }
 
@@ -165,7 +167,8 @@ impl Device {
 
     /// Does `work`. A GPU records its launches the second time it is asked for the same, and from then on repeats them
     /// as one CUDA graph: the same launches, so the same bits. What differs between two times must be in device memory.
-    pub fn repeat(&mut self, recording: Recording, work: impl FnOnce(&mut Device)) {
+    /// Where no graph can be made, `work` is called again, as nothing was done while it was recorded.
+    pub fn repeat(&mut self, recording: Recording, mut work: impl FnMut(&mut Device)) {
         match self {
             Device::Cpu(_) => {
                 drop(recording);
@@ -177,8 +180,12 @@ impl Device {
                 cuda::Recorded::Replayed => {}
                 cuda::Recorded::Begun(recording) => {
                     work(self);
-                    if let Device::Cuda(cuda) = self {
-                        cuda.end_recording(recording);
+                    let done = match self {
+                        Device::Cuda(cuda) => cuda.end_recording(recording),
+                        Device::Cpu(_) => true,
+                    };
+                    if !done {
+                        work(self);
                     }
                 }
             },
@@ -203,11 +210,5 @@ impl Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => None,
         }
-    }
-
-    /// Whether operations are queued rather than done when they return.
-    #[must_use]
-    pub fn is_queued(&self) -> bool {
-        !matches!(self, Device::Cpu(_))
     }
 }

@@ -1,17 +1,18 @@
 //! Every case of every operation on the chosen device.
 
 use super::{Row, Settings};
-use crate::device::{Device, Target};
+use crate::device::Capabilities;
+use crate::element::Element;
 use crate::error::Result;
 use crate::ops::OPERATIONS;
 use crate::ops::check::{Case, Operation, Rig};
 
 pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
-    let target = settings.chosen()?.target();
+    let device = settings.chosen()?.capabilities();
     let mut rows = Vec::new();
     for operation in OPERATIONS {
-        for case in (operation.cases)().iter().filter(|case| case.runs_on(target)) {
-            rows.extend(check_case(settings, operation, &**case, target)?);
+        for case in (operation.cases)().iter().filter(|case| case.runs_on(device)) {
+            rows.extend(check_case(settings, operation, &**case, device)?);
         }
     }
     Ok(rows)
@@ -22,9 +23,9 @@ fn check_case(
     settings: &Settings,
     operation: &Operation,
     case: &dyn Case,
-    target: Target,
+    device: &'static Capabilities,
 ) -> Result<Vec<Row>> {
-    let rig = Rig::new(case, target);
+    let rig = Rig::new(case, device);
     let mut dev = settings.chosen()?.device(rig.plan(), None)?;
     rig.load(&mut dev)?;
     let first = rig.run(&mut dev)?;
@@ -32,7 +33,7 @@ fn check_case(
     for _ in 1..settings.repeats {
         identical &= first.same_bits(&rig.run(&mut dev)?);
     }
-    let findings = rig.judge(&first, !matches!(dev, Device::Cpu(_)));
+    let findings = rig.judge(&first, device.activation == Element::Bf16);
     let row = |found: crate::ops::check::Finding| Row {
         operation: operation.name,
         case: format!("{} of {}", found.name, plain(case)),

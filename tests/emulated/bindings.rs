@@ -3,7 +3,6 @@
 
 use super::driver::{Emulated, launched};
 use super::library::Library;
-use qwentune::device::Target;
 use qwentune::device::cuda::{AnyKernel, Cuda};
 use qwentune::device::{Device, cuda::parameters::Layout};
 use qwentune::ops::check::Rig;
@@ -92,8 +91,8 @@ fn every_kernel_has_a_case_and_the_shared_memory_it_uses() {
     for operation in OPERATIONS {
         let mut missing: BTreeMap<&str, u32> =
             operation.kernels.kernels.iter().map(|k| (k.name(), k.shared_bytes())).collect();
-        for case in (operation.cases)().iter().filter(|case| case.runs_on(Target::Cuda)) {
-            let rig = Rig::new(&**case, Target::Cuda);
+        for case in (operation.cases)().iter().filter(|case| case.runs_on(Cuda::CAPABILITIES)) {
+            let rig = Rig::new(&**case, Cuda::CAPABILITIES);
             let cuda = Cuda::new(Box::new(Emulated::new(0)), rig.plan(), &kernels()).unwrap();
             let mut dev = Device::Cuda(cuda);
             rig.load(&mut dev).unwrap();

@@ -5,5 +5,6 @@
 mod bindings;
 pub mod driver;
 pub mod library;
+mod limits;
 mod selftest;
 mod shim;

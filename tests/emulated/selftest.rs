@@ -105,7 +105,7 @@ fn generation_follows_the_cpu_device() {
     assert_eq!(selftest::TRAINING.len(), 4, "a test for each part");
 }
 
-fn run_on(devices: Devices, settings: Config) -> Result<Summary> {
+pub fn run_on(devices: Devices, settings: Config) -> Result<Summary> {
     let request = Request { settings, rows: None, command_line: vec!["test".into()], must_resume: false };
     train::run_on(devices, request, &Control::default(), &mut |_: &Event| {})
 }

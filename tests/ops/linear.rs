@@ -1,8 +1,8 @@
 //! Linear layers with adapters: passes that leave something out, and the dropout's mask.
 
 use super::rig::device;
-use qwentune::device::cpu::{Isa, Rounding};
-use qwentune::device::{Device, Region, Storage, Target};
+use qwentune::device::cpu::{Cpu, Isa, Rounding};
+use qwentune::device::{Device, Region, Storage};
 use qwentune::ops::check::Rig;
 use qwentune::ops::linear::{self, Dropout, Forward, Group, Linear, Lora};
 use std::cell::RefCell;
@@ -38,7 +38,7 @@ fn operands(dropout: Option<Dropout>) -> (Rig, Operands) {
         let backward = linear::Backward { x, s, dy, ds, dx: Some(dx), dropout, scratch, partial: NOWHERE };
         *made.borrow_mut() = Some(Operands { group, forward, backward });
     });
-    let rig = Rig::new(&case, Target::Cpu);
+    let rig = Rig::new(&case, Cpu::CAPABILITIES);
     drop(case);
     (rig, made.into_inner().expect("the rig was set up"))
 }

@@ -1,7 +1,7 @@
 //! What the tests of single operations share: the operations' rig on every variant of the CPU.
 
+use qwentune::device::Device;
 use qwentune::device::cpu::{Cpu, Isa, Rounding};
-use qwentune::device::{Device, Target};
 use qwentune::ops::check::{Case, Derivative, Results, Rig};
 use qwentune::philox::{Stream, uniform};
 
@@ -49,7 +49,7 @@ pub fn single(set_up: impl Fn(&mut Rig)) -> impl Case {
 
 /// The results of what `set_up` asks for.
 pub fn results(set_up: impl Fn(&mut Rig)) -> Vec<Vec<f32>> {
-    run("a single case", &Rig::new(&single(set_up), Target::Cpu)).regions
+    run("a single case", &Rig::new(&single(set_up), Cpu::CAPABILITIES)).regions
 }
 
 /// Sums of four uniform numbers: bounded, and close enough to normal.

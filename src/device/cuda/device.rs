@@ -5,7 +5,7 @@
 
 use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
 use super::{AnyKernel, Kernel, Parameters, images};
-use crate::device::{Matrix, Planner, Recording, Region, Storage, Target};
+use crate::device::{Capabilities, Matrix, Planner, Recording, Region, Storage};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -24,7 +24,13 @@ pub enum Recorded {
 enum Known {
     Once,
     Graph(Graph),
+    /// A graph of it could not be made.
+    Never,
 }
+
+/// Device memory that stays free of recordings: the driver keeps them beside the planned memory, and says when there is
+/// none left only to those who then need it.
+const FREE_MEMORY: u64 = 128 << 20;
 
 /// Recordings kept. Shapes are few, as micro-batches are padded; more are run launch by launch.
 const MOST_RECORDINGS: usize = 128;
@@ -45,8 +51,25 @@ struct Snapshot {
     ready: Event,
     /// The copy is complete: the state may change.
     copied: Event,
-    buffer: HostBuffer,
+    buffer: SnapshotBuffer,
     under_way: bool,
+}
+
+/// Where a snapshot goes.
+enum SnapshotBuffer {
+    /// Page-locked: it is copied while the next step is computed.
+    Locked(HostBuffer),
+    /// What there is when no memory can be locked: it is copied at once, and the step waits.
+    Pageable(Vec<u8>),
+}
+
+impl SnapshotBuffer {
+    fn len(&self) -> usize {
+        match self {
+            SnapshotBuffer::Locked(buffer) => buffer.len,
+            SnapshotBuffer::Pageable(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// A GPU with the planned memory of a run.
@@ -65,12 +88,24 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cuda",
+        activation: Element::Bf16,
+        own_memory: true,
+        queued: true,
+        sums_in_parts: true,
+        head_sizes: Some(&[64, 128]),
+        row_multiple: 8,
+        logits: 1 << 28,
+    };
+
     /// Allocates the planned memory, zeroed, and loads the kernels.
     ///
     /// # Errors
     /// What the driver says: too little memory, an image it cannot run.
     pub fn new(driver: Box<dyn Driver>, plan: &Planner, kernels: &[&dyn AnyKernel]) -> Result<Self> {
-        assert_eq!(plan.target(), Target::Cuda, "a plan for another device");
+        assert_eq!(plan.capabilities(), Self::CAPABILITIES, "a plan for another device");
         let arena = driver.allocate(plan.bytes())?;
         let stream = driver.stream()?;
         driver.fill(stream, arena, plan.bytes(), 0)?;
@@ -291,23 +326,27 @@ impl Cuda {
 
     // ---- snapshots -------------------------------------------------------------------------------------------------
 
-    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on.
+    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on; where no memory can be
+    /// page-locked, it is done when this returns.
     ///
     /// # Errors
-    /// When the device failed, or page-locked memory is short.
+    /// When the device failed.
     ///
     /// # Panics
     /// When a copy is under way.
     pub fn begin_snapshot(&mut self, regions: &[Region]) -> Result<()> {
         self.check()?;
         let bytes = regions.iter().map(|r| self.place(*r).1).sum();
-        let snapshot = match self.snapshot.take() {
-            Some(snapshot) if snapshot.buffer.len >= bytes => snapshot,
+        let mut snapshot = match self.snapshot.take() {
+            Some(snapshot) if snapshot.buffer.len() >= bytes => snapshot,
             _ => Snapshot {
                 stream: self.driver.stream()?,
                 ready: self.driver.event()?,
                 copied: self.driver.event()?,
-                buffer: self.driver.host_buffer(bytes)?,
+                buffer: match self.driver.host_buffer(bytes) {
+                    Ok(buffer) => SnapshotBuffer::Locked(buffer),
+                    Err(_) => SnapshotBuffer::Pageable(vec![0; bytes]),
+                },
                 under_way: false,
             },
         };
@@ -317,8 +356,15 @@ impl Cuda {
         let mut first = 0;
         for region in regions {
             let (from, bytes) = self.place(*region);
-            // SAFETY: the buffer is read by `end_snapshot` only, after `copied`.
-            unsafe { self.driver.start_read(snapshot.stream, snapshot.buffer, first, from, bytes)? };
+            match &mut snapshot.buffer {
+                // SAFETY: the buffer is read by `end_snapshot` only, after `copied`.
+                SnapshotBuffer::Locked(buffer) => unsafe {
+                    self.driver.start_read(snapshot.stream, *buffer, first, from, bytes)?;
+                },
+                SnapshotBuffer::Pageable(all) => {
+                    self.driver.read(snapshot.stream, &mut all[first..first + bytes], from)?;
+                }
+            }
             first += bytes;
         }
         self.driver.record(snapshot.copied, snapshot.stream)?;
@@ -344,12 +390,17 @@ impl Cuda {
     pub fn end_snapshot(&mut self, regions: &[Region], outs: [&mut Vec<f32>; 3]) -> Result<()> {
         let snapshot = self.snapshot.as_mut().filter(|s| s.under_way).expect("a snapshot under way");
         snapshot.under_way = false;
-        let waited = self.driver.wait_for(snapshot.copied);
-        let buffer = snapshot.buffer;
-        self.keep(waited);
-        self.check()?;
-        // SAFETY: the copies into it are over, and the driver lives.
-        let mut values = unsafe { buffer.bytes() };
+        if let Err(error) = self.driver.wait_for(snapshot.copied) {
+            self.failure.get_or_insert(error);
+        }
+        if let Some(failure) = &self.failure {
+            return Err(failure.clone());
+        }
+        let mut values = match &snapshot.buffer {
+            // SAFETY: the copies into it are over, and the driver lives.
+            SnapshotBuffer::Locked(buffer) => unsafe { buffer.bytes() },
+            SnapshotBuffer::Pageable(bytes) => bytes,
+        };
         assert_eq!(regions.len(), outs.len(), "a list for each region");
         for (region, out) in regions.iter().zip(outs) {
             let (bytes, rest) = values.split_at(4 * region.len);
@@ -380,23 +431,31 @@ impl Cuda {
                 }
                 Recorded::Direct
             }
-            Some(Known::Once) => match self.driver.begin_capture(self.stream) {
-                Ok(()) => Recorded::Begun(recording),
-                Err(error) => {
-                    self.keep(Err(error));
-                    Recorded::Direct
+            Some(Known::Never) => Recorded::Direct,
+            Some(Known::Once) => {
+                let room = self.driver.memory_free().is_ok_and(|free| free >= FREE_MEMORY);
+                if room && self.driver.begin_capture(self.stream).is_ok() {
+                    return Recorded::Begun(recording);
                 }
-            },
+                self.known.insert(recording, Known::Never);
+                Recorded::Direct
+            }
         }
     }
 
-    /// Ends a recording and launches it.
-    pub fn end_recording(&mut self, recording: Recording) {
-        let launched = self.driver.end_capture(self.stream).and_then(|graph| {
-            self.known.insert(recording, Known::Graph(graph));
-            // SAFETY: nothing has changed since the calls were recorded.
-            unsafe { self.driver.launch_graph(self.stream, graph) }
-        });
+    /// Ends a recording and launches it; false where no graph can be made of it: nothing has been done then.
+    pub fn end_recording(&mut self, recording: Recording) -> bool {
+        let graph = self.driver.end_capture(self.stream);
+        // What failed while it was recorded comes from the work, and from nothing else: told when it is done directly.
+        self.failure = None;
+        let Ok(graph) = graph else {
+            self.known.insert(recording, Known::Never);
+            return false;
+        };
+        self.known.insert(recording, Known::Graph(graph));
+        // SAFETY: nothing has changed since the calls were recorded.
+        let launched = unsafe { self.driver.launch_graph(self.stream, graph) };
         self.keep(launched);
+        true
     }
 }

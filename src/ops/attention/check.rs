@@ -1,8 +1,8 @@
 //! Attention: segments around the tiles of rows, groups of heads, sharp and flat softmaxes.
 
 use super::{Attention, Backward, Segment, Segments, work};
+use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
-use crate::device::Target;
 use crate::ops::check::forms::{add, dot, softmax};
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_heads};
 use std::borrow::Cow::{self, Borrowed};
@@ -168,8 +168,8 @@ impl Case {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_heads(target, self.head_dim)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_heads(device, self.head_dim)
     }
 
     fn set_up(&self, rig: &mut Rig) {

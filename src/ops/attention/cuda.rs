@@ -16,7 +16,7 @@ pub const KERNELS: Kernels = Kernels {
     ],
 };
 
-/// Kernels for heads of 64 and of 128.
+/// Kernels for the head sizes of [`Cuda::CAPABILITIES`], in their order.
 pub(in crate::ops) type ByHeadSize<P> = [Kernel<P>; 2];
 
 static FORWARD: ByHeadSize<AttentionForward> = [
@@ -37,9 +37,6 @@ static QUERIES: ByHeadSize<AttentionBackward> = [
 ];
 
 const DELTA_THREADS: u32 = 256;
-
-/// The head sizes there are kernels for.
-pub const HEAD_SIZES: [usize; 2] = [64, 128];
 
 parameters! {
     /// A launch of `attention_forward_*`.
@@ -102,7 +99,8 @@ parameters! {
 /// # Panics
 /// Where there is none: other head sizes are refused when a run is planned.
 pub(in crate::ops) fn by_head_size<P>(head_dim: usize, kernels: &ByHeadSize<P>) -> &Kernel<P> {
-    let at = HEAD_SIZES.iter().position(|d| *d == head_dim);
+    let sizes = Cuda::CAPABILITIES.head_sizes.unwrap_or_default();
+    let at = sizes.iter().position(|d| *d == head_dim);
     &kernels[at.unwrap_or_else(|| panic!("no kernels for heads of {head_dim}"))]
 }
 

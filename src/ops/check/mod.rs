@@ -7,7 +7,7 @@ mod rig;
 
 pub use rig::{Call, Derivative, Finding, List, Number, Outcome, Results, Rig, widened};
 
-use crate::device::Target;
+use crate::device::Capabilities;
 
 /// An operation as the registry has it.
 #[derive(Clone, Copy)]
@@ -28,8 +28,8 @@ pub struct Operation {
 /// One shape, with the values that go with it. `Debug` names it in reports.
 pub trait Case: std::fmt::Debug {
     /// Whether devices of this kind take it.
-    fn runs_on(&self, target: Target) -> bool {
-        let _ = target;
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        let _ = device;
         true
     }
 
@@ -42,14 +42,14 @@ pub fn boxed<C: Case + Clone + 'static>(cases: &[C]) -> Vec<Box<dyn Case>> {
     cases.iter().map(|case| Box::new(case.clone()) as Box<dyn Case>).collect()
 }
 
-/// Whether rows of `width` elements are what the kernels of `target` move: 16 bytes at a time.
-pub(in crate::ops) fn takes_rows(target: Target, width: usize) -> bool {
-    target == Target::Cpu || width.is_multiple_of(8)
+/// Whether rows of `width` elements are what the device moves.
+pub(in crate::ops) fn takes_rows(device: &Capabilities, width: usize) -> bool {
+    width.is_multiple_of(device.row_multiple)
 }
 
-/// Whether there are kernels for heads of this size.
-pub(in crate::ops) fn takes_heads(target: Target, head_dim: usize) -> bool {
-    target == Target::Cpu || [64, 128].contains(&head_dim)
+/// Whether the device has heads of this size.
+pub(in crate::ops) fn takes_heads(device: &Capabilities, head_dim: usize) -> bool {
+    device.head_sizes.is_none_or(|sizes| sizes.contains(&head_dim))
 }
 
 /// What a model asks of its operations in a training step.
@@ -104,9 +104,8 @@ pub struct Cost {
 impl Cost {
     /// Bytes on a device.
     #[must_use]
-    pub fn bytes(&self, target: Target) -> usize {
-        let activation = if target == Target::Cpu { 4 } else { 2 };
-        activation * self.activations + 4 * self.words + 2 * self.weights
+    pub fn bytes(&self, device: &Capabilities) -> usize {
+        device.activation.bytes() * self.activations + 4 * self.words + 2 * self.weights
     }
 }
 

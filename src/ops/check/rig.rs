@@ -1,9 +1,9 @@
 //! A case on its operands: filled memory, the calls, and the comparison with what is wanted.
 
 use super::{Case, Cost, Limit};
-use crate::device::{Device, Indices, Matrix, Planner, Purpose, Region, Storage, Target};
+use crate::device::{Capabilities, Device, Indices, Matrix, Planner, Purpose, Region, Storage};
 use crate::element::Element;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::philox::{Stream, uniform};
 use std::cell::Cell;
 use std::rc::Rc;
@@ -68,6 +68,7 @@ pub struct Rig {
     seed: u64,
     quick: bool,
     values: Vec<(Region, Vec<f32>)>,
+    guards: Vec<Region>,
     lists: Vec<(Region, Vec<u32>)>,
     matrices: Vec<Matrix>,
     calls: Vec<Call>,
@@ -77,28 +78,32 @@ pub struct Rig {
     derivatives: Vec<(&'static str, Differentiate)>,
 }
 
+/// What stands between regions.
+const GUARD: [f32; 64] = [-1.5e30; 64];
+
 /// Values before they come again, where only time is asked for.
 const QUICK: usize = 4099;
 
 impl Rig {
     /// The case with its operands.
     #[must_use]
-    pub fn new(case: &dyn Case, target: Target) -> Self {
-        Self::set_up(case, target, false)
+    pub fn new(case: &dyn Case, device: &'static Capabilities) -> Self {
+        Self::set_up(case, device, false)
     }
 
     /// The same to be measured: values repeat, and no result of it is compared.
     #[must_use]
-    pub fn to_measure(case: &dyn Case, target: Target) -> Self {
-        Self::set_up(case, target, true)
+    pub fn to_measure(case: &dyn Case, device: &'static Capabilities) -> Self {
+        Self::set_up(case, device, true)
     }
 
-    fn set_up(case: &dyn Case, target: Target, quick: bool) -> Self {
+    fn set_up(case: &dyn Case, device: &'static Capabilities, quick: bool) -> Self {
         let mut rig = Rig {
-            planner: Planner::new(target),
+            planner: Planner::new(device),
             seed: 0,
             quick,
             values: Vec::new(),
+            guards: Vec::new(),
             lists: Vec::new(),
             matrices: Vec::new(),
             calls: Vec::new(),
@@ -107,6 +112,7 @@ impl Rig {
             judge: Box::new(|_| Vec::new()),
             derivatives: Vec::new(),
         };
+        rig.guard();
         case.set_up(&mut rig);
         rig
     }
@@ -115,8 +121,8 @@ impl Rig {
 
     /// What is planned for.
     #[must_use]
-    pub fn target(&self) -> Target {
-        self.planner.target()
+    pub fn device(&self) -> &'static Capabilities {
+        self.planner.capabilities()
     }
 
     /// The plan, for what operations reserve themselves.
@@ -147,7 +153,15 @@ impl Rig {
     pub fn holding(&mut self, storage: Storage, values: Vec<f32>) -> Region {
         let region = self.planner.region(Purpose::Workspace, storage, values.len());
         self.values.push((region, values));
+        self.guard();
         region
+    }
+
+    /// A line of memory that no call may touch. All regions are one allocation, so that tools which watch the ends of
+    /// allocations see nothing of what is written beyond a region.
+    fn guard(&mut self) {
+        let guard = self.planner.region(Purpose::Workspace, Storage::F32, GUARD.len());
+        self.guards.push(guard);
     }
 
     /// A region of random values.
@@ -210,14 +224,17 @@ impl Rig {
         self.derivatives.push((name, Box::new(differentiate)));
     }
 
-    /// What the region held at first.
+    /// What a region, or a part of one, held at first.
     ///
     /// # Panics
     /// When it is none of the rig's.
     #[must_use]
     pub fn given(&self, region: Region) -> Vec<f64> {
-        let found = self.values.iter().find(|(r, _)| *r == region);
-        wide(&found.expect("a region of this rig").1)
+        let part = |(whole, values): &(Region, Vec<f32>)| {
+            let first = region.start.checked_sub(whole.start).filter(|_| region.storage == whole.storage)?;
+            values.get(first..first + region.len).map(wide)
+        };
+        self.values.iter().find_map(part).expect("a region of this rig")
     }
 
     // ---- for who runs them -----------------------------------------------------------------------------------------
@@ -258,6 +275,7 @@ impl Rig {
     /// # Errors
     /// When the device failed.
     pub fn reset(&self, dev: &mut Device) -> Result<()> {
+        self.guards.iter().try_for_each(|guard| dev.write(*guard, &GUARD))?;
         self.values.iter().try_for_each(|(region, values)| dev.write(*region, values))
     }
 
@@ -281,10 +299,15 @@ impl Rig {
     /// All calls on the first values, and what the results hold then.
     ///
     /// # Errors
-    /// When the device failed.
+    /// When the device failed, or something was written beside the regions.
     pub fn run(&self, dev: &mut Device) -> Result<Results> {
         self.reset(dev)?;
         self.with_lists(dev, |dev, lists| self.calls.iter().try_for_each(|call| call.run(dev, lists)))?;
+        for guard in &self.guards {
+            if dev.read(*guard)? != GUARD {
+                return Err(Error::check(format!("something was written beside the operands, at {guard:?}")));
+            }
+        }
         let regions = self.results.iter().map(|region| dev.read(*region)).collect::<Result<_>>()?;
         Ok(Results { regions, numbers: self.numbers.iter().map(|n| n.get()).collect() })
     }

@@ -1,8 +1,8 @@
 //! Attention over a cache: one row and many, groups of heads, sharp softmaxes; what fills the cache, and scaled queries.
 
 use super::{Cache, Seen};
+use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
-use crate::device::Target;
 use crate::ops::attention::{Attention, Segment};
 use crate::ops::check::forms::{add, dot, softmax};
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed, takes_heads};
@@ -84,8 +84,8 @@ fn form(p: &Attention, runs: &[Segment], qk: &[f64], k: &[f64], v: &[f64]) -> Ve
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_heads(target, self.head_dim)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_heads(device, self.head_dim)
     }
 
     fn set_up(&self, rig: &mut Rig) {

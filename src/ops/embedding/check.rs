@@ -1,7 +1,7 @@
 //! Token embedding, on the tables that rows are moved from.
 
+use crate::device::Capabilities;
 use crate::device::Storage::Activation;
-use crate::device::Target;
 use crate::element::Element;
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed, takes_rows, widened};
 use crate::ops::rows;
@@ -32,8 +32,8 @@ impl std::fmt::Debug for Case {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.0.width)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.0.width)
     }
 
     fn set_up(&self, rig: &mut Rig) {

@@ -2,9 +2,9 @@
 //! part of the gradients has, more tiles of rows than a GPU takes together, more layers than one launch takes; weights in
 //! each element type.
 
-use super::{Backward, Dropout, Forward, Group, Linear, Lora, Packing, width};
+use super::{Backward, Dropout, Forward, Group, Linear, Lora, Packing};
 use crate::device::Storage::{self, Activation, F32};
-use crate::device::{Purpose, Region, Target};
+use crate::device::{Capabilities, Purpose, Region};
 use crate::element::Element;
 use crate::ops::check::forms::{add, columns, product_nn, product_nt, product_tn, put_columns};
 use crate::ops::check::{
@@ -123,10 +123,10 @@ impl Layers {
         let len = |columns: &dyn Fn(usize) -> usize| -> usize {
             case.layers.iter().map(|(output, rank, _)| columns(*rank) * (case.input + output)).sum()
         };
-        let target = rig.target();
+        let device = rig.device();
         let params = rig.random(F32, len(&|rank| rank), 0.2);
         let grads = rig.random(F32, params.len, 1.0);
-        let copies = len(&|rank| width(target, rank));
+        let copies = len(&|rank| device.row_len(rank));
         let packed = rig.planner().region(Purpose::TrainableState, Storage::Copy, copies);
         let group = Group { input: case.input, output: 0, layers: Vec::new() };
         let mut all = Layers { group, params, packed, table: Vec::new() };
@@ -136,7 +136,7 @@ impl Layers {
             let weight = rig.matrix(element, output, case.input, (1.0 / case.input as f32).sqrt());
             let bias = bias.then(|| rig.random(F32, output, 0.5));
             let lora = (rank > 0)
-                .then(|| all.adapter([rank, width(target, rank), output], grads, (&mut used, &mut copied)));
+                .then(|| all.adapter([rank, device.row_len(rank), output], grads, (&mut used, &mut copied)));
             all.group.layers.push(Linear { weight, bias, column: all.group.output, lora });
             all.group.output += output;
         }
@@ -199,8 +199,8 @@ impl Case {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.input) && self.layers.iter().all(|(output, ..)| takes_rows(target, *output))
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.input) && self.layers.iter().all(|(output, ..)| takes_rows(device, *output))
     }
 
     fn set_up(&self, rig: &mut Rig) {
@@ -213,7 +213,7 @@ impl check::Case for Case {
         let residual = self.residual.then(|| rig.random(Activation, tokens * output, 1.0));
         let [y, s, ds, dx, scratch] =
             [output, columns, columns, input, input].map(|n| rig.space(Activation, tokens * n));
-        let partial = rig.space(F32, l.group.partial_len(rig.target(), tokens));
+        let partial = rig.space(F32, l.group.partial_len(rig.device(), tokens));
         let clock = rig.list(COUNTER[1..].to_vec());
         let table = rig.list(l.table);
         let dropout = (self.dropout > 0.0).then_some(Dropout {

@@ -4,7 +4,6 @@ use crate::device::Storage::{Activation, F32};
 use crate::element::Element;
 use crate::ops::check::forms::product_nt;
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed, widened};
-use crate::ops::loss;
 
 /// Rows of logits.
 #[derive(Clone, Copy, Debug)]
@@ -40,7 +39,7 @@ impl check::Case for Case {
         rig.seed(71);
         let head = rig.matrix(Element::Bf16, vocab, hidden, 1.0 / (hidden as f32).sqrt());
         let x = rig.random(Activation, rows * hidden, 1.0);
-        let stride = loss::row_len(rig.target(), vocab);
+        let stride = rig.device().row_len(vocab);
         // Columns that make rows whole pieces are nobody's.
         let logits = rig.zeros(F32, rows * stride);
         let cost = Cost {

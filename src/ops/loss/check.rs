@@ -1,8 +1,8 @@
 //! The head with its loss: chunks that do not divide the rows, vocabularies of odd size and of a model, sharp and flat logits.
 
 use super::Loss;
+use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
-use crate::device::Target;
 use crate::element::Element;
 use crate::ops::check::forms::{product_nn, product_nt, softmax};
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_rows, widened};
@@ -28,6 +28,7 @@ pub const CASES: &[Case] = &[
     Case { rows: 50, hidden: 64, vocab: 157, chunk: 20, spread: 1.0 },
     Case { rows: 9, hidden: 136, vocab: 2600, chunk: 9, spread: 12.0 },
     Case { rows: 3, hidden: 40, vocab: 1025, chunk: 2, spread: 0.01 },
+    Case { rows: 4, hidden: 8, vocab: 152_064, chunk: 4, spread: 4.0 },
     Case { rows: 11, hidden: 12, vocab: 37, chunk: 3, spread: 1.0 },
     Case { rows: 1, hidden: 1, vocab: 5, chunk: 3, spread: 1.0 },
     Case { rows: 5, hidden: 16, vocab: 4500, chunk: 3, spread: 3.0 },
@@ -63,8 +64,8 @@ fn form(logits: &[f64], vocab: usize, targets: &[u32]) -> (Vec<f64>, Vec<f64>) {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.hidden)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.hidden)
     }
 
     fn set_up(&self, rig: &mut Rig) {
@@ -73,7 +74,7 @@ impl check::Case for Case {
         let head = rig.matrix(Element::Bf16, vocab, hidden, spread / (hidden as f32).sqrt());
         let x = rig.random(Activation, rows * hidden, 1.0);
         let dx = rig.space(Activation, x.len);
-        let logits = rig.space(F32, chunk * super::row_len(rig.target(), vocab));
+        let logits = rig.space(F32, chunk * rig.device().row_len(vocab));
         let [losses, again] = [(); 2].map(|()| rig.space(F32, rows));
         let indices: Vec<u32> = (0..rows).map(|i| (i * 7919 % vocab) as u32).collect();
         let targets = rig.list(indices.clone());

@@ -1,8 +1,8 @@
 //! RMSNorm: on rows of the models' sizes, the smallest, large and tiny values, and zeros.
 
 use super::RmsNorm;
+use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
-use crate::device::Target;
 use crate::ops::check::forms::dot;
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_rows};
 
@@ -73,8 +73,8 @@ fn all_gradients(x: &[f64], weight: &[f64], eps: f64, dy: &[f64]) -> Vec<f64> {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.dim)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.dim)
     }
 
     fn set_up(&self, rig: &mut Rig) {

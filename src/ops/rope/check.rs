@@ -2,7 +2,7 @@
 
 use super::{HeadNorm, Rope, table};
 use crate::device::Storage::{Activation, F32};
-use crate::device::{Region, Target};
+use crate::device::{Capabilities, Region};
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_heads};
 use crate::ops::rmsnorm::check::{gradient, normalised};
 
@@ -116,8 +116,8 @@ impl Form {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_heads(target, self.head_dim)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_heads(device, self.head_dim)
     }
 
     fn set_up(&self, rig: &mut Rig) {

@@ -1,7 +1,7 @@
 //! Moved rows: one element, odd widths, and rows of a model, of which some are taken.
 
+use crate::device::Capabilities;
 use crate::device::Storage::Activation;
-use crate::device::Target;
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed, takes_rows};
 
 /// Rows moved by index.
@@ -45,8 +45,8 @@ impl Case {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.width)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.width)
     }
 
     fn set_up(&self, rig: &mut Rig) {

@@ -1,7 +1,7 @@
 //! SwiGLU: odd widths, a model's, and values at which the sigmoid is 0 or 1.
 
+use crate::device::Capabilities;
 use crate::device::Storage::Activation;
-use crate::device::Target;
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_rows};
 
 /// A gated activation.
@@ -63,8 +63,8 @@ fn gradient(x: &[f64], width: usize, dy: &[f64]) -> Vec<f64> {
 }
 
 impl check::Case for Case {
-    fn runs_on(&self, target: Target) -> bool {
-        takes_rows(target, self.width)
+    fn runs_on(&self, device: &Capabilities) -> bool {
+        takes_rows(device, self.width)
     }
 
     fn set_up(&self, rig: &mut Rig) {
