@@ -3,6 +3,7 @@
 //! inputs, under every schedule of lanes and asynchronous copies.
 
 mod bindings;
+mod copies;
 pub mod driver;
 pub mod library;
 mod limits;

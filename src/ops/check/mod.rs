@@ -128,6 +128,13 @@ impl Limit {
     /// The same bits.
     pub const SAME: Limit = Limit { f32: 0.0, bf16: 0.0 };
 
+    /// The same difference as of a result of size `size`, where it is compared with `want`.
+    #[must_use]
+    pub fn relative_to(self, size: f64, want: f64) -> Limit {
+        let factor = size / want.abs().max(f64::MIN_POSITIVE);
+        Limit { f32: self.f32 * factor, bf16: self.bf16 * factor }
+    }
+
     /// With another limit where activations are f32.
     #[must_use]
     pub const fn with_f32(self, f32: f64) -> Limit {

@@ -387,10 +387,10 @@ impl Outcome<'_> {
         self.compared(name, &wide(got), want, limit, &bytes.collect::<Vec<u8>>())
     }
 
-    /// The first number that a call returned, beside what is wanted of it.
+    /// The number `at` of those that calls returned, beside what is wanted of it.
     #[must_use]
-    pub fn number(&self, name: &'static str, want: f64, limit: Limit) -> Finding {
-        let got = self.got.numbers[0];
+    pub fn number(&self, name: &'static str, at: usize, want: f64, limit: Limit) -> Finding {
+        let got = self.got.numbers[at];
         self.compared(name, &[got], &[want], limit, &got.to_le_bytes())
     }
 

@@ -90,7 +90,7 @@ parameters! {
 
 /// Outputs of a launch; more take several.
 const MAX_OUTPUTS: usize = 16;
-/// Terms of a launch: all of a layer's group and their adapters.
+/// Terms of a launch: of as many layers and their adapters.
 const MAX_TERMS: usize = 2 * MAX_OUTPUTS;
 
 parameters! {
@@ -382,20 +382,26 @@ pub(super) fn backward(cuda: &mut Cuda, g: &Group, o: &Backward) {
         adapter_gradients(cuda, g, o, &adapters);
     }
     let Some(dx) = o.dx else { return };
-    let mut product = Builder::new(cuda, Right::Nn, dx, g.input);
-    product.output(cuda, 0, g.input, 1.0, 0);
-    for (_, lora, first) in &adapters {
-        let operands = [column(cuda, o.ds, *first), cuda.address(lora.packed[0])];
-        product.term(operands, [width, g.input], lora.width);
+    let mut adapters = &adapters[..];
+    // One launch for all layers that it takes; those of a larger group add to what is there, rounded in between.
+    for (part, layers) in g.layers.chunks(MAX_OUTPUTS).enumerate() {
+        let own = adapters.split_off(..layers.iter().filter(|l| l.lora.is_some()).count()).unwrap_or_default();
+        let mut product = Builder::new(cuda, Right::Nn, dx, g.input);
+        product.output(cuda, 0, g.input, 1.0, 0);
+        product.params.residual = if part > 0 { cuda.address(dx) } else { 0 };
+        for (_, lora, first) in own {
+            let operands = [column(cuda, o.ds, *first), cuda.address(lora.packed[0])];
+            product.term(operands, [width, g.input], lora.width);
+        }
+        if let Some(dropout) = o.dropout.filter(|_| !own.is_empty()) {
+            product.params.mask(cuda, &dropout, own.len());
+        }
+        for layer in layers {
+            let operands = [column(cuda, o.dy, layer.column), cuda.address(layer.weight.copy())];
+            product.term(operands, [g.output, g.input], layer.weight.rows());
+        }
+        product.run(cuda);
     }
-    if let Some(dropout) = o.dropout.filter(|_| width > 0) {
-        product.params.mask(cuda, &dropout, adapters.len());
-    }
-    for layer in &g.layers {
-        let operands = [column(cuda, o.dy, layer.column), cuda.address(layer.weight.copy())];
-        product.term(operands, [g.output, g.input], layer.weight.rows());
-    }
-    product.run(cuda);
 }
 
 /// `dB += dyᵀ·s` and `dA += dsᵀ·drop(x)`: parts over [`SPLIT_TOKENS`] tokens each, then their sums in order.

@@ -1,8 +1,13 @@
 //! Sums: lengths around lanes and chunks.
 
 use crate::device::Storage::F32;
+use super::Sums;
 use crate::ops::check::forms::dot;
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed};
+use std::cell::RefCell;
+
+/// Sums in f64 differ by the order of their terms alone.
+const SUM: Limit = Limit { f32: 1e-12, bf16: 1e-12 };
 
 /// Elements that are summed.
 #[derive(Clone, Copy, Debug)]
@@ -41,9 +46,30 @@ impl check::Case for Case {
             sum.set(super::sum_of_squares(dev, x, scratch)?);
             Ok(())
         });
+        let (len, half) = (self.len, self.len.div_ceil(2));
+        let sums = RefCell::new(Sums::plan(rig.planner(), 2, len));
+        let found = [(); 2].map(|()| rig.number());
+        rig.call("sums", Cost { words: len + half, ..Cost::default() }, move |dev, _| {
+            let mut sums = sums.borrow_mut();
+            sums.clear();
+            sums.add(dev, x);
+            sums.add(dev, x.slice(0, half));
+            sums.read(dev)?.into_iter().zip(&found).for_each(|(sum, found)| found.set(sum));
+            Ok(())
+        });
         rig.wants(&[], move |o| {
             let x = o.given(x);
-            vec![o.number("sum of squares", dot(&x, &x), Limit { f32: 1e-12, bf16: 1e-12 })]
+            // Of values that cancel each other the sum is as exact as that of their sizes.
+            let of = |len: usize| {
+                let size: f64 = x[..len].iter().map(|v| v.abs()).sum();
+                (x[..len].iter().sum::<f64>(), SUM.relative_to(size, x[..len].iter().sum()))
+            };
+            let ((all, all_limit), (first, first_limit)) = (of(len), of(half));
+            vec![
+                o.number("sum of squares", 0, dot(&x, &x), SUM),
+                o.number("sum", 1, all, all_limit),
+                o.number("sum of the first half", 2, first, first_limit),
+            ]
         });
     }
 }
