@@ -385,7 +385,8 @@ pub(super) fn backward(cuda: &mut Cuda, g: &Group, o: &Backward) {
     let mut adapters = &adapters[..];
     // One launch for all layers that it takes; those of a larger group add to what is there, rounded in between.
     for (part, layers) in g.layers.chunks(MAX_OUTPUTS).enumerate() {
-        let own = adapters.split_off(..layers.iter().filter(|l| l.lora.is_some()).count()).unwrap_or_default();
+        let own =
+            adapters.split_off(..layers.iter().filter(|l| l.lora.is_some()).count()).unwrap_or_default();
         let mut product = Builder::new(cuda, Right::Nn, dx, g.input);
         product.output(cuda, 0, g.input, 1.0, 0);
         product.params.residual = if part > 0 { cuda.address(dx) } else { 0 };

@@ -1,7 +1,7 @@
 //! Sums: lengths around lanes and chunks.
 
-use crate::device::Storage::F32;
 use super::Sums;
+use crate::device::Storage::F32;
 use crate::ops::check::forms::dot;
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed};
 use std::cell::RefCell;
