@@ -1,5 +1,6 @@
 //! One test binary; each module says what it guards.
 mod adapters;
+mod bench;
 mod calls;
 mod checkpoint;
 mod cli;

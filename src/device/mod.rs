@@ -25,7 +25,7 @@ pub enum Device {
     Cpu(Cpu),
     /// A GPU, bf16 with f32 sums.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
 /// Work that comes again: the same name and shape mean the same launches with the same operands.

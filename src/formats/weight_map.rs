@@ -187,6 +187,12 @@ pub struct WeightMap {
 }
 
 impl WeightMap {
+    /// No files, for weights that come from elsewhere.
+    #[must_use]
+    pub fn empty() -> Self {
+        WeightMap { files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
     ///
     /// # Errors

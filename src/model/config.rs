@@ -34,6 +34,11 @@ impl Config {
         Ok(Config { path, keys })
     }
 
+    /// Keys that stand in no file; `name` takes a path's place in messages.
+    pub fn given(name: &str, keys: Object) -> Self {
+        Config { path: PathBuf::from(name), keys }
+    }
+
     pub fn fault(&self, what: impl std::fmt::Display) -> Error {
         Error::input(format!("{}: {what}", self.path.display()))
     }

@@ -94,7 +94,7 @@ fn every_kernel_has_a_case_and_the_shared_memory_it_uses() {
         for case in (operation.cases)().iter().filter(|case| case.runs_on(Cuda::CAPABILITIES)) {
             let rig = Rig::new(&**case, Cuda::CAPABILITIES);
             let cuda = Cuda::new(Box::new(Emulated::new(0)), rig.plan(), &kernels()).unwrap();
-            let mut dev = Device::Cuda(cuda);
+            let mut dev = Device::Cuda(Box::new(cuda));
             rig.load(&mut dev).unwrap();
             rig.run(&mut dev).unwrap();
             for name in launched() {
