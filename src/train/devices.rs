@@ -211,7 +211,7 @@ impl Chosen {
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(Some(driver)) => {
-                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, crate::ops::KERNELS)?)))
+                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, &crate::ops::kernels())?)))
             }
         }
     }
