@@ -91,7 +91,13 @@ pub fn program() -> Command {
             settings(command("preview", "Shows how rows are rendered, tokenised, masked"), Shown::All)
                 .arg(config.clone())
                 .arg(json())
-                .arg(rows),
+                .arg(rows)
+                .arg(
+                    Arg::new("explain")
+                        .long("explain")
+                        .action(ArgAction::SetTrue)
+                        .help("Say which template renders the rows, and how each answer was found"),
+                ),
         )
         .subcommand(tokenize())
         .subcommand(
@@ -144,6 +150,8 @@ const GENERATING: &[(&str, &str)] = &[
     ("model_name_or_path", "Folder of the model"),
     ("format", ""),
     ("template", ""),
+    ("chat_template", ""),
+    ("thinking", ""),
     ("system_prompt", ""),
     (
         "per_device_eval_batch_size",
@@ -179,15 +187,6 @@ fn generate() -> Command {
         .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
         .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
         .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
-        .arg(
-            valued(
-                "enable_thinking",
-                "true|false",
-                "Qwen3: whether the answer begins with thoughts (default: true)",
-            )
-            .value_parser(["true", "false"])
-            .ignore_case(true),
-        )
         .arg(valued(
             "input_file",
             "FILE",
@@ -372,6 +371,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Switch => {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
+        Kind::OptionalSwitch => arg.value_name("true|false"),
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
         Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),

@@ -34,11 +34,10 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     show(warnings);
     let mut options = options(matches, &settings)?;
     Devices::default().check(&settings)?;
-    let thinking = option(matches, "enable_thinking") != Some("false");
     model_folder(&settings.model)?;
     let task = task(matches)?;
     let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
-    let prompter = Prompter::open(&settings, model.spec.vocab, thinking)?;
+    let prompter = Prompter::open(&settings, model.spec.vocab)?;
     options.ends.extend(&model.ends);
     options.ends.extend(prompter.ends());
     options.ends.sort_unstable();

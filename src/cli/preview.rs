@@ -3,7 +3,7 @@
 use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
-use crate::data::preview::{PreviewRow, preview as read_rows};
+use crate::data::preview::{PreviewRow, explanation, preview as read_rows};
 use crate::error::{Error, Result};
 use crate::report::console::{colours, say};
 use clap::ArgMatches;
@@ -20,12 +20,16 @@ pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     config::check_inputs(&settings, false)?;
     let rows = read_rows(&settings, count(matches)?)?;
     let as_json = matches.get_flag("json");
+    let explains = matches.get_flag("explain");
+    if explains && !as_json {
+        explanation(&settings)?.iter().for_each(|fact| say(fact));
+    }
     let coloured = colours();
     for (index, row) in rows.iter().enumerate() {
         if as_json {
             say(&row_json(row).to_string());
         } else {
-            say(&row_text(index + 1, row, coloured));
+            say(&row_text(index + 1, row, coloured, explains));
         }
     }
     if !as_json && !rows.is_empty() {
@@ -51,10 +55,11 @@ fn row_json(row: &PreviewRow) -> serde_json::Value {
         "labels": row.labels,
         "text": text,
         "note": row.note,
+        "explained": row.explained,
     })
 }
 
-fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
+fn row_text(number: usize, row: &PreviewRow, coloured: bool, explains: bool) -> String {
     let scored = row.labels.iter().skip(1).filter(|label| **label >= 0).count();
     let mut text = format!(
         "row {number}, {}:{}: {} tokens, {scored} scored",
@@ -64,6 +69,9 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
     );
     if !row.note.is_empty() {
         text += &format!("\n  {}", row.note);
+    }
+    for fact in row.explained.iter().filter(|_| explains) {
+        text += &format!("\n  {fact}");
     }
     if row.pieces.is_empty() && !row.ids.is_empty() {
         text += &format!("\n  ids {:?}", row.ids);

@@ -1,6 +1,6 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
-use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
+use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets, Template};
 use crate::error::{Error, Result};
 use std::path::Path;
 
@@ -142,6 +142,9 @@ fn check_combinations(s: &Settings) -> Result<()> {
     let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
     need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
         "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    })?;
+    need(s.chat_template.is_none() || s.template == Template::Auto, || {
+        "chat_template is a template of its own: give it or template, not both".into()
     })?;
     check_device(s)
 }

@@ -8,6 +8,8 @@ use serde_json::Value;
 pub enum Kind {
     /// A boolean; the flag alone means true.
     Switch,
+    /// A boolean or nothing (`none`).
+    OptionalSwitch,
     /// A whole number.
     Count,
     /// A whole number or nothing (`none`, or Hugging Face's `-1`).
@@ -183,7 +185,7 @@ const FORMATS: &[&str] =
     &["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"];
 const TEMPLATES: &[&str] =
     &["auto", "qwen", "qwen1.5", "qwen2.5", "qwen3", "qwen3-nothink", "deepke", "none"];
-const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official"];
+const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official", "template"];
 const SCHEDULERS: &[&str] = &[
     "linear",
     "cosine",
@@ -198,8 +200,8 @@ const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Cadence, Io, Length, Machine, Math, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths,
-    Resume, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, OptionalSwitch, Path,
+    Paths, Resume, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
@@ -216,7 +218,11 @@ pub static FIELDS: &[Field] = &[
     field("format", "format", &[], Choice(FORMATS), Math, Group::Data, "",
         "Row format; auto recognises it for each file"),
     field("template", "template", &[], Choice(TEMPLATES), Math, Group::Data, "",
-        "Chat template; auto follows the model folder's own"),
+        "Chat template; auto runs the model folder's own"),
+    field("chat_template", "chat_template", &["chat_template_path"], Path, Io, Group::Data, "",
+        "A file with a Jinja chat template, in place of the model folder's own"),
+    field("thinking", "thinking", &["enable_thinking"], OptionalSwitch, Math, Group::Data, "the template's",
+        "Whether the chat template is told to think (`enable_thinking`)"),
     field("system_prompt", "system_prompt", &[], Text, Math, Group::Data, "the template's",
         "System text of rows that have none"),
     field("train_on", "train_on", &[], Choice(TRAIN_ON), Math, Group::Data, "",

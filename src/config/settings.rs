@@ -18,7 +18,7 @@ pub enum RowFormat {
     Tokenized,
 }
 
-/// Chat template; `Auto` reads the model folder's own.
+/// Chat template; `Auto` runs the model folder's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Template {
@@ -52,6 +52,8 @@ pub enum TrainOn {
     All,
     /// The mask of the official Qwen fine-tuning script.
     QwenOfficial,
+    /// What the chat template marks with `{% generation %}`.
+    Template,
 }
 
 /// What happens to a row longer than the cutoff.
@@ -172,6 +174,10 @@ pub struct Settings {
     pub val_set_size: f64,
     pub format: RowFormat,
     pub template: Template,
+    /// A file with a chat template, in place of the model folder's own.
+    pub chat_template: Option<PathBuf>,
+    /// `enable_thinking` of the chat template; `None`: not set.
+    pub thinking: Option<bool>,
     pub system_prompt: Option<String>,
     pub train_on: TrainOn,
     pub cutoff_len: usize,
@@ -257,6 +263,8 @@ impl Default for Settings {
             val_set_size: 0.0,
             format: RowFormat::Auto,
             template: Template::Auto,
+            chat_template: None,
+            thinking: None,
             system_prompt: None,
             train_on: TrainOn::Assistant,
             cutoff_len: 2048,

@@ -26,6 +26,8 @@ pub struct PreviewRow {
     pub pieces: Vec<(String, bool)>,
     /// Why the row is left out or what was done to it; empty for a row that is taken as it is.
     pub note: String,
+    /// How each answer was found.
+    pub explained: Vec<String>,
 }
 
 /// The first `rows` rows of the training files. Rows that a run would leave out are here too, with the reason.
@@ -48,19 +50,31 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             && let Some(raw) = reader.next()?
         {
             let (file, line) = (file.clone(), raw.line);
-            let outcome = match prepare::content_of(&raw, format, usize::MAX) {
-                Err(fault) => Outcome::Bad(fault),
+            let (mut outcome, mut explained) = (Outcome::Unscored, Vec::new());
+            match prepare::content_of(&raw, format, usize::MAX) {
+                Err(fault) => outcome = Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
-                    prepare::outcome_of(content, settings, renderer.as_ref())
+                    if let (Content::Chat(_), Some(renderer)) = (&content, &renderer) {
+                        explained = renderer.explained(&content, settings).1;
+                    }
+                    outcome = prepare::outcome_of(content, settings, renderer.as_ref());
                 }
-            };
+            }
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
-            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note });
+            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note, explained });
         }
     }
     Ok(shown)
+}
+
+/// What was chosen to render the rows of these settings, and why: one fact a line.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub fn explanation(settings: &Settings) -> Result<Vec<String>> {
+    Ok(Renderer::open(settings, usize::MAX)?.explain())
 }
 
 /// The micro-batches that the shown rows would form among themselves, in file order: indices into `rows`, rows
@@ -106,8 +120,12 @@ fn explain(outcome: Outcome, settings: &Settings) -> (Row, String) {
     let nothing = Row { ids: Vec::new(), labels: Vec::new() };
     let cutoff = settings.cutoff_len;
     match outcome {
-        Outcome::Row { row, truncated: false } => (row, String::new()),
-        Outcome::Row { row, truncated: true } => (row, format!("cut to --cutoff-len {cutoff}")),
+        Outcome::Row { row, truncated, thoughts_left_out } => {
+            let cut = truncated.then(|| format!("cut to --cutoff-len {cutoff}"));
+            let lost = (thoughts_left_out > 0)
+                .then(|| format!("the thoughts of {thoughts_left_out} earlier answers are left out"));
+            (row, cut.into_iter().chain(lost).collect::<Vec<_>>().join("; "))
+        }
         Outcome::TooLong(n) => (nothing, format!("left out: {n} tokens, more than --cutoff-len {cutoff}")),
         Outcome::Unscored => (nothing, "left out: nothing in it is scored".into()),
         Outcome::Bad(fault) => (nothing, fault),
