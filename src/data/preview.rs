@@ -50,17 +50,17 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             && let Some(raw) = reader.next()?
         {
             let (file, line) = (file.clone(), raw.line);
-            let (mut outcome, mut explained) = (Outcome::Unscored, Vec::new());
-            match prepare::content_of(&raw, format, usize::MAX) {
-                Err(fault) => outcome = Outcome::Bad(fault),
+            let mut explained = Vec::new();
+            let outcome = match prepare::content_of(&raw, format, usize::MAX) {
+                Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
                     if let (Content::Chat(_), Some(renderer)) = (&content, &renderer) {
-                        explained = renderer.explained(&content, settings).1;
+                        explained = renderer.explained(&content, settings);
                     }
-                    outcome = prepare::outcome_of(content, settings, renderer.as_ref());
+                    prepare::outcome_of(content, settings, renderer.as_ref())
                 }
-            }
+            };
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
             shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note, explained });

@@ -105,18 +105,15 @@ impl Renderer {
 
     /// Renders, tokenises and applies the length limits.
     pub(super) fn outcome(&self, content: &Content, settings: &Settings) -> Outcome {
-        self.explained(content, settings).0
+        match self.rendered(content, settings) {
+            Err(fault) => Outcome::Bad(fault),
+            Ok((rendered, marked)) => limit(marked, &rendered.pieces, settings, rendered.thoughts_left_out),
+        }
     }
 
-    /// [`Renderer::outcome`], and how each answer was found, for people.
-    pub(super) fn explained(&self, content: &Content, settings: &Settings) -> (Outcome, Vec<String>) {
-        match self.rendered(content, settings) {
-            Err(fault) => (Outcome::Bad(fault), Vec::new()),
-            Ok((rendered, marked)) => {
-                let outcome = limit(marked, &rendered.pieces, settings, rendered.thoughts_left_out);
-                (outcome, rendered.explained)
-            }
-        }
+    /// How each answer of a row was found, for people.
+    pub(super) fn explained(&self, content: &Content, settings: &Settings) -> Vec<String> {
+        self.rendered(content, settings).map_or_else(|_| Vec::new(), |(rendered, _)| rendered.explained)
     }
 
     fn rendered(

@@ -20,7 +20,7 @@ use std::path::Path;
 type Made<T> = std::result::Result<T, String>;
 
 /// A template that runs, whosever it is.
-pub(super) struct ChatTemplate {
+pub(in crate::data) struct ChatTemplate {
     jinja: Jinja,
     pub(super) source: Source,
     pub(super) tokens: Tokens,
@@ -109,7 +109,7 @@ fn explain(answer: &Answer, rendering: &Rendering) -> String {
 }
 
 fn is_tag(token: &str) -> bool {
-    super::chars::tags(token) == [0..token.len()]
+    super::chars::tags(token).first().is_some_and(|tag| tag.len() == token.len())
 }
 
 /// A row as a template gets it.

@@ -51,7 +51,7 @@ fn turns(chat: &Conversation) -> std::result::Result<Vec<Turn>, String> {
 }
 
 /// A template written in Rust.
-pub(super) struct Fixed {
+pub(in crate::data) struct Fixed {
     kind: Kind,
     /// Role, line feed and content are tokenised each alone (Qwen v1).
     piecewise: bool,

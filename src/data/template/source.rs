@@ -1,7 +1,6 @@
 //! Where a chat template comes from, and what a model folder says about its tokens.
 
 use super::jinja::MAX_SOURCE;
-use crate::config::Settings;
 use crate::config::settings::Template as Name;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
