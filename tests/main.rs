@@ -8,6 +8,7 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod errors;
 mod evaluate;
 mod exchange;
 mod exchange_faults;
@@ -28,6 +29,8 @@ mod origin;
 mod report;
 mod resume;
 mod scratch;
+#[cfg(feature = "text")]
+mod templates;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;

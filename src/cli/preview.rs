@@ -3,7 +3,7 @@
 use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
-use crate::data::preview::{PreviewRow, explanation, preview as read_rows};
+use crate::data::preview::{FoundAnswer, PreviewRow, explanation, preview as read_rows};
 use crate::error::{Error, Result};
 use crate::report::console::{colours, say};
 use clap::ArgMatches;
@@ -27,7 +27,7 @@ pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     let coloured = colours();
     for (index, row) in rows.iter().enumerate() {
         if as_json {
-            say(&row_json(row).to_string());
+            say(&row_json(row, explains).to_string());
         } else {
             say(&row_text(index + 1, row, coloured, explains));
         }
@@ -46,17 +46,23 @@ fn count(matches: &ArgMatches) -> Result<usize> {
     }
 }
 
-fn row_json(row: &PreviewRow) -> serde_json::Value {
+fn row_json(row: &PreviewRow, explains: bool) -> serde_json::Value {
     let text: String = row.pieces.iter().map(|(text, _)| text.as_str()).collect();
-    json!({
+    let mut shown = json!({
         "file": row.file,
         "line": row.line,
         "input_ids": row.ids,
         "labels": row.labels,
         "text": text,
         "note": row.note,
-        "explained": row.explained,
-    })
+    });
+    if let Some(written) = row.written.as_ref().filter(|_| explains) {
+        shown["rendered"] = json!(written.text.as_ref().ok());
+        shown["prompt"] = json!(written.prompt.as_ref().ok());
+        let place = |answer: &FoundAnswer| json!([answer.place.start, answer.place.end]);
+        shown["answers"] = written.answers.iter().map(place).collect();
+    }
+    shown
 }
 
 fn row_text(number: usize, row: &PreviewRow, coloured: bool, explains: bool) -> String {
@@ -70,8 +76,8 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool, explains: bool) -> 
     if !row.note.is_empty() {
         text += &format!("\n  {}", row.note);
     }
-    for fact in row.explained.iter().filter(|_| explains) {
-        text += &format!("\n  {fact}");
+    for answer in row.written.iter().filter(|_| explains).flat_map(|written| &written.answers) {
+        text += &format!("\n  {}", answer.how);
     }
     if row.pieces.is_empty() && !row.ids.is_empty() {
         text += &format!("\n  ids {:?}", row.ids);

@@ -200,8 +200,8 @@ const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Cadence, Io, Length, Machine, Math, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, OptionalSwitch, Path,
-    Paths, Resume, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, OptionalSwitch,
+    Path, Paths, Resume, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.

@@ -6,6 +6,7 @@ use super::prepare::{self, Outcome};
 use super::reader::RowReader;
 use super::render::Renderer;
 use super::rows::Content;
+pub use super::template::{FoundAnswer, Written};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
@@ -26,8 +27,8 @@ pub struct PreviewRow {
     pub pieces: Vec<(String, bool)>,
     /// Why the row is left out or what was done to it; empty for a row that is taken as it is.
     pub note: String,
-    /// How each answer was found.
-    pub explained: Vec<String>,
+    /// What the chat template makes of it, when it is a conversation.
+    pub written: Option<Written>,
 }
 
 /// The first `rows` rows of the training files. Rows that a run would leave out are here too, with the reason.
@@ -50,20 +51,18 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             && let Some(raw) = reader.next()?
         {
             let (file, line) = (file.clone(), raw.line);
-            let mut explained = Vec::new();
+            let mut written = None;
             let outcome = match prepare::content_of(&raw, format, usize::MAX) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
-                    if let (Content::Chat(_), Some(renderer)) = (&content, &renderer) {
-                        explained = renderer.explained(&content, settings);
-                    }
+                    written = renderer.as_ref().and_then(|renderer| renderer.written(&content, settings));
                     prepare::outcome_of(content, settings, renderer.as_ref())
                 }
             };
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
-            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note, explained });
+            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note, written });
         }
     }
     Ok(shown)

@@ -10,7 +10,7 @@
 use super::dataset::{IGNORED, Row};
 use super::prepare::Outcome;
 use super::rows::{Content, Role};
-use super::template::{Part, Piece, Rendered, Template};
+use super::template::{Part, Piece, Rendered, Template, Written};
 use super::tokenizer::{Recognise, Token, Tokenizer};
 use crate::config::Settings;
 use crate::config::settings::{TooLong, TrainOn};
@@ -93,7 +93,8 @@ impl Renderer {
         };
         let template = self.template.as_ref().map_err(|fault| fault.what.clone())?;
         let pieces = template.prompt(chat, system)?;
-        let marked = self.mark(&pieces, &vec![false; pieces.len()], template.recognise()).map_err(|e| e.what)?;
+        let marked =
+            self.mark(&pieces, &vec![false; pieces.len()], template.recognise()).map_err(|e| e.what)?;
         Ok(marked.iter().map(|token| token.id).collect())
     }
 
@@ -111,9 +112,10 @@ impl Renderer {
         }
     }
 
-    /// How each answer of a row was found, for people.
-    pub(super) fn explained(&self, content: &Content, settings: &Settings) -> Vec<String> {
-        self.rendered(content, settings).map_or_else(|_| Vec::new(), |(rendered, _)| rendered.explained)
+    /// What the template makes of a row that is a conversation, for people.
+    pub(super) fn written(&self, content: &Content, settings: &Settings) -> Option<Written> {
+        let (Content::Chat(chat), Ok(template)) = (content, &self.template) else { return None };
+        Some(template.written(chat, settings.system_prompt.as_deref()))
     }
 
     fn rendered(
@@ -129,7 +131,7 @@ impl Renderer {
             }
             Content::Text(text) => {
                 let pieces = whole_text(text, &self.text_end);
-                (Rendered { pieces, thoughts_left_out: 0, explained: Vec::new() }, Recognise::All)
+                (Rendered { pieces, ..Rendered::default() }, Recognise::All)
             }
             Content::Tokens(_) => return Err("the row is tokens already".into()),
         };

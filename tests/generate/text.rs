@@ -55,7 +55,8 @@ fn prompts_are_the_beginning_of_the_conversations_of_hugging_face() {
             case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let thoughts = answer.starts_with("<think>\nf") || last.get("reasoning_content").is_some();
         let thinking = template != "qwen3" || thoughts || messages[messages.len() - 2]["role"] == "system";
-        let prompt = prompts(template, (!thinking).then_some(false), &[json!({ "messages": messages })]).remove(0);
+        let prompt =
+            prompts(template, (!thinking).then_some(false), &[json!({ "messages": messages })]).remove(0);
         assert!(whole.starts_with(&prompt), "{template} {messages:?}: {}", tokenizer.decode(&prompt));
         let rest = tokenizer.decode(&whole[prompt.len()..]);
         if template == "qwen3" {

@@ -73,16 +73,21 @@ fn agree(rendering: &Rendering, answers: &[Answer]) -> Made<()> {
     if marked.is_empty() {
         return Ok(());
     }
-    let meet = |answer: &Answer, stretch: &Range<usize>| stretch.start < answer.end.end && answer.start < stretch.end;
+    let meet = |answer: &Answer, stretch: &Range<usize>| {
+        stretch.start < answer.end.end && answer.start < stretch.end
+    };
     let lone = answers.iter().find(|answer| marked.iter().filter(|s| meet(answer, s)).count() != 1);
-    let stray = marked.iter().any(|stretch| answers.iter().filter(|answer| meet(answer, stretch)).count() != 1);
+    let stray =
+        marked.iter().any(|stretch| answers.iter().filter(|answer| meet(answer, stretch)).count() != 1);
     let hint = "follow the markers with --train-on template";
     match lone {
         Some(answer) => Err(format!(
             "message {}: what the chat template marks with {{% generation %}} is not the answer; {hint}",
             answer.message + 1
         )),
-        None if stray => Err(format!("the chat template marks with {{% generation %}} what is no answer; {hint}")),
+        None if stray => {
+            Err(format!("the chat template marks with {{% generation %}} what is no answer; {hint}"))
+        }
         None => Ok(()),
     }
 }
@@ -144,11 +149,16 @@ impl<'a> Finder<'a> {
             return Err("the chat template mixes it with another message".into());
         }
         let hoisted = |message: usize| matches!(self.messages[message].role, Role::System | Role::Developer);
-        if others(0..place.start, &|message| message > index && !hoisted(message)) {
+        let behind = place.end..self.rendering.text.len();
+        if others(0..place.start, &|message| message > index && !hoisted(message))
+            || others(behind, &|message| message < index)
+        {
             return Err("the chat template changes the order of the messages".into());
         }
         let within = self.rendering.controls_in(place.clone()).find(|c| self.ends_or_opens(&c.token));
-        within.map_or(Ok(()), |c| Err(format!("the chat template writes {} within it: more than one turn", c.token)))
+        within.map_or(Ok(()), |c| {
+            Err(format!("the chat template writes {} within it: more than one turn", c.token))
+        })
     }
 
     fn ends_or_opens(&self, token: &String) -> bool {
@@ -160,10 +170,12 @@ impl<'a> Finder<'a> {
     fn start(&self, index: usize, free: usize, place: &Range<usize>) -> Made<(usize, Found, bool)> {
         let text = &self.rendering.text;
         let modes = self.prompts.modes();
-        let prompt = |mode: Option<bool>| if index > 0 { self.prompts.before(index, mode, true) } else { None };
+        let prompt =
+            |mode: Option<bool>| if index > 0 { self.prompts.before(index, mode, true) } else { None };
         let whole: Vec<Option<Vec<char>>> = modes.iter().map(|mode| prompt(*mode)).collect();
         let begins = |whole: &Vec<char>| (free..place.end).contains(&whole.len()) && text.starts_with(whole);
-        let first = modes.iter().zip(&whole).filter_map(|(mode, p)| Some((mode, p.as_ref().filter(|p| begins(p))?)));
+        let first =
+            modes.iter().zip(&whole).filter_map(|(mode, p)| Some((mode, p.as_ref().filter(|p| begins(p))?)));
         if let Some((mode, longest)) = first.max_by_key(|(_, p)| p.len()) {
             let header = self.own_end(index, *mode, Some(longest)).is_some_and(|own| !own.is_empty());
             return Ok((longest.len(), Found::Prompt, header));
@@ -215,7 +227,8 @@ impl<'a> Finder<'a> {
 
     /// What the template writes between the beginning of the answer and its first character.
     fn check_lead(&self, lead: Range<usize>, header: bool, message: &Message) -> Made<()> {
-        if let Some(control) = self.rendering.controls_in(lead.clone()).find(|c| self.ends_or_opens(&c.token)) {
+        if let Some(control) = self.rendering.controls_in(lead.clone()).find(|c| self.ends_or_opens(&c.token))
+        {
             return Err(format!("the chat template writes {} where its answer would begin", control.token));
         }
         let text = self.rendering.slice(lead);
@@ -224,7 +237,10 @@ impl<'a> Finder<'a> {
             rest = if rest[tag.end..].trim().is_empty() { &rest[..tag.start] } else { rest };
         }
         if !header && !rest.trim().is_empty() && message.tool_calls.is_empty() {
-            return Err(format!("the chat template begins no answer; before this one it writes {:?}", rest.trim()));
+            return Err(format!(
+                "the chat template begins no answer; before this one it writes {:?}",
+                rest.trim()
+            ));
         }
         Ok(())
     }
@@ -249,7 +265,12 @@ impl<'a> Finder<'a> {
         let alone = stretch.clone().filter_map(|p| self.rendering.origin(p)).all(|o| o.message == index);
         let ends = self.rendering.controls_in(place.end..stretch.end);
         let end = ends.filter(|c| self.prompts.ends().contains(&c.token)).last()?;
-        alone.then(|| Answer { message: index, start: stretch.start, end: end.place.clone(), found: Found::Markers })
+        alone.then(|| Answer {
+            message: index,
+            start: stretch.start,
+            end: end.place.clone(),
+            found: Found::Markers,
+        })
     }
 }
 
@@ -258,7 +279,8 @@ fn once(text: &[char], within: Range<usize>, wanted: &[char]) -> Option<usize> {
     if wanted.is_empty() || within.len() < wanted.len() {
         return None;
     }
-    let mut places = text[within.clone()].windows(wanted.len()).enumerate().filter(|(_, window)| *window == wanted);
+    let mut places =
+        text[within.clone()].windows(wanted.len()).enumerate().filter(|(_, window)| *window == wanted);
     let (at, _) = places.next()?;
     places.next().is_none().then_some(within.start + at + wanted.len())
 }

@@ -4,11 +4,11 @@
 use super::answers::{self, Answer, Found, Prompts};
 use super::jinja::{Inputs, Jinja};
 use super::loss;
-use super::marks::{MOST, Marks, reserved};
+use super::marks::{MOST, Marks, is_reserved, reserved};
 use super::pieces;
 use super::rendering::Rendering;
 use super::source::{Source, Tokens};
-use super::{Piece, Rendered};
+use super::{FoundAnswer, Piece, Rendered};
 use crate::data::json::{Fields, Json};
 use crate::data::rows::{Conversation, Message, Role, Said};
 use crate::data::tokenizer::Tokenizer;
@@ -34,14 +34,22 @@ impl ChatTemplate {
     /// # Errors
     /// The template is wrong; the tokenizer lacks what it writes; nothing could end an answer; thinking is set and
     /// the template does not know it.
-    pub(super) fn open(source: Source, folder: &Path, tokenizer: &Tokenizer, thinking: Option<bool>) -> Result<Self> {
+    pub(super) fn open(
+        source: Source,
+        folder: &Path,
+        tokenizer: &Tokenizer,
+        thinking: Option<bool>,
+    ) -> Result<Self> {
         let wrong = |what: String| Error::input(format!("{}: {what}", source.place));
         let jinja = Jinja::new(&source.templates).map_err(wrong)?;
         let named = |token: &str| source.templates.iter().any(|(_, text)| text.contains(token));
         for token in ["<|im_start|>", "<|im_end|>"] {
             if named(token) && tokenizer.added(token).is_none() {
-                return Err(Error::input(format!("the tokenizer in {} has no token {token}", folder.display()))
-                    .hint("choose a --template that the model knows"));
+                return Err(Error::input(format!(
+                    "the tokenizer in {} has no token {token}",
+                    folder.display()
+                ))
+                .hint("choose a --template that the model knows"));
             }
         }
         if let Some(on) = thinking.filter(|_| !named("enable_thinking")) {
@@ -53,10 +61,11 @@ impl ChatTemplate {
             return Err(wrong("the model has no token that ends an answer".into())
                 .hint("it is eos_token of tokenizer_config.json, or <|im_end|>"));
         }
-        let control: BTreeSet<String> =
-            tokenizer.added_tokens().filter(|(token, special)| *special || (!is_tag(token) && named(token)))
-                .map(|(token, _)| token.to_owned())
-                .collect();
+        let control: BTreeSet<String> = tokenizer
+            .added_tokens()
+            .filter(|(token, special)| *special || (!is_tag(token) && named(token)))
+            .map(|(token, _)| token.to_owned())
+            .collect();
         let control_ids = control.iter().filter_map(|token| tokenizer.added(token)).collect();
         Ok(ChatTemplate { jinja, source, tokens, control, control_ids, thinking })
     }
@@ -72,32 +81,53 @@ impl ChatTemplate {
     }
 
     /// Writes a conversation. With `by_markers` the template's own markers tell what is scored.
-    pub(super) fn render(&self, chat: &Conversation, system: Option<&str>, by_markers: bool) -> Made<Rendered> {
+    pub(super) fn render(
+        &self,
+        chat: &Conversation,
+        system: Option<&str>,
+        by_markers: bool,
+    ) -> Made<Rendered> {
         let row = Row::new(self, chat, system)?;
         let rendering = row.rendering(false)?;
         let text = self.source.text(row.name);
         let lost = loss::check(&rendering, &row.messages, text, true, self.source.drops_thoughts)?;
         if by_markers {
             let pieces = pieces::by_markers(&rendering, &row.messages, &self.tokens.ends);
-            return Ok(Rendered { pieces, thoughts_left_out: lost, explained: Vec::new() });
+            return Ok(Rendered { pieces, thoughts_left_out: lost, answers: Vec::new() });
         }
         let found = answers::find(&rendering, &row.messages, &row)?;
-        let explained = found.iter().map(|answer| explain(answer, &rendering)).collect();
+        let answers = found.iter().map(|answer| explain(answer, &rendering)).collect();
         let pieces = pieces::by_answers(&rendering, &row.messages, &found, &self.tokens.ends);
-        Ok(Rendered { pieces, thoughts_left_out: lost, explained })
+        Ok(Rendered { pieces, thoughts_left_out: lost, answers })
+    }
+
+    /// The text alone, whether or not its characters' origin can be told.
+    pub(super) fn text(&self, chat: &Conversation, system: Option<&str>, prompt: bool) -> Made<String> {
+        if chat.messages.is_empty() {
+            return Err("there is nothing to answer".into());
+        }
+        let row = Row::new(self, chat, system)?;
+        let text = self.jinja.plain(row.name, row.inputs(&row.messages, row.thinking, prompt))?;
+        Ok(text.chars().filter(|c| !is_reserved(*c)).collect())
     }
 
     /// Writes a conversation up to where the next answer begins.
     pub(super) fn prompt(&self, chat: &Conversation, system: Option<&str>) -> Made<Vec<Piece>> {
         let row = Row::new(self, chat, system)?;
         let rendering = row.rendering(true)?;
-        loss::check(&rendering, &row.messages, self.source.text(row.name), false, self.source.drops_thoughts)?;
+        loss::check(
+            &rendering,
+            &row.messages,
+            self.source.text(row.name),
+            false,
+            self.source.drops_thoughts,
+        )?;
         Ok(pieces::by_answers(&rendering, &row.messages, &[], &self.tokens.ends))
     }
 }
 
 /// How an answer was found, for people.
-fn explain(answer: &Answer, rendering: &Rendering) -> String {
+fn explain(answer: &Answer, rendering: &Rendering) -> FoundAnswer {
     let how = match answer.found {
         Found::Prompt => "behind the whole prompt",
         Found::PromptEnd => "behind the prompt's own text, which stands there once",
@@ -105,7 +135,8 @@ fn explain(answer: &Answer, rendering: &Rendering) -> String {
         Found::Markers => "by the template's {% generation %}",
     };
     let end = rendering.slice(answer.end.clone());
-    format!("message {}: the answer begins {how}, and ends with {end}", answer.message + 1)
+    let how = format!("message {}: the answer begins {how}, and ends with {end}", answer.message + 1);
+    FoundAnswer { place: answer.start..answer.end.end, how }
 }
 
 fn is_tag(token: &str) -> bool {
@@ -164,13 +195,20 @@ impl<'a> Row<'a> {
                 Said::Text(text) => texts.push(text),
                 Said::Parts(parts) => texts.extend(parts.iter().map(String::as_str)),
             }
-            message.tool_calls.iter().for_each(|call| strings(call, &mut |text| texts.push(text), &mut |_| {}));
+            message
+                .tool_calls
+                .iter()
+                .for_each(|call| strings(call, &mut |text| texts.push(text), &mut |_| {}));
             if texts.iter().any(|text| reserved(text)) {
                 return Err(place("it holds characters of planes without meaning (U+40000 to U+DFFFF)"));
             }
             characters += texts.iter().map(|text| text.chars().count()).sum::<usize>();
-            let mut unmarked: Vec<&str> = message.tool_call_id.iter().chain(&message.name).map(String::as_str).collect();
-            message.tool_calls.iter().for_each(|call| strings(call, &mut |_| {}, &mut |key| unmarked.push(key)));
+            let mut unmarked: Vec<&str> =
+                message.tool_call_id.iter().chain(&message.name).map(String::as_str).collect();
+            message
+                .tool_calls
+                .iter()
+                .for_each(|call| strings(call, &mut |_| {}, &mut |key| unmarked.push(key)));
             self.check_unmarked(&unmarked).map_err(|fault| place(&fault))?;
         }
         let mut unmarked = Vec::new();
@@ -182,7 +220,9 @@ impl<'a> Row<'a> {
         }
         self.check_unmarked(&unmarked)?;
         if characters > MOST {
-            return Err(format!("the conversation has {characters} characters; a chat template takes at most {MOST}"));
+            return Err(format!(
+                "the conversation has {characters} characters; a chat template takes at most {MOST}"
+            ));
         }
         Ok(())
     }
@@ -190,7 +230,9 @@ impl<'a> Row<'a> {
     fn check_unmarked(&self, texts: &[&str]) -> Made<()> {
         let holds = |text: &&str| self.template.control.iter().find(|token| text.contains(token.as_str()));
         if let Some(token) = texts.iter().find_map(holds) {
-            return Err(format!("the control token {token} in tools, a name, an id or a key would be taken as one"));
+            return Err(format!(
+                "the control token {token} in tools, a name, an id or a key would be taken as one"
+            ));
         }
         match texts.iter().any(|text| reserved(text)) {
             true => Err("characters of planes without meaning (U+40000 to U+DFFFF)".into()),
@@ -226,7 +268,7 @@ impl<'a> Row<'a> {
 
     fn written(&self, messages: &[Message], thinking: Option<bool>, prompt: bool) -> Option<Vec<char>> {
         let text = self.template.jinja.plain(self.name, self.inputs(messages, thinking, prompt)).ok()?;
-        Some(text.chars().filter(|c| !reserved(c.encode_utf8(&mut [0; 4]))).collect())
+        Some(text.chars().filter(|c| !is_reserved(*c)).collect())
     }
 }
 

@@ -156,8 +156,13 @@ impl Fixed {
             all.push(Turn { role: Role::System, content: text.to_string() });
         }
         all.extend_from_slice(turns);
-        let mut writer =
-            Writer { kind: self.kind, piecewise: self.piecewise, pieces: Vec::new(), turn: 0, role: Role::System };
+        let mut writer = Writer {
+            kind: self.kind,
+            piecewise: self.piecewise,
+            pieces: Vec::new(),
+            turn: 0,
+            role: Role::System,
+        };
         match self.kind {
             Kind::Plain => writer.plain(&all),
             _ => writer.chatml(&all),

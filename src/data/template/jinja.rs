@@ -76,7 +76,14 @@ impl Jinja {
         Ok((self.render(name, inputs, messages, marks.clone(), bytes)?, marks))
     }
 
-    fn render(&self, name: &str, inputs: Inputs, messages: Value, marks: Arc<Marks>, bytes: usize) -> Made<String> {
+    fn render(
+        &self,
+        name: &str,
+        inputs: Inputs,
+        messages: Value,
+        marks: Arc<Marks>,
+        bytes: usize,
+    ) -> Made<String> {
         let tools = inputs.tools.iter().map(|tool| value(tool, &mut |text| text.to_owned()));
         let tools: Vec<Value> = tools.collect::<Made<_>>()?;
         let mut context = vec![
@@ -86,7 +93,8 @@ impl Jinja {
             ("add_generation_prompt".to_owned(), Value::from(inputs.prompt)),
             (MARKS.to_owned(), Value::from_object(Marked(marks))),
         ];
-        context.extend(inputs.special.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))));
+        context
+            .extend(inputs.special.iter().map(|(name, token)| (name.clone(), Value::from(token.as_str()))));
         context.extend(inputs.thinking.map(|on| ("enable_thinking".to_owned(), Value::from(on))));
         for (name, json) in inputs.variables.iter() {
             if context.iter().any(|(taken, _)| taken == name && taken != "enable_thinking") {
@@ -135,7 +143,8 @@ fn environment() -> Environment<'static> {
     };
     environment.add_test("sequence", move |value: &Value| many(value));
     environment.add_test("iterable", move |value: &Value| many(value) || value.kind() == ValueKind::Iterable);
-    environment.add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
+    environment
+        .add_test("number", |value: &Value| matches!(value.kind(), ValueKind::Number | ValueKind::Bool));
     environment.add_function("raise_exception", |what: &str| -> Result<Value, Error> {
         Err(Error::new(ErrorKind::InvalidOperation, format!("{RAISED}{what}")))
     });
@@ -158,7 +167,9 @@ fn told(error: &Error) -> String {
         ErrorKind::OutOfFuel => format!("the chat template does more than a template of this row may{line}"),
         _ => match detail.strip_prefix(RAISED) {
             Some(said) => format!("the chat template refuses it: {said}"),
-            None if error.detail().is_some() => format!("the chat template fails: {}: {detail}{line}", error.kind()),
+            None if error.detail().is_some() => {
+                format!("the chat template fails: {}: {detail}{line}", error.kind())
+            }
             None => format!("the chat template fails: {detail}{line}"),
         },
     }
@@ -173,10 +184,14 @@ fn rewritten(source: &str) -> Made<String> {
         return Err(format!("the chat template has {} bytes; at most {MAX_SOURCE} are read", source.len()));
     }
     if reserved(source) {
-        return Err("the chat template holds characters of planes without meaning (U+40000 to U+DFFFF)".into());
+        return Err(
+            "the chat template holds characters of planes without meaning (U+40000 to U+DFFFF)".into()
+        );
     }
     if joins_safe_text(source) {
-        return Err("the chat template joins text to what `safe` or `escape` gives, which jinja2 would escape".into());
+        return Err(
+            "the chat template joins text to what `safe` or `escape` gives, which jinja2 would escape".into(),
+        );
     }
     let pattern = |pattern: &str| Regex::new(pattern).map_err(|error| error.to_string());
     let begin = pattern(r"(?-u)\{%([-+]?)[ \t\r\n]*generation[ \t\r\n]*([-+]?)%\}")?;
@@ -256,7 +271,8 @@ fn message_value(message: &Message, index: usize, write: Write) -> Made<Value> {
         fields.push(("reasoning_content", write(reasoning, index, Field::Reasoning).into()));
     }
     if !message.tool_calls.is_empty() {
-        let calls = message.tool_calls.iter().map(|call| call_value(call, &mut |t| write(t, index, Field::Calls)));
+        let calls =
+            message.tool_calls.iter().map(|call| call_value(call, &mut |t| write(t, index, Field::Calls)));
         fields.push(("tool_calls", calls.collect::<Made<Vec<Value>>>()?.into()));
     }
     for (key, text) in [("tool_call_id", &message.tool_call_id), ("name", &message.name)] {
@@ -292,7 +308,9 @@ fn value(json: &Json, write: &mut dyn FnMut(&str) -> String) -> Made<Value> {
         }
         Json::Float(number) => Value::from(*number),
         Json::String(text) => Value::from(write(text)),
-        Json::Array(items) => Value::from(items.iter().map(|item| value(item, write)).collect::<Made<Vec<_>>>()?),
+        Json::Array(items) => {
+            Value::from(items.iter().map(|item| value(item, write)).collect::<Made<Vec<_>>>()?)
+        }
         Json::Object(fields) => {
             let pair = |(key, json): (&str, &Json)| Ok((key.to_owned(), value(json, write)?));
             Value::from_pairs(fields.iter().map(pair).collect::<Made<Vec<_>>>()?)

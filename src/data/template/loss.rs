@@ -1,8 +1,8 @@
 //! What of a row a chat template leaves out: told for the thoughts of earlier answers, which many templates drop on
 //! purpose, and refused for everything else.
 
-use super::rendering::Rendering;
 use super::marks::Field;
+use super::rendering::Rendering;
 use crate::data::rows::{Message, Role, Said};
 
 type Made<T> = std::result::Result<T, String>;
@@ -63,8 +63,7 @@ pub(super) fn check(
     Ok(left_out)
 }
 
-const LOST: &str =
-    "the chat template leaves out thoughts of the last answer: give one that keeps them with --chat-template FILE";
+const LOST: &str = "the chat template leaves out thoughts of the last answer: give one that keeps them with --chat-template FILE";
 
 fn shares(rendering: &Rendering, messages: usize) -> Vec<[Share; 3]> {
     let mut rendered = vec![false; rendering.row().len()];

@@ -16,9 +16,14 @@ pub(super) const MOST: usize = 0xA_0000 - 2;
 pub(super) const BEGIN: char = '\u{DFFFE}';
 pub(super) const END: char = '\u{DFFFF}';
 
-/// Whether the text holds a character that marks are made of.
+/// Whether it is a character that marks are made of.
+pub(super) fn is_reserved(c: char) -> bool {
+    (FIRST..0xE_0000).contains(&u32::from(c))
+}
+
+/// Whether the text holds such a character.
 pub(super) fn reserved(text: &str) -> bool {
-    text.chars().any(|c| (FIRST..0xE_0000).contains(&u32::from(c)))
+    text.chars().any(is_reserved)
 }
 
 /// Which text of a message a character belongs to.
@@ -65,7 +70,8 @@ impl Marks {
     /// The text in marks.
     pub(super) fn mark(&mut self, text: &str, message: usize, field: Field) -> String {
         let stay = if self.tags_stay { tags(text) } else { Vec::new() };
-        let mut stay = stay.into_iter().filter(|range| !self.control.contains(&text[range.clone()])).peekable();
+        let mut stay =
+            stay.into_iter().filter(|range| !self.control.contains(&text[range.clone()])).peekable();
         let mut marked = String::with_capacity(text.len() * 4);
         for (at, char) in text.char_indices() {
             while stay.peek().is_some_and(|range| range.end <= at) {

@@ -27,6 +27,7 @@ use crate::config::Settings;
 use crate::config::settings::{Template as Name, TrainOn};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// What a piece is; decides whether it is scored and whether it may be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +59,32 @@ pub(super) struct Piece {
 }
 
 /// A conversation as a template writes it.
+#[derive(Default)]
 pub(super) struct Rendered {
     pub(super) pieces: Vec<Piece>,
     /// Earlier answers whose thoughts the template leaves out.
     pub(super) thoughts_left_out: usize,
-    /// How each answer was found, for people.
-    pub(super) explained: Vec<String>,
+    pub(super) answers: Vec<FoundAnswer>,
+}
+
+/// Where an answer stands in the text that a template writes, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FoundAnswer {
+    /// Characters of the text.
+    pub place: Range<usize>,
+    /// How it was found.
+    pub how: String,
+}
+
+/// What a chat template makes of a conversation, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The conversation, or why it cannot be written.
+    pub text: std::result::Result<String, String>,
+    /// What a model is given to answer: the same without the last answer.
+    pub prompt: std::result::Result<String, String>,
+    /// The answers; none where they cannot be told.
+    pub answers: Vec<FoundAnswer>,
 }
 
 /// How conversations are written.
@@ -82,7 +103,9 @@ impl Template {
             (Some(path), _) => chat(Source::file(path)?, settings, tokenizer)?,
             (None, Name::Auto) => match Source::own(&settings.model)? {
                 Some(source) => chat(source, settings, tokenizer)?,
-                None if tokenizer.is_tiktoken() => Template::Fixed(Fixed::new(Name::Qwen, tokenizer, settings)?),
+                None if tokenizer.is_tiktoken() => {
+                    Template::Fixed(Fixed::new(Name::Qwen, tokenizer, settings)?)
+                }
                 None => {
                     let what = format!("{}: the folder has no chat template", settings.model.display());
                     return Err(Error::input(what).hint("name one with --template or --chat-template FILE"));
@@ -95,7 +118,9 @@ impl Template {
         };
         let marks = matches!(&template, Template::Chat(chat) if chat.has_markers());
         if settings.train_on == TrainOn::Template && !marks {
-            return Err(Error::usage("--train-on template: the template marks nothing with {% generation %}"));
+            return Err(Error::usage(
+                "--train-on template: the template marks nothing with {% generation %}",
+            ));
         }
         Ok(template)
     }
@@ -110,7 +135,7 @@ impl Template {
         match self {
             Template::Fixed(fixed) => {
                 let pieces = fixed.render(conversation, system)?;
-                Ok(Rendered { pieces, thoughts_left_out: 0, explained: Vec::new() })
+                Ok(Rendered { pieces, ..Rendered::default() })
             }
             Template::Chat(chat) => chat.render(conversation, system, train_on == TrainOn::Template),
         }
@@ -126,6 +151,21 @@ impl Template {
             Template::Fixed(fixed) => fixed.prompt(conversation, system),
             Template::Chat(chat) => chat.prompt(conversation, system),
         }
+    }
+
+    /// What it writes, whether or not the answers can be told.
+    pub(super) fn written(&self, conversation: &Conversation, system: Option<&str>) -> Written {
+        let mut asked = conversation.clone();
+        asked.messages.pop_if(|last| last.role == Role::Assistant);
+        let joined = |pieces: Vec<Piece>| pieces.into_iter().map(|piece| piece.text).collect::<String>();
+        let (text, prompt) = match self {
+            Template::Fixed(fixed) => {
+                (fixed.render(conversation, system).map(joined), fixed.prompt(&asked, system).map(joined))
+            }
+            Template::Chat(chat) => (chat.text(conversation, system, false), chat.text(&asked, system, true)),
+        };
+        let rendered = self.render(conversation, system, TrainOn::Assistant).unwrap_or_default();
+        Written { text, prompt, answers: rendered.answers }
     }
 
     /// Which tokens of a rendering's texts are found before they are split. Control tokens in a row's text are text;
@@ -159,7 +199,8 @@ impl Template {
         match self {
             Template::Fixed(fixed) => vec![format!("template: {}, written in Rust", fixed.name())],
             Template::Chat(chat) => {
-                let thinking = if chat.knows_thinking() { "the template knows it" } else { "the template has none" };
+                let thinking =
+                    if chat.knows_thinking() { "the template knows it" } else { "the template has none" };
                 let marks = if chat.has_markers() { "yes" } else { "no" };
                 vec![
                     format!("template: {}, digest {}", chat.source.place, &chat.source.digest()[..16]),

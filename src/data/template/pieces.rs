@@ -43,7 +43,8 @@ pub(super) fn by_markers(rendering: &Rendering, messages: &[Message], ends: &[St
     cut(rendering, |place, control| {
         match rendering.stretches.iter().position(|stretch| stretch.contains(&place)) {
             Some(turn) => {
-                let part = if control.is_some_and(|c| ends.contains(&c.token)) { Part::End } else { Part::Body };
+                let part =
+                    if control.is_some_and(|c| ends.contains(&c.token)) { Part::End } else { Part::Body };
                 Kind { part, turn, role: Role::Assistant, control: control.is_some() }
             }
             None => outside(rendering, messages, place, control, ends),

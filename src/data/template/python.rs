@@ -67,7 +67,9 @@ impl Printer<'_> {
         }
         self.state.consume_fuel(1)?;
         match value.kind() {
-            ValueKind::Undefined if self.json.is_some() => return Err(wrong("an undefined value has no JSON")),
+            ValueKind::Undefined if self.json.is_some() => {
+                return Err(wrong("an undefined value has no JSON"));
+            }
             ValueKind::Undefined => {}
             ValueKind::None => self.out.push_str(if self.json.is_some() { "null" } else { "None" }),
             ValueKind::Bool => self.out.push_str(match (self.json.is_some(), value.is_true()) {
@@ -321,8 +323,7 @@ impl<'a> Text<'a> {
             return Err(wrong("split: the separator is empty"));
         }
         let mut found: Vec<usize> = if from_right {
-            let mut found: Vec<usize> =
-                all.rmatch_indices(separator).take(most).map(|(at, _)| at).collect();
+            let mut found: Vec<usize> = all.rmatch_indices(separator).take(most).map(|(at, _)| at).collect();
             found.reverse();
             found
         } else {

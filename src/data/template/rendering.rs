@@ -26,7 +26,12 @@ pub(super) struct Rendering {
 impl Rendering {
     /// From the same rendering with the row's texts and with marks in their place; none when the marks made a
     /// difference.
-    pub(super) fn new(plain: &str, marked: &str, marks: Arc<Marks>, control: &BTreeSet<String>) -> Option<Self> {
+    pub(super) fn new(
+        plain: &str,
+        marked: &str,
+        marks: Arc<Marks>,
+        control: &BTreeSet<String>,
+    ) -> Option<Self> {
         let (text, stretches) = without_markers(plain);
         let (marked, marked_stretches) = without_markers(marked);
         let same = text.len() == marked.len()
@@ -103,11 +108,14 @@ fn find_controls(text: &[char], numbers: &[Option<u32>], control: &BTreeSet<Stri
     let (mut found, mut place) = (Vec::new(), 0);
     while place < text.len() {
         let own = |token: &&Vec<char>| {
-            text[place..].starts_with(token) && numbers[place..place + token.len()].iter().all(Option::is_none)
+            text[place..].starts_with(token)
+                && numbers[place..place + token.len()].iter().all(Option::is_none)
         };
         let token = if firsts.contains(&text[place]) { tokens.iter().find(own) } else { None };
         let length = token.map_or(1, Vec::len);
-        found.extend(token.map(|token| Control { place: place..place + length, token: token.iter().collect() }));
+        found.extend(
+            token.map(|token| Control { place: place..place + length, token: token.iter().collect() }),
+        );
         place += length;
     }
     found

@@ -43,7 +43,8 @@ impl Source {
 
     /// The file that `--chat-template` names.
     pub(super) fn file(path: &Path) -> Result<Self> {
-        let text = read(path)?.ok_or_else(|| Error::input(format!("{}: there is no such file", path.display())))?;
+        let text =
+            read(path)?.ok_or_else(|| Error::input(format!("{}: there is no such file", path.display())))?;
         Ok(Source::one(text, path.display().to_string()))
     }
 
@@ -103,10 +104,10 @@ fn read(path: &Path) -> Result<Option<String>> {
     let file = match std::fs::File::open(path) {
         Ok(file) => file,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::reading(path, &e)),
+        Err(e) => return Err(Error::reading(path, e)),
     };
     let mut text = String::new();
-    file.take(MAX_SOURCE as u64 + 1).read_to_string(&mut text).map_err(|e| Error::reading(path, &e))?;
+    file.take(MAX_SOURCE as u64 + 1).read_to_string(&mut text).map_err(|e| Error::reading(path, e))?;
     Ok(Some(text))
 }
 
@@ -133,7 +134,9 @@ impl Tokens {
     pub(super) fn read(folder: &Path, tokenizer: &Tokenizer) -> Result<Self> {
         let tokens = config(&folder.join("tokenizer_config.json"))?;
         let mut special = Vec::new();
-        for (name, value) in tokens.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token")) {
+        for (name, value) in
+            tokens.as_object().into_iter().flatten().filter(|(name, _)| name.ends_with("_token"))
+        {
             let text = value.as_str().or_else(|| value["content"].as_str());
             special.extend(text.map(|text| (name.clone(), text.to_owned())));
         }

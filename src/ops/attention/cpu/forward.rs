@@ -2,15 +2,16 @@
 //! 2018).
 
 use super::blocks::{Block, Columns, blocks, cut, cut_statistic, hide_keys_in_rows, write_rows};
-use super::{Attention, QUERIES, STEP, Segment};
+use super::{QUERIES, STEP};
 use crate::device::cpu::lanes::{LANES, Lanes, column_products, row_products};
 use crate::device::cpu::math::{exp, ln};
 use crate::device::cpu::tasks;
 use crate::device::cpu::tile::Tile;
 use crate::device::{Cpu, Region};
+use crate::ops::attention::{Attention, Segment};
 
 /// Writes output and log-sum-exp (`writes`) from `qk` and `qkv` (`reads`).
-pub(super) fn run(
+pub(in super::super) fn run(
     cpu: &mut Cpu,
     p: &Attention,
     segments: &[Segment],

@@ -2,15 +2,16 @@
 //! are computed in both, which costs two products of seven and needs no sum between tasks.
 
 use super::blocks::{Block, Columns, blocks, cut, hide_keys_in_lanes, hide_keys_in_rows, write_rows};
-use super::{Attention, Backward, KEYS, QUERIES, STEP, Segment};
+use super::{KEYS, QUERIES, STEP};
 use crate::device::Cpu;
 use crate::device::cpu::lanes::{self, LANES, Lanes, column_products, row_products};
 use crate::device::cpu::math::exp;
 use crate::device::cpu::tasks;
 use crate::device::cpu::tile::Tile;
+use crate::ops::attention::{Attention, Backward, Segment};
 
 /// Writes the gradients of rotated q and k, and of v.
-pub(super) fn run(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Backward) {
+pub(in super::super) fn run(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Backward) {
     deltas(cpu, p, o);
     query_gradient(cpu, p, segments, o);
     key_value_gradient(cpu, p, segments, o);
