@@ -474,8 +474,8 @@ fn rows_of_text_are_cached_by_all_that_decides_them() {
     let row = chat(&[("user", "q"), ("assistant", "a")]);
     let settings = chat_settings(&golden("small"), &folder, &[row.clone(), row]);
     let first = prepared(&settings).0.unwrap();
-    assert_eq!(first.identity["data.template"].len(), 64);
-    assert_eq!(first.identity["tokenizer.digest"].len(), 64);
+    assert_eq!(first.identity.template.as_ref().unwrap().digest.as_ref().unwrap().len(), 64);
+    assert_eq!(first.identity.tokenizer.as_ref().unwrap().len(), 64);
     assert!(!prepared(&settings).2, "the second run tokenises nothing");
     for change in [
         Settings { template: Template::Qwen3, ..settings.clone() },
@@ -518,9 +518,9 @@ fn the_folders_own_template_is_run() {
         folder.file("chat_template.jinja", template);
         chat_settings(folder.path(), &folder, std::slice::from_ref(&row))
     };
-    let identity = |template: &str| prepared(&settings(template)).0.unwrap().identity;
-    assert_eq!(identity(plain)["data.template"].len(), 64);
-    assert_ne!(identity(plain)["data.template"], identity(&own)["data.template"]);
+    let identity = |template: &str| prepared(&settings(template)).0.unwrap().identity.template.unwrap();
+    assert_eq!(identity(plain).name, "own");
+    assert_ne!(identity(plain).digest, identity(&own).digest);
     for (template, expected) in [
         ("{% for m in messages %}", "chat template fails"),
         ("{{ raise_exception('no ' + messages[0].role) }}", "refuses it: no user"),
@@ -538,7 +538,7 @@ fn the_folders_own_template_is_run() {
     let folder = Folder::new("own-template-v1");
     as_tiktoken(&folder);
     assert_eq!(
-        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity["data.template"],
+        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity.template.unwrap().name,
         "qwen"
     );
 }
@@ -549,7 +549,8 @@ fn the_engines_version_is_the_one_that_is_built_in() {
     let folder = Folder::new("engine");
     let row = chat(&[("user", "q"), ("assistant", "a")]);
     let made = prepared(&chat_settings(&golden("small"), &folder, &[row])).0.unwrap();
-    let (name, version) = made.identity["data.template.engine"].split_once(' ').unwrap();
+    let engine = made.identity.template.unwrap().engine.unwrap();
+    let (name, version) = engine.split_once(' ').unwrap();
     assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"")), "{name} {version}");
 }
 

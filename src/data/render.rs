@@ -15,7 +15,7 @@ use super::tokenizer::{Recognise, Token, Tokenizer};
 use crate::config::Settings;
 use crate::config::settings::{TooLong, TrainOn};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use crate::identity;
 
 /// Renders rows for one run.
 pub(super) struct Renderer {
@@ -54,14 +54,13 @@ impl Renderer {
         Ok(Renderer { tokenizer, template, text_end })
     }
 
-    /// What decides how text becomes tokens.
-    pub(super) fn identity(&self) -> BTreeMap<String, String> {
-        let mut identity = match &self.template {
+    /// What decides how text becomes tokens: the tokenizer's digest, and the template.
+    pub(super) fn identity(&self) -> (String, identity::Template) {
+        let template = match &self.template {
             Ok(template) => template.identity(),
-            Err(_) => BTreeMap::from([("data.template".to_string(), "unknown".to_string())]),
+            Err(_) => identity::Template { name: "unknown".to_string(), ..Default::default() },
         };
-        identity.insert("tokenizer.digest".to_string(), self.tokenizer.digest().to_string());
-        identity
+        (self.tokenizer.digest().to_string(), template)
     }
 
     /// The template, for rows that need one.

@@ -2,7 +2,7 @@
 //! assumed.
 
 use super::answers::{self, Answer, Found, Prompts};
-use super::jinja::{Inputs, Jinja};
+use super::jinja::{ENGINE, Inputs, Jinja};
 use super::loss;
 use super::marks::{MOST, Marks, is_reserved, reserved};
 use super::pieces;
@@ -13,8 +13,9 @@ use crate::data::json::{Fields, Json};
 use crate::data::rows::{Conversation, Message, Role, Said};
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::identity;
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 
 type Made<T> = std::result::Result<T, String>;
@@ -68,6 +69,17 @@ impl ChatTemplate {
             .collect();
         let control_ids = control.iter().filter_map(|token| tokenizer.added(token)).collect();
         Ok(ChatTemplate { jinja, source, tokens, control, control_ids, thinking })
+    }
+
+    /// What decides the rows: the text, the tokens that it is given, thinking, and what runs it.
+    pub(super) fn identity(&self) -> identity::Template {
+        let text = format!("{} {:?}", self.source.digest(), self.tokens);
+        identity::Template {
+            name: self.source.name.to_owned(),
+            digest: Some(blake3::hash(text.as_bytes()).to_hex().to_string()),
+            thinking: self.thinking,
+            engine: Some(ENGINE.to_owned()),
+        }
     }
 
     /// Whether the template can be told to think or not to.
@@ -161,7 +173,7 @@ impl<'a> Row<'a> {
         if let Some(text) = system.filter(|_| messages[0].role != Role::System) {
             messages.insert(0, Message::new(Role::System, text.to_owned()));
         }
-        let name = template.source.name(!chat.tools.is_empty());
+        let name = template.source.choice(!chat.tools.is_empty());
         let source = template.source.text(name);
         if let Some(key) = chat.variables.keys().find(|key| !source.contains(*key)) {
             return Err(format!("`chat_template_kwargs`: the chat template knows no {key}"));
@@ -316,13 +328,4 @@ fn strings<'a>(json: &'a Json, text: &mut dyn FnMut(&'a str), key: &mut dyn FnMu
         }),
         Json::Null | Json::Bool(_) | Json::Integer(_) | Json::Float(_) => {}
     }
-}
-
-/// What decides the rows, by name.
-pub(super) fn identity(template: &ChatTemplate) -> BTreeMap<String, String> {
-    BTreeMap::from([
-        ("data.template".to_owned(), template.source.digest()),
-        ("data.template.engine".to_owned(), super::jinja::ENGINE.to_owned()),
-        ("data.template.tokens".to_owned(), format!("{:?}", template.tokens)),
-    ])
 }

@@ -26,7 +26,7 @@ use super::tokenizer::{Recognise, Tokenizer};
 use crate::config::Settings;
 use crate::config::settings::{Template as Name, TrainOn};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use crate::identity;
 use std::ops::Range;
 
 /// What a piece is; decides whether it is scored and whether it may be cut.
@@ -186,11 +186,13 @@ impl Template {
         }
     }
 
-    /// What decides the rows, by name.
-    pub(super) fn identity(&self) -> BTreeMap<String, String> {
+    /// What decides the rows.
+    pub(super) fn identity(&self) -> identity::Template {
         match self {
-            Template::Fixed(fixed) => BTreeMap::from([("data.template".to_owned(), fixed.name().to_owned())]),
-            Template::Chat(chat) => chat::identity(chat),
+            Template::Fixed(fixed) => {
+                identity::Template { name: fixed.name().to_owned(), ..Default::default() }
+            }
+            Template::Chat(chat) => chat.identity(),
         }
     }
 

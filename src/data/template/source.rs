@@ -17,6 +17,8 @@ const MAX_CONFIG: u64 = 16 << 20;
 pub(super) struct Source {
     /// Name and text; `default`, and `tool_use` where rows with tools have a template of their own.
     pub(super) templates: Vec<(String, String)>,
+    /// `own`, `file`, or its name among the built-in ones.
+    pub(super) name: &'static str,
     /// Where it was found, for people.
     pub(super) place: String,
     /// It leaves thoughts out, and is chosen for that.
@@ -24,8 +26,8 @@ pub(super) struct Source {
 }
 
 impl Source {
-    fn one(text: String, place: String) -> Self {
-        Source { templates: vec![("default".to_owned(), text)], place, drops_thoughts: false }
+    fn one(name: &'static str, text: String, place: String) -> Self {
+        Source { templates: vec![("default".to_owned(), text)], name, place, drops_thoughts: false }
     }
 
     /// A built-in template.
@@ -37,7 +39,7 @@ impl Source {
             Name::Qwen3NoThink => ("qwen3-nothink", include_str!("named/qwen3-nothink.jinja")),
             Name::Auto | Name::Qwen | Name::Deepke | Name::None => return None,
         };
-        let source = Source::one(text.to_owned(), format!("built in: {label}"));
+        let source = Source::one(label, text.to_owned(), format!("built in: {label}"));
         Some(Source { drops_thoughts: name == Name::Qwen3NoThink, ..source })
     }
 
@@ -45,14 +47,14 @@ impl Source {
     pub(super) fn file(path: &Path) -> Result<Self> {
         let text =
             read(path)?.ok_or_else(|| Error::input(format!("{}: there is no such file", path.display())))?;
-        Ok(Source::one(text, path.display().to_string()))
+        Ok(Source::one("file", text, path.display().to_string()))
     }
 
     /// The model folder's own: `chat_template.jinja`, else `chat_template` of `tokenizer_config.json`.
     pub(super) fn own(folder: &Path) -> Result<Option<Self>> {
         let file = folder.join("chat_template.jinja");
         let more = folder.join("additional_chat_templates/tool_use.jinja");
-        let mut found = read(&file)?.map(|text| Source::one(text, file.display().to_string()));
+        let mut found = read(&file)?.map(|text| Source::one("own", text, file.display().to_string()));
         if found.is_none() {
             let path = folder.join("tokenizer_config.json");
             let config = config(&path)?;
@@ -63,7 +65,7 @@ impl Source {
             };
             if templates.iter().any(|(name, _)| name == "default") {
                 let place = format!("{} (chat_template)", path.display());
-                found = Some(Source { templates, place, drops_thoughts: false });
+                found = Some(Source { templates, name: "own", place, drops_thoughts: false });
             }
         }
         if let (Some(source), Some(text)) = (&mut found, read(&more)?) {
@@ -74,7 +76,7 @@ impl Source {
     }
 
     /// The template for a row.
-    pub(super) fn name(&self, has_tools: bool) -> &'static str {
+    pub(super) fn choice(&self, has_tools: bool) -> &'static str {
         let own = has_tools && self.templates.iter().any(|(name, _)| name == "tool_use");
         if own { "tool_use" } else { "default" }
     }
