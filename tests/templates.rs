@@ -8,6 +8,7 @@ use qwentune::config::Settings;
 use qwentune::config::settings::{Template, TrainOn};
 use qwentune::data::preview::{PreviewRow, preview};
 use serde_json::{Value, json};
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -38,7 +39,7 @@ fn model(template: &str) -> Folder {
     folder
 }
 
-fn settings(folder: &Folder, rows: &[Value]) -> Settings {
+fn settings<R: Display>(folder: &Folder, rows: &[R]) -> Settings {
     let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
     Settings {
         model: folder.path().to_path_buf(),
@@ -49,14 +50,14 @@ fn settings(folder: &Folder, rows: &[Value]) -> Settings {
     }
 }
 
-fn shown_with(template: &str, row: &Value, change: impl FnOnce(&mut Settings)) -> PreviewRow {
+fn shown_with<R: Display>(template: &str, row: &R, change: impl FnOnce(&mut Settings)) -> PreviewRow {
     let folder = model(template);
     let mut settings = settings(&folder, std::slice::from_ref(row));
     change(&mut settings);
     preview(&settings, 1).unwrap_or_else(|e| panic!("{template}: {e}")).remove(0)
 }
 
-fn shown(template: &str, row: &Value) -> PreviewRow {
+fn shown<R: Display>(template: &str, row: &R) -> PreviewRow {
     shown_with(template, row, |_| ())
 }
 
@@ -165,11 +166,15 @@ fn a_hoisted_system_message_and_tools_are_written() {
         {% for c in m.tool_calls or [] %}{% set c = c.function or c %}\
         {{ '<tool_call>\n{\"name\": \"' + c.name + '\", \"arguments\": ' + (c.arguments | tojson) + '}\n</tool_call>' }}\
         {% endfor %}{{ '§E\n' }}{% endfor %}{% if add_generation_prompt %}{{ '§Sassistant\n' }}{% endif %}";
-    let call = json!({"role": "assistant", "content": null,
-        "tool_calls": [{"function": {"name": "look", "arguments": {"z": "\"q\"", "a": [1, 2.5, true, null]}}}]});
-    let tools = json!([{"z": 1, "a": {"k": "ü"}}]);
-    let tool = json!({"role": "tool", "content": "sunny", "tool_call_id": "1"});
-    let row = json!({"messages": [{"role": "system", "content": "s"}, user("q"), call, tool, says("ok")], "tools": tools});
+    // As text, because the order of keys is what it is about.
+    let call = r#"{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "look",
+        "arguments": {"z": "\"q\"", "a": [1, 2.5, true, null]}}}]}"#;
+    let row = format!(
+        r#"{{"messages": [{{"role": "system", "content": "s"}}, {{"role": "user", "content": "q"}}, {call},
+        {{"role": "tool", "content": "sunny", "tool_call_id": "1"}}, {{"role": "assistant", "content": "ok"}}],
+        "tools": [{{"z": 1, "a": {{"k": "ü"}}}}]}}"#
+    )
+    .replace('\n', " ");
     let made = shown(template, &row);
     assert_eq!(
         scored(&made),
@@ -446,13 +451,15 @@ fn conversation(random: &mut Lcg) -> Value {
     row(&messages)
 }
 
-/// Between a header and an end token, read off the text.
-fn read_off(text: &str) -> Vec<String> {
+/// Between a header and an end token, read off the text. Empty thoughts are the template's unless the row has them.
+fn read_off(text: &str, row: &Value) -> Vec<String> {
     let header = format!("{OPEN}assistant\n");
     let answer = |rest: &str| {
         let said = &rest[..rest.find(CLOSE).unwrap() + CLOSE.len()];
         let inside = said.strip_prefix("<think>").unwrap_or(said).trim_start_matches('\n');
-        match inside.strip_prefix("</think>").filter(|after| after.starts_with('\n')) {
+        let rest = inside.strip_prefix("</think>").filter(|after| after.starts_with('\n'));
+        let ours = |message: &Value| message["content"].as_str().unwrap().contains("</think>");
+        match rest.filter(|_| !row["messages"].as_array().unwrap().iter().any(ours)) {
             Some(after) => after.trim_start_matches('\n').to_owned(),
             None => said.to_owned(),
         }
@@ -482,7 +489,11 @@ fn answers_of_random_conversations_are_found_or_refused() {
             let text: Vec<char> = written.text.unwrap().chars().collect();
             let answers: Vec<String> =
                 written.answers.iter().map(|answer| text[answer.place.clone()].iter().collect()).collect();
-            assert_eq!(answers, read_off(&text.iter().collect::<String>()), "{name} {row}");
+            let expected = read_off(&text.iter().collect::<String>(), row);
+            // Where the row itself has thoughts, those that are none are passed over or not.
+            let same = answers.iter().zip(&expected).all(|(found, read)| read.ends_with(found.as_str()));
+            let exact = !row.to_string().contains("</think>");
+            assert!(answers.len() == expected.len() && same && (!exact || answers == expected), "{name} {row}");
             found += 1;
         }
         assert!(found > 150, "{name}: {found} of {}", rows.len());

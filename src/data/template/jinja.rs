@@ -206,7 +206,7 @@ fn rewritten(source: &str) -> Made<String> {
     Ok(source.into_owned())
 }
 
-/// Whether a tag both uses `safe` or `escape` and joins with `+` or `~`.
+/// Whether a tag both uses `safe` or `escape` and joins with `+`; `~` escapes nothing.
 fn joins_safe_text(source: &str) -> bool {
     let mut rest = source;
     while let Some(start) = rest.find("{{").into_iter().chain(rest.find("{%")).min() {
@@ -233,7 +233,7 @@ fn joins_safe_text(source: &str) -> bool {
         });
         let safe = ["safe", "escape", "e", "forceescape"];
         let body = code.trim_start_matches(['-', '+']);
-        if filters.into_iter().any(|name| safe.contains(&name)) && body.contains(['+', '~']) {
+        if filters.into_iter().any(|name| safe.contains(&name)) && body.contains('+') {
             return true;
         }
         rest = &inside[end..];

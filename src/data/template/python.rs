@@ -3,7 +3,7 @@
 
 use super::chars::is_space;
 use super::marks::Marks;
-use minijinja::value::{Kwargs, Rest, Value, ValueKind, from_args};
+use minijinja::value::{Kwargs, Rest, Value, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Error, ErrorKind, State};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -233,8 +233,8 @@ fn float(number: f64, json: bool) -> String {
 }
 
 /// The filter `tojson` of transformers: `json.dumps`, which by default leaves other scripts as they are.
-pub(super) fn tojson(state: &State, value: &Value, arguments: Rest<Value>) -> Made<Value> {
-    let mut positional = arguments.0;
+pub(super) fn tojson(state: &State, value: &Value, arguments: Rest<ValueOrKwargs>) -> Made<Value> {
+    let mut positional: Vec<Value> = arguments.0.into_iter().map(ValueOrKwargs::into_value).collect();
     let kwargs = match positional.pop_if(|last| last.is_kwargs()) {
         Some(last) => Kwargs::try_from(last)?,
         None => Kwargs::from_iter(Vec::<(String, Value)>::new()),
