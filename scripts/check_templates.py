@@ -167,8 +167,8 @@ def core(text, place):
     start += next((len(header) for header in HEADERS if text.startswith(header, start)), 0)
     while text.startswith("\n", start):
         start += 1
-    empty = re.compile(r"<think>\n*(</think>\n*)?").match(text, start)
-    start = empty.end() if empty else start
+    empty = re.compile(r"(?:<think>\n*(?:</think>\n*)?)*").match(text, start)
+    start = empty.end()
     while stop > start and text[stop - 1] == "\n":
         stop -= 1
     return [start, stop]

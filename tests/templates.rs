@@ -189,7 +189,8 @@ fn a_hoisted_system_message_and_tools_are_written() {
         "{:?}",
         made.pieces[0]
     );
-    assert!(shown(CHATML, &row).note.contains("writes nothing of `tools`"));
+    let tools = json!({"messages": [user("q"), says("a")], "tools": [{"name": "f"}]});
+    assert!(shown(CHATML, &tools).note.contains("writes nothing of `tools`"));
 }
 
 #[test]
@@ -352,6 +353,8 @@ fn hostile_templates_end_soon() {
         "{% set ns = namespace(a=[1]) %}{% for i in range(90000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a }}",
         "{% set ns = namespace(a=[1]) %}{% for i in range(90000) %}{% set ns.a = [ns.a] %}{% endfor %}{{ ns.a | tojson }}",
         "{% set ns = namespace(a=[1]) %}{% for i in range(9999) %}{% set ns.a = ns.a + ns.a %}{% endfor %}{{ ns.a | length }}",
+        "{% for a in [[1]] recursive %}{{ loop([a + a]) }}{% endfor %}",
+        "{% macro f(a) %}{{ f(a + a) }}{% endmacro %}{{ f([1]) }}",
         "{{ 'x' * 2000000000 }}",
         "{{ ('x' * 100000) * 100000 }}",
         "{{ [1] * 2000000000 }}",
@@ -374,6 +377,9 @@ fn hostile_templates_end_soon() {
     .map(str::to_owned)
     .into_iter()
     .chain([deep("(", ")", 50_000), deep("[", "]", 50_000), deep("not ", "", 50_000), big])
+    .chain([deep("not ", "", 1_300), deep("'a' + ", "", 3_900), deep("-", "", 3_900), deep("1 if ", "", 1_300)])
+    .chain([deep("", ".a", 1_900), deep("", "|e", 1_900), deep("", "[0]", 1_300), "{% if 1 %}".repeat(50_000)])
+    .chain(["{% for a in b %}".repeat(50_000), "{{ 1 }}".repeat(140_000), "{{".into(), "{% set".into()])
     .collect();
     assert!(templates.len() >= 30);
     for template in templates {
@@ -493,7 +499,10 @@ fn answers_of_random_conversations_are_found_or_refused() {
             // Where the row itself has thoughts, those that are none are passed over or not.
             let same = answers.iter().zip(&expected).all(|(found, read)| read.ends_with(found.as_str()));
             let exact = !row.to_string().contains("</think>");
-            assert!(answers.len() == expected.len() && same && (!exact || answers == expected), "{name} {row}");
+            assert!(
+                answers.len() == expected.len() && same && (!exact || answers == expected),
+                "{name} {row}"
+            );
             found += 1;
         }
         assert!(found > 150, "{name}: {found} of {}", rows.len());

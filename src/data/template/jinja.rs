@@ -18,6 +18,10 @@ pub(in crate::data) const ENGINE: &str = "minijinja 3.1.0";
 /// Longest template.
 pub(super) const MAX_SOURCE: usize = 1 << 20;
 
+/// Most characters of an expression or a statement, strings and white space not counted: the library's parser and
+/// compiler call themselves for each operator in it.
+const MAX_TAG: usize = 4_000;
+
 type Made<T> = std::result::Result<T, String>;
 
 /// Templates of a model, compiled.
@@ -118,7 +122,7 @@ fn environment() -> Environment<'static> {
     }
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_recursion_limit(100);
+    environment.set_recursion_limit(MAX_RECURSION);
     environment.set_formatter(|out, state, value| {
         let text = match value.as_str() {
             Some(text) => return out.write_str(text).map_err(Error::from),
@@ -131,6 +135,12 @@ fn environment() -> Environment<'static> {
     environment.add_filter("trim", python::trim);
     environment.add_filter("replace", python::replace);
     environment.add_filter("string", python::string);
+    environment.add_filter(BOUNDED, |value: Value| match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable if value.len().is_some_and(|length| length > MOST_ITEMS) => {
+            Err(Error::from(ErrorKind::OutOfFuel))
+        }
+        _ => Ok(value),
+    });
     environment.add_filter(GENERATION, |text: &str| format!("{BEGIN}{text}{END}"));
     // It allocates before it pays for it.
     environment.remove_filter("format");
@@ -155,6 +165,13 @@ fn environment() -> Environment<'static> {
     environment
 }
 
+/// The filter that a value goes through when it is set. Adding lists costs the engine no fuel, and adding one to
+/// itself again and again would take all memory.
+const BOUNDED: &str = "qwentune_bounded";
+/// Longest list that may be set.
+const MOST_ITEMS: usize = 100_000;
+/// Frames within each other; a macro costs four. So many lists can be added without one being set.
+const MAX_RECURSION: usize = 32;
 /// The filter that stands in for `{% generation %}`.
 const GENERATION: &str = "qwentune_generation";
 const RAISED: &str = "the template says: ";
@@ -188,6 +205,13 @@ fn rewritten(source: &str) -> Made<String> {
             "the chat template holds characters of planes without meaning (U+40000 to U+DFFFF)".into()
         );
     }
+    let written = |code: &str| code.chars().filter(|c| !c.is_whitespace()).count();
+    if let Some((start, _)) = tags(source).iter().find(|(_, code)| written(code) > MAX_TAG) {
+        let line = 1 + source[..*start].matches('\n').count();
+        return Err(format!(
+            "the chat template holds an expression beyond {MAX_TAG} characters (line {line})"
+        ));
+    }
     if joins_safe_text(source) {
         return Err(
             "the chat template joins text to what `safe` or `escape` gives, which jinja2 would escape".into(),
@@ -203,42 +227,90 @@ fn rewritten(source: &str) -> Made<String> {
         let (trim, feeds) = (&found[1], found[2].replace('\n', "\\n"));
         format!("{{%{trim} raw %}}{{% endraw %}}{{{{ \"{feeds}\" }}}}{{% raw %}}")
     });
-    Ok(source.into_owned())
+    Ok(with_bounded_values(&source))
+}
+
+/// What stands inside the tags `{{ }}` and `{% %}`, with its strings blanked; comments and raw text are passed over.
+fn tags(source: &str) -> Vec<(usize, String)> {
+    let (mut tags, mut at) = (Vec::new(), 0);
+    while let Some(found) = source[at..].find('{') {
+        let start = at + found;
+        let close = match source[start..].as_bytes().get(1) {
+            Some(b'{') => "}}",
+            Some(b'%') => "%}",
+            Some(b'#') => {
+                at = source[start..].find("#}").map_or(source.len(), |end| start + end + 2);
+                continue;
+            }
+            _ => {
+                at = start + 1;
+                continue;
+            }
+        };
+        let code = code_until(&source[start + 2..], close);
+        at = start + 2 + code.len();
+        let word = code.trim_matches(['-', '+', ' ', '\t', '\r', '\n']);
+        if close == "%}" && word == "raw" {
+            at = source[at..].find("endraw").map_or(source.len(), |end| at + end);
+        }
+        tags.push((start + 2, code));
+    }
+    tags
+}
+
+/// The text before `close`, each character of a string literal replaced by as many spaces as it has bytes.
+fn code_until(text: &str, close: &str) -> String {
+    let (mut code, mut quote) = (String::new(), None);
+    let mut characters = text.char_indices();
+    while let Some((at, c)) = characters.next() {
+        let mut blanked = c.len_utf8();
+        match quote {
+            Some(open) if c == open => quote = None,
+            Some(_) if c == '\\' => blanked += characters.next().map_or(0, |(_, next)| next.len_utf8()),
+            Some(_) => {}
+            None if c == '\'' || c == '"' => quote = Some(c),
+            None if text[at..].starts_with(close) => break,
+            None => {
+                code.push(c);
+                continue;
+            }
+        }
+        code.push_str(&" ".repeat(blanked));
+    }
+    code
 }
 
 /// Whether a tag both uses `safe` or `escape` and joins with `+`; `~` escapes nothing.
 fn joins_safe_text(source: &str) -> bool {
-    let mut rest = source;
-    while let Some(start) = rest.find("{{").into_iter().chain(rest.find("{%")).min() {
-        let close = if rest[start..].starts_with("{{") { "}}" } else { "%}" };
-        let inside = &rest[start + 2..];
-        let (mut code, mut quote, mut end) = (String::new(), None, inside.len());
-        let mut characters = inside.char_indices();
-        while let Some((at, c)) = characters.next() {
-            match quote {
-                Some(open) if c == open => quote = None,
-                Some(_) if c == '\\' => _ = characters.next(),
-                Some(_) => {}
-                None if c == '\'' || c == '"' => quote = Some(c),
-                None if inside[at..].starts_with(close) => {
-                    end = at;
-                    break;
-                }
-                None => code.push(c),
-            }
-        }
-        let filters = code.split('|').skip(1).map(|filter| {
+    tags(source).iter().any(|(_, code)| {
+        let mut filters = code.split('|').skip(1).map(|filter| {
             let filter = filter.trim_start();
             &filter[..filter.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(filter.len())]
         });
         let safe = ["safe", "escape", "e", "forceescape"];
-        let body = code.trim_start_matches(['-', '+']);
-        if filters.into_iter().any(|name| safe.contains(&name)) && body.contains('+') {
-            return true;
-        }
-        rest = &inside[end..];
+        let body = code.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']);
+        filters.any(|name| safe.contains(&name)) && body.contains('+')
+    })
+}
+
+/// The source with every value that is set going through the filter [`BOUNDED`].
+fn with_bounded_values(source: &str) -> String {
+    let (mut made, mut done) = (String::with_capacity(source.len()), 0);
+    for (start, code) in tags(source) {
+        let word = code.trim_start_matches(['-', '+']).trim_start();
+        let sets = word.strip_prefix("set").is_some_and(|rest| rest.starts_with([' ', '\t', '\r', '\n']));
+        let Some(equals) = code.find('=').filter(|_| sets) else { continue };
+        let end = code.trim_end_matches(['-', '+']).len();
+        made.push_str(&source[done..=start + equals]);
+        made.push_str(" (");
+        made.push_str(&source[start + equals + 1..start + end]);
+        made.push_str(") | ");
+        made.push_str(BOUNDED);
+        made.push(' ');
+        done = start + end;
     }
-    false
+    made.push_str(&source[done..]);
+    made
 }
 
 // ---- values -----------------------------------------------------------------------------------------------
