@@ -6,6 +6,7 @@ use crate::config::{Recompute, ResumeFrom, Settings};
 use crate::device::Planner;
 use crate::device::cpu::Rounding;
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
@@ -126,7 +127,7 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
 /// The final adapter and the last checkpoint.
 fn results(run: &Path, steps: u64) -> Result<Vec<Vec<u8>>> {
     let files = ["adapter/adapter_model.safetensors".into(), format!("checkpoints/step-{steps:08}.qckpt")];
-    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), e))).collect()
+    files.iter().map(|f| files::read(&run.join(f), 1 << 30)).collect()
 }
 
 /// A run that is stopped twice, once of them thrown back to an older checkpoint as by a kill, ends in the same bytes.

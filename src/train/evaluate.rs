@@ -6,6 +6,7 @@ use super::setup::Setup;
 use super::trainer::Trainer;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 
 /// How well a model predicts the scored tokens.

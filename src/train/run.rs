@@ -7,7 +7,7 @@ use super::{Control, Request, Summary};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::formats::{peft, weight_map::WeightMap};
+use crate::formats::{peft, publish::MadeFrom, weight_map::WeightMap};
 use crate::identity::Identity;
 use crate::report::event::{Event, Observer};
 use crate::report::html;
@@ -186,7 +186,7 @@ impl<'a> Run<'a> {
             && let Some(values) = self.trainer.note_evaluation(eval_loss)?
         {
             let adapter = self.to_peft(&values)?;
-            self.folder.write_adapter("best", &adapter)?;
+            self.folder.write_adapter("best", &adapter, &self.weights)?;
             self.store.protect(Some(self.trainer.step()));
         }
         let epoch = self.log.last().map_or(0.0, LogLine::epoch);
@@ -316,10 +316,10 @@ impl<'a> Run<'a> {
             }
             _ => self.adapter()?,
         };
-        self.summary.adapter = self.folder.write_adapter("adapter", &adapter)?;
+        self.summary.adapter = self.folder.write_adapter("adapter", &adapter, &self.weights)?;
         let lines = self.metrics.lines()?;
-        let page = self.report(&lines);
-        crate::formats::atomic_file::write(&self.folder.join("report.html"), page.as_bytes())?;
+        let page = self.report(&lines)?;
+        self.folder.write_report(&page)?;
         let evals: Vec<f64> = lines
             .iter()
             .filter_map(|l| if let LogLine::Eval(e) = l.logged { Some(e.eval_loss) } else { None })
@@ -333,10 +333,10 @@ impl<'a> Run<'a> {
     }
 
     /// `report.html`.
-    fn report(&self, lines: &[Line]) -> String {
-        let title = self.folder.path.display().to_string();
-        let run_json = std::fs::read_to_string(self.folder.join("run.json")).unwrap_or_default();
-        html::render(&title, lines, &run_json)
+    fn report(&self, lines: &[Line]) -> Result<String> {
+        let title = self.folder.path().display().to_string();
+        let run_json = self.folder.run_file()?.unwrap_or_default();
+        Ok(html::render(&title, lines, &run_json))
     }
 
     fn already_finished(&mut self) -> Result<Summary> {

@@ -11,6 +11,8 @@ use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose};
 use crate::element::Element;
 use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::formats::digest_cache::DigestCache;
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::report::event::{Event, Observer};
@@ -253,15 +255,21 @@ fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
     .hint(format!("give --cutoff-len {} or less", spec.max_positions)))
 }
 
+/// Where digests of the base are kept, unless it is to be digested again or others could have put them there.
+fn digest_cache(s: &Settings, observer: &mut dyn Observer) -> Option<DigestCache> {
+    let folder = cache_folder(s).filter(|_| !s.verify_base)?;
+    let opened = DigestCache::open(&folder);
+    opened.map_err(|e| observer.on_event(&Event::Warning(format!("{e}; the base is digested again")))).ok()
+}
+
 /// Digests of the model folder's files that decide the result.
 fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> Result<BaseModel> {
-    let cache = cache_folder(s);
+    let cache = digest_cache(s, observer);
     let mut progress =
         |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
     let mut files: BTreeMap<String, String> =
-        weights.map.digests(cache.as_deref(), &mut progress)?.into_iter().collect();
-    let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+        weights.map.digests(cache.as_ref(), &mut progress)?.into_iter().collect();
+    let config = files::read(&s.model.join("config.json"), crate::model::MAX_CONFIG_BYTES)?;
     files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
     let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
     Ok(BaseModel { files, encoding })

@@ -17,7 +17,8 @@ pub use matmul::Engine;
 
 use super::{Capabilities, Planner, Region};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sys;
 use buffer::Buffer;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
@@ -58,10 +59,7 @@ impl Cpu {
     /// # Errors
     /// When the pool or the memory cannot be had.
     pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .build()
-            .map_err(|e| Error::device(format!("cannot start threads: {e}")).caused_by(e))?;
+        let pool = sys::pool(threads)?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),

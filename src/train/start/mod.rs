@@ -9,8 +9,7 @@ use super::run::{Begun, Run};
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
 use super::{Control, PlanReport, Request, Summary, exchange, origin};
-use crate::checkpoint::storage::FileSystem;
-use crate::checkpoint::store::{RunLock, Store};
+use crate::checkpoint::store::Store;
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
 use crate::report::event::{Event, Observer};
@@ -53,11 +52,10 @@ pub fn run_on(
         request.settings.fresh_optimizer = false;
         request.must_resume = true;
     }
-    let folder = RunFolder::new(&request.settings.output_dir);
-    let lock = RunLock::take(&FileSystem, &folder.path)?;
+    let folder = RunFolder::lock(&request.settings.output_dir)?;
     // What is moved aside is moved before anything in the folder is open.
     locate::claim(&request, &folder, observer)?;
-    let mut store = Store::open(&lock, request.settings.save_total_limit)?;
+    let mut store = Store::open(folder.run_lock(), request.settings.save_total_limit)?;
     let found = locate::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
     // They are kept encoded from here on; that there were any is remembered.
@@ -89,7 +87,7 @@ pub fn run_on(
             observer.on_event(&Event::Warning(text));
         }
     }
-    let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
+    let metrics = Metrics::open(&folder, &log, exact)?;
     folder.write(&settings, &identity, &request.command_line)?;
     let begun = Begun {
         settings,
