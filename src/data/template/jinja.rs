@@ -235,7 +235,7 @@ fn tags(source: &str) -> Vec<(usize, String)> {
     let (mut tags, mut at) = (Vec::new(), 0);
     while let Some(found) = source[at..].find('{') {
         let start = at + found;
-        let close = match source[start..].as_bytes().get(1) {
+        let close = match source.as_bytes().get(start + 1) {
             Some(b'{') => "}}",
             Some(b'%') => "%}",
             Some(b'#') => {
