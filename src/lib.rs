@@ -1,7 +1,7 @@
 //! Fine-tunes Qwen models with LoRA on one device; an interrupted run continues as if it had never
 //! stopped: same losses, same bytes.
 //!
-//! A program trains on rows of its own by handing them over in a [`train::Request`]; [`train::run`] tells what
+//! A program trains on rows of its own by handing them over in a [`train::Request`]; [`train::train`] tells what
 //! happens to an observer, stops when its [`train::Control`] asks, and continues from the output folder:
 //!
 #![doc = concat!("```no_run\n", include_str!("../examples/embed.rs"), "```")]

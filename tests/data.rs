@@ -21,7 +21,7 @@ fn philox_gives_the_published_words() {
 use qwentune::config::Settings;
 use qwentune::data::batch::{assemble, bucket};
 use qwentune::data::dataset::{Dataset, IGNORED, Prepared, Row, prepare};
-use qwentune::data::plan::{Plan, Rules};
+use qwentune::data::plan::{Origin, Plan, Rules};
 use qwentune::error::Kind;
 use qwentune::philox::philox4x32;
 use qwentune::report::event::Event;
@@ -38,6 +38,7 @@ fn rules() -> Rules {
         seed: 42,
         epochs: 3.0,
         max_steps: None,
+        origin: Origin::default(),
     }
 }
 

@@ -1,6 +1,6 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{self, Class, FIELDS, Field, Group, Kind, find};
+use crate::config::fields::{self, FIELDS, Field, Group, Kind, find};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
 use crate::data::extraction::Task;
@@ -21,6 +21,7 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
         "a run is continued with its complete state; train --init-adapter begins one with weights only",
     ),
     ("fresh_optimizer", "this run has its optimizer's state"),
+    ("branch", "a branch is a run of its own: train --branch --resume-from-checkpoint RUN --output-dir NEW"),
 ];
 
 /// Settings that make no sense for `import`, and why.
@@ -32,6 +33,8 @@ pub const NOT_ON_IMPORT: &[(&str, &str)] = &[
         "an import takes the complete state; train --init-adapter begins a run with weights only",
     ),
     ("overwrite_output_dir", "an import needs a folder without a run"),
+    ("branch", "an import is a run of its own already"),
+    ("stop_signals", "an import does not train"),
 ];
 
 /// Which settings a command shows in its help.
@@ -49,7 +52,7 @@ impl Shown {
         let refused = |not: &[(&str, &str)]| not.iter().any(|(key, _)| *key == field.key);
         match self {
             Shown::All | Shown::Evaluation => false,
-            Shown::Changeable => field.class == Class::Math || refused(NOT_ON_RESUME),
+            Shown::Changeable => field.class.decides_numbers() || refused(NOT_ON_RESUME),
             Shown::Import => refused(NOT_ON_IMPORT),
         }
     }
@@ -121,6 +124,7 @@ pub fn program() -> Command {
         .subcommand(export())
         .subcommand(evaluate().arg(json()))
         .subcommand(merge())
+        .subcommand(report())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
@@ -212,6 +216,18 @@ fn merge() -> Command {
         .arg(model("Folder of the base model"))
         .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
         .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
+fn report() -> Command {
+    command("report", "Makes report.html of a run again, or one page that compares several runs")
+        .arg(Arg::new("runs").value_name("OUTPUT_DIR").required(true).num_args(1..).help("Folders of runs"))
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .default_value("comparison.html")
+                .help("Where the page of several runs goes; that of one is the folder's report.html"),
+        )
 }
 
 fn tokenize() -> Command {
@@ -374,6 +390,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::OptionalSwitch => arg.value_name("true|false"),
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
+        Kind::Signals => arg.value_name("NAME,NAME"),
         Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),
         Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
         Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),

@@ -2,6 +2,7 @@
 
 use super::tokenize::standard_input;
 use super::{commands, option, show, signals};
+use crate::config::Layer;
 use crate::config::check::model_folder;
 use crate::config::{self, Settings};
 use crate::data::prompts::Prompter;
@@ -43,11 +44,12 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     options.ends.sort_unstable();
     options.ends.dedup();
     let control = Control::default();
-    signals::watch(&control)?;
+    control.begin(); // what was answered is kept from the first row on
+    signals::watch(&control, &Layer::default())?;
     match task {
         Task::Prompt(prompt) => answer(&model, &prompter, options, &prompt, &settings, &control),
         Task::File { input, output } => {
-            let mut console = Console::new(settings.quiet, 1);
+            let mut console = Console::new(settings.quiet);
             let start = Instant::now();
             let stop = || control.stop_requested();
             let done = job::run(&model, &prompter, &options, &input, &output, &mut console, &stop)?;

@@ -12,6 +12,7 @@ mod inference;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
+mod report;
 mod selftest;
 mod signals;
 #[cfg(feature = "text")]
@@ -98,6 +99,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("export", m)) => exchange::export(m),
         Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("merge", m)) => merge::merge(m),
+        Some(("report", m)) => report::report(m),
         Some(("doctor", _)) => doctor::doctor(),
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),

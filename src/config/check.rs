@@ -139,15 +139,22 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    // `auto` beside an adapter's folder means the complete state in it.
-    let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
-    need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
-        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
-    })?;
     need(s.chat_template.is_none() || s.template == Template::Auto, || {
         "chat_template is a template of its own: give it or template, not both".into()
     })?;
+    one_beginning(s.resume_from_checkpoint.as_ref(), s.init_adapter.is_some())?;
     check_device(s)
+}
+
+/// A complete state and weights alone exclude each other; but beside `auto` an adapter's folder stands for the complete
+/// state in it.
+///
+/// # Errors
+/// Usage.
+pub fn one_beginning(resume: Option<&ResumeFrom>, adapter: bool) -> Result<()> {
+    need(!adapter || resume.is_none_or(|from| *from == ResumeFrom::Auto), || {
+        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    })
 }
 
 fn check_device(s: &Settings) -> Result<()> {
@@ -188,9 +195,7 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
         }
         files::open(file)?;
     }
-    // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
-    let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
-    for adapter in s.fold_adapters.iter().chain(first) {
+    for adapter in &s.fold_adapters {
         if !files::is_folder(adapter)? {
             return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
         }

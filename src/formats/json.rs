@@ -31,7 +31,11 @@ pub fn read_python_scalars(path: &Path, max_bytes: u64) -> Result<Object> {
     object_in(path, parse_as(Strict { depth: 0, shallow: true }, &text))
 }
 
-fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+/// The object that `text`, the content of `path`, holds.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
     object_in(path, parse(text))
 }
 

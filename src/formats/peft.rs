@@ -15,13 +15,14 @@ use std::path::{Path, PathBuf};
 
 /// The file that says what an adapter is.
 pub const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file with the tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
-/// Largest `adapter_config.json` that is read.
 /// Largest adapter that is read: about 2 billion parameters in f32, which stay in memory.
-const MAX_WEIGHT_BYTES: u64 = 8 << 30;
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub const MAX_WEIGHT_BYTES: u64 = 8 << 30;
+/// Largest `adapter_config.json` that is read.
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Stands for every linear layer of the blocks.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -87,9 +88,24 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     Ok(Adapter { config, tensors })
 }
 
+/// Reads the two files of an adapter folder, whose name is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Adapter> {
+    let path = folder.join(CONFIG);
+    let config = config_of(&path, json::object_of(&path, config)?)?;
+    let tensors = parse_safetensors(folder.join(WEIGHTS), weights, config.one_rank())?;
+    Ok(Adapter { config, tensors })
+}
+
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
     let bytes = files::read(&path, MAX_WEIGHT_BYTES)?;
-    let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
+    parse_safetensors(path, &bytes, rank)
+}
+
+fn parse_safetensors(path: PathBuf, bytes: &[u8], rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
+    let header = safetensors::parse_header(&path, bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
@@ -288,7 +304,11 @@ struct ConfigReader<'a> {
 }
 
 fn read_config(path: &Path) -> Result<AdapterConfig> {
-    let reader = ConfigReader { path, keys: json::read_object(path, MAX_CONFIG_BYTES)? };
+    config_of(path, json::read_object(path, MAX_CONFIG_BYTES)?)
+}
+
+fn config_of(path: &Path, keys: json::Object) -> Result<AdapterConfig> {
+    let reader = ConfigReader { path, keys };
     reader.refuse_unsupported()?;
     reader.config()
 }

@@ -76,9 +76,13 @@ pub fn run(
             match event {
                 Event::Token { .. } => done.tokens += 1,
                 Event::Answer { row, ids, ended } => {
+                    // Before anything is written down: what is kept was answered by the model the job began with.
+                    model.check_unchanged().map_err(|error| {
+                        let kept = "the answers before are kept; restore the file and run the command again";
+                        error.hint(kept)
+                    })?;
                     done.cut += usize::from(!ended);
                     let answer = text::decode(prompter.tokenizer(), &ids);
-                    model.check_unchanged()?;
                     partial.push(row, with_output(&rows[row].text, &answer))?;
                     let (done, total) = (partial.count() as u64, total as u64);
                     observer.on_event(&Told::Progress { what: "generating", done, total });

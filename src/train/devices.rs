@@ -200,7 +200,9 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Cuda::new(driver, plan, crate::ops::KERNELS)?)),
+            Chosen::Cuda(Some(driver)) => {
+                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, crate::ops::KERNELS)?)))
+            }
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Rounding {
 pub struct Cpu {
     arena: Buffer,
     packed: Buffer,
+    /// Copied regions that were not asked for yet.
+    copied: Option<[Vec<f32>; 3]>,
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
@@ -63,6 +65,7 @@ impl Cpu {
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),
+            copied: None,
             pool,
             rounding: Rounding::None,
             isa: Isa::best(),
@@ -123,6 +126,20 @@ impl Cpu {
             shared.collect(),
             exclusive.collect(),
         )
+    }
+
+    /// Copies `regions` into the memory of `into`, whose content is lost.
+    pub(super) fn begin_copy(&mut self, regions: [Region; 3], mut into: [Vec<f32>; 3]) {
+        assert!(self.copied.is_none(), "one copy at a time");
+        for (region, out) in regions.into_iter().zip(&mut into) {
+            out.clear();
+            out.extend_from_slice(self.read(region));
+        }
+        self.copied = Some(into);
+    }
+
+    pub(super) fn end_copy(&mut self) -> [Vec<f32>; 3] {
+        self.copied.take().expect("a copy that was begun")
     }
 
     /// Rounds stored activations, where that is asked for.
