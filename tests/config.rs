@@ -96,7 +96,7 @@ fn another_value(field: &Field) -> &'static str {
         ("dtype", _) => "f32",
         ("cutoff_len", _) => "100",
         ("val_set_size", _) => "7",
-        (_, Kind::Switch) => "true",
+        (_, Kind::Switch | Kind::OptionalSwitch) => "true",
         (_, Kind::Count | Kind::OptionalCount) => "17",
         (_, Kind::Number | Kind::OptionalNumber) => "0.75",
         (_, Kind::Choice(names)) => names[1],

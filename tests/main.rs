@@ -37,6 +37,8 @@ mod resume;
 mod rows;
 mod scratch;
 #[cfg(feature = "text")]
+mod templates;
+#[cfg(feature = "text")]
 mod text;
 mod torch_files;
 mod variants;

@@ -149,6 +149,8 @@ const GENERATING: &[(&str, &str)] = &[
     ("model_name_or_path", "Folder of the model"),
     ("format", ""),
     ("template", ""),
+    ("chat_template", ""),
+    ("thinking", ""),
     ("system_prompt", ""),
     (
         "per_device_eval_batch_size",
@@ -188,15 +190,6 @@ fn generate() -> Command {
             "repetition_penalty",
             "Above 1, tokens that are in the text already are less likely (default: the model's)",
         ))
-        .arg(
-            valued(
-                "enable_thinking",
-                "true|false",
-                "Qwen3: whether the answer begins with thoughts (default: true)",
-            )
-            .value_parser(["true", "false"])
-            .ignore_case(true),
-        )
         .arg(valued(
             "input_file",
             "FILE",
@@ -393,6 +386,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Switch => {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
+        Kind::OptionalSwitch => arg.value_name("true|false"),
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
         Kind::Signals => arg.value_name("NAME,NAME"),

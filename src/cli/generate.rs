@@ -34,11 +34,10 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     show(warnings);
     let mut options = options(matches, &settings)?;
     Devices::default().check(&settings)?;
-    let thinking = option(matches, "enable_thinking") != Some("false");
     settings.model = model_folder::find(&settings.model)?;
     let task = task(matches)?;
     let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
-    let prompter = Prompter::open(&settings, model.spec.vocab, thinking)?;
+    let prompter = Prompter::open(&settings, model.spec.vocab)?;
     show(&model.defaults.notes);
     if option(matches, "repetition_penalty").is_none() {
         options.sampling.repetition_penalty = model.defaults.repetition_penalty;

@@ -44,7 +44,7 @@ fn ends(model: &Path, adapter: &Path, vocab: usize) -> Result<Vec<u32>> {
         return Ok(Vec::new());
     }
     let settings = Settings { model: model.to_path_buf(), ..settings };
-    Ok(Prompter::open(&settings, vocab, true)?.ends())
+    Ok(Prompter::open(&settings, vocab)?.ends())
 }
 
 /// A build without tokenizers trains on tokens, whose ends are the model's own.

@@ -3,7 +3,7 @@
 use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
-use crate::data::preview::{PreviewRow, preview as read_rows};
+use crate::data::preview::{FoundAnswer, PreviewRow, explanation, preview as read_rows};
 use crate::error::{Error, Result, printable};
 use crate::report::console::{colours, say, say_styled};
 use clap::ArgMatches;
@@ -20,6 +20,9 @@ pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     config::check_inputs(&mut settings, false)?;
     let rows = read_rows(&settings, count(matches)?)?;
     let (as_json, explained) = (matches.get_flag("json"), matches.get_flag("explain"));
+    if explained && !as_json {
+        explanation(&settings)?.iter().for_each(|fact| say(fact));
+    }
     let coloured = colours();
     for (index, row) in rows.iter().enumerate() {
         if as_json {
@@ -56,6 +59,12 @@ fn row_json(row: &PreviewRow, explained: bool) -> serde_json::Value {
     if explained {
         shown["recognised"] = json!(row.recognised);
     }
+    if let Some(written) = row.written.as_ref().filter(|_| explained) {
+        shown["rendered"] = json!(written.text.as_ref().ok());
+        shown["prompt"] = json!(written.prompt.as_ref().ok());
+        let place = |answer: &FoundAnswer| json!([answer.place.start, answer.place.end]);
+        shown["answers"] = written.answers.iter().map(place).collect();
+    }
     shown
 }
 
@@ -72,6 +81,9 @@ fn row_text(number: usize, row: &PreviewRow, explained: bool, coloured: bool) ->
     }
     if !row.note.is_empty() {
         text += &format!("\n  {}", printable(&row.note));
+    }
+    for answer in row.written.iter().filter(|_| explained).flat_map(|written| &written.answers) {
+        text += &format!("\n  {}", printable(&answer.how));
     }
     if row.pieces.is_empty() && !row.ids.is_empty() {
         text += &format!("\n  ids {:?}", row.ids);

@@ -1,7 +1,7 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
 use super::model_folder;
-use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
+use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets, Template};
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -139,6 +139,9 @@ fn check_combinations(s: &Settings) -> Result<()> {
     }
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
+    })?;
+    need(s.chat_template.is_none() || s.template == Template::Auto, || {
+        "chat_template is a template of its own: give it or template, not both".into()
     })?;
     one_beginning(s.resume_from_checkpoint.as_ref(), s.init_adapter.is_some())?;
     check_device(s)

@@ -8,6 +8,8 @@ use serde_json::Value;
 pub enum Kind {
     /// A boolean; the flag alone means true.
     Switch,
+    /// A boolean or nothing (`none`).
+    OptionalSwitch,
     /// A whole number.
     Count,
     /// A whole number or nothing (`none`, or Hugging Face's `-1`).
@@ -220,7 +222,7 @@ const FORMATS: &[&str] =
     &["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"];
 const TEMPLATES: &[&str] =
     &["auto", "qwen", "qwen1.5", "qwen2.5", "qwen3", "qwen3-nothink", "deepke", "none"];
-const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official"];
+const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official", "template"];
 const SCHEDULERS: &[&str] = &[
     "linear",
     "cosine",
@@ -256,7 +258,7 @@ const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 use Class::{Branch, Free, Length, Recorded, Refused, Start};
 use Kind::{
     Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalModules, OptionalNumber,
-    Pairs, Path, Paths, Resume, Signals, Switch, Text,
+    OptionalSwitch, Pairs, Path, Paths, Resume, Signals, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
@@ -277,7 +279,11 @@ pub static FIELDS: &[Field] = &[
     field("max_samples", "max_samples", &[], OptionalCount, Branch, Group::Data, "all",
         "Rows taken from the beginning of each file"),
     field("template", "template", &[], Choice(TEMPLATES), Branch, Group::Data, "",
-        "Chat template; auto follows the model folder's own"),
+        "Chat template; auto runs the model folder's own"),
+    field("chat_template", "chat_template", &["chat_template_path"], Path, Free, Group::Data, "",
+        "A file with a Jinja chat template, in place of the model folder's own"),
+    field("thinking", "thinking", &["enable_thinking"], OptionalSwitch, Branch, Group::Data, "the template's",
+        "Whether the chat template is told to think (`enable_thinking`)"),
     field("system_prompt", "system_prompt", &["default_system"], Text, Branch, Group::Data, "the template's",
         "System text of rows that have none"),
     field("train_on", "train_on", &[], Choice(TRAIN_ON), Branch, Group::Data, "",

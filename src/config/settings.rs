@@ -18,7 +18,7 @@ pub enum RowFormat {
     Tokenized,
 }
 
-/// Chat template; `Auto` reads the model folder's own.
+/// Chat template; `Auto` runs the model folder's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Template {
@@ -52,6 +52,8 @@ pub enum TrainOn {
     All,
     /// The mask of the official Qwen fine-tuning script.
     QwenOfficial,
+    /// What the chat template marks with `{% generation %}`.
+    Template,
 }
 
 /// What happens to a row longer than the cutoff.
@@ -191,6 +193,10 @@ pub struct Settings {
     /// Rows taken from the beginning of each file; `None`: all.
     pub max_samples: Option<usize>,
     pub template: Template,
+    /// A file with a chat template, in place of the model folder's own.
+    pub chat_template: Option<PathBuf>,
+    /// `enable_thinking` of the chat template; `None`: not set.
+    pub thinking: Option<bool>,
     pub system_prompt: Option<String>,
     pub train_on: TrainOn,
     pub cutoff_len: usize,
@@ -286,6 +292,8 @@ impl Default for Settings {
             format: RowFormat::Auto,
             columns: BTreeMap::new(), max_samples: None,
             template: Template::Auto,
+            chat_template: None,
+            thinking: None,
             system_prompt: None,
             train_on: TrainOn::Assistant,
             cutoff_len: 2048,

@@ -35,7 +35,8 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
     let given = text;
     let text = text.trim();
     match field.kind {
-        Kind::Switch => match text.to_ascii_lowercase().as_str() {
+        Kind::OptionalSwitch if is_none(text) => Ok(Value::Null),
+        Kind::Switch | Kind::OptionalSwitch => match text.to_ascii_lowercase().as_str() {
             "true" | "yes" | "1" => Ok(Value::Bool(true)),
             "false" | "no" | "0" => Ok(Value::Bool(false)),
             _ => wrong("true or false"),
@@ -117,7 +118,7 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
         }
         (Kind::Text, Value::String(_)) => Ok(value.clone()),
         (_, Value::String(text)) => from_text(field, text),
-        (Kind::Switch, Value::Bool(_)) => Ok(value.clone()),
+        (Kind::Switch | Kind::OptionalSwitch, Value::Bool(_)) => Ok(value.clone()),
         (Kind::Resume, Value::Bool(_)) | (_, Value::Number(_)) => from_text(field, &value.to_string()),
         (_, Value::Null) => nothing(field),
         _ => Err(Error::usage(format!("{}: {value} does not fit this setting", field.name))),
@@ -129,7 +130,7 @@ fn nothing(field: &Field) -> Result<Value> {
         Kind::OptionalCount | Kind::OptionalNumber | Kind::Text | Kind::Path | Kind::Resume => {
             Ok(Value::Null)
         }
-        Kind::Counts | Kind::OptionalModules => Ok(Value::Null),
+        Kind::Counts | Kind::OptionalModules | Kind::OptionalSwitch => Ok(Value::Null),
         Kind::Folders | Kind::Signals => Ok(json!([])),
         Kind::Pairs(_) => Ok(json!({})),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),

@@ -31,7 +31,12 @@ const CHUNK_BYTES: usize = 8 << 20;
 
 /// What became of one row.
 pub(super) enum Outcome {
-    Row { row: Row, truncated: bool },
+    /// `thoughts_left_out`: earlier answers whose thoughts the chat template does not write.
+    Row {
+        row: Row,
+        truncated: bool,
+        thoughts_left_out: usize,
+    },
     TooLong(usize),
     Unscored,
     Bad(String),
@@ -219,7 +224,7 @@ impl Source<'_> {
         if let Some(renderer) = self.renderer.as_ref().filter(|_| format != RowFormat::Tokenized) {
             add(format!("{:?}", renderer.identity()));
             add(format!("{:?} {:?} {:?}", s.train_on, s.max_source_length, s.max_target_length));
-            add(format!("{:?}", s.system_prompt));
+            add(format!("{:?} {:?}", s.system_prompt, s.thinking));
         }
         hasher.finalize().into()
     }
@@ -318,6 +323,12 @@ impl Source<'_> {
         if report.truncated > 0 {
             let n = report.truncated;
             self.warn(format!("{name}: {n} of {rows} rows cut to the length limits (--too-long truncate)"));
+        }
+        if report.thoughts_left_out > 0 {
+            let n = report.thoughts_left_out;
+            self.warn(format!(
+                "{name}: the chat template leaves out the thoughts of {n} answers that are not the last"
+            ));
         }
         if report.unscored > 0 {
             self.warn(format!(
@@ -458,13 +469,16 @@ fn limit_tokens(mut row: Row, settings: &Settings) -> Outcome {
     }
     row.ids.truncate(settings.cutoff_len);
     row.labels.truncate(settings.cutoff_len);
-    Outcome::Row { row, truncated }
+    Outcome::Row { row, truncated, thoughts_left_out: 0 }
 }
 
 fn count(report: &mut Report, place: Place, outcome: &Outcome) {
     report.rows += 1;
     match outcome {
-        Outcome::Row { truncated, .. } => report.truncated += u64::from(*truncated),
+        Outcome::Row { truncated, thoughts_left_out, .. } => {
+            report.truncated += u64::from(*truncated);
+            report.thoughts_left_out += *thoughts_left_out as u64;
+        }
         Outcome::TooLong(_) => report.too_long += 1,
         Outcome::Unscored => report.unscored += 1,
         Outcome::Bad(fault) => {

@@ -6,6 +6,7 @@ use super::prepare::{self, Outcome};
 use super::reader::{Place, RowReader};
 use super::render::Renderer;
 use super::rows::{self, Content};
+pub use super::template::{FoundAnswer, Written};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
@@ -28,6 +29,8 @@ pub struct PreviewRow {
     pub recognised: Vec<String>,
     /// Why the row is left out or what was done to it; empty for a row that is taken as it is.
     pub note: String,
+    /// What the chat template makes of it, when it is a conversation.
+    pub written: Option<Written>,
 }
 
 /// The first `rows` rows of the training files. Rows that a run would leave out are here too, with the reason.
@@ -51,6 +54,7 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
             && let Some(raw) = reader.next()?
         {
             let (file, place) = (file.clone(), raw.place);
+            let mut written = None;
             let json = prepare::parse(&raw, &settings.columns);
             let mut recognised = vec![how_known(format, settings)];
             recognised.extend(json.iter().flat_map(|json| rows::explain(json, format)));
@@ -58,6 +62,7 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
+                    written = renderer.as_ref().and_then(|renderer| renderer.written(&content, settings));
                     prepare::outcome_of(content, settings, renderer.as_ref())
                 }
             };
@@ -71,10 +76,19 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
                 pieces,
                 recognised,
                 note,
+                written,
             });
         }
     }
     Ok(shown)
+}
+
+/// What was chosen to render the rows of these settings, and why: one fact a line.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub fn explanation(settings: &Settings) -> Result<Vec<String>> {
+    Ok(Renderer::open(settings, usize::MAX)?.explain())
 }
 
 /// The micro-batches that the shown rows would form among themselves, in file order: indices into `rows`, rows
@@ -129,8 +143,12 @@ fn explain(outcome: Outcome, settings: &Settings) -> (Row, String) {
     let nothing = Row { ids: Vec::new(), labels: Vec::new() };
     let cutoff = settings.cutoff_len;
     match outcome {
-        Outcome::Row { row, truncated: false } => (row, String::new()),
-        Outcome::Row { row, truncated: true } => (row, format!("cut to --cutoff-len {cutoff}")),
+        Outcome::Row { row, truncated, thoughts_left_out } => {
+            let cut = truncated.then(|| format!("cut to --cutoff-len {cutoff}"));
+            let lost = (thoughts_left_out > 0)
+                .then(|| format!("the thoughts of {thoughts_left_out} earlier answers are left out"));
+            (row, cut.into_iter().chain(lost).collect::<Vec<_>>().join("; "))
+        }
         Outcome::TooLong(n) => (nothing, format!("left out: {n} tokens, more than --cutoff-len {cutoff}")),
         Outcome::Unscored => (nothing, "left out: nothing in it is scored".into()),
         Outcome::Bad(fault) => (nothing, fault),

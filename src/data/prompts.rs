@@ -23,7 +23,7 @@ pub struct Prompter {
     columns: BTreeMap<String, String>,
     format: RowFormat,
     vocab: usize,
-    thinking: bool,
+    thinking: Option<bool>,
 }
 
 /// One row of a file.
@@ -38,18 +38,18 @@ pub struct PromptRow {
 }
 
 impl Prompter {
-    /// Opens tokenizer and template as the settings name them; ids are below `vocab`. Without `thinking`, a
-    /// model of Qwen3's template answers without thoughts.
+    /// Opens tokenizer and template as the settings name them; ids are below `vocab`.
     ///
     /// # Errors
-    /// Tokenizer or template cannot be used, or the template has no thoughts to turn off.
-    pub fn open(settings: &Settings, vocab: usize, thinking: bool) -> Result<Self> {
+    /// Tokenizer or template cannot be used, or thinking is set and the template does not know it.
+    pub fn open(settings: &Settings, vocab: usize) -> Result<Self> {
         let renderer = Renderer::open(settings, vocab)?;
-        if !thinking && !renderer.thinks() {
-            return Err(Error::usage("--enable-thinking false: only the template qwen3 has thoughts"));
+        if settings.thinking.is_some() {
+            renderer.require_template()?;
         }
         let (system, columns) = (settings.system_prompt.clone(), settings.columns.clone());
-        Ok(Prompter { renderer, system, columns, format: settings.format, vocab, thinking })
+        let (format, thinking) = (settings.format, settings.thinking);
+        Ok(Prompter { renderer, system, columns, format, vocab, thinking })
     }
 
     /// The tokenizer.
@@ -67,10 +67,8 @@ impl Prompter {
     /// What decides how a prompt becomes tokens, for comparing two jobs.
     #[must_use]
     pub fn identity(&self) -> String {
-        {
-            let Prompter { renderer, system, columns, format, thinking, .. } = self;
-            format!("{:?} {system:?} {columns:?} {format:?} {thinking}", renderer.identity())
-        }
+        let Prompter { renderer, system, columns, format, thinking, .. } = self;
+        format!("{:?} {system:?} {columns:?} {format:?} {thinking:?}", renderer.identity())
     }
 
     /// The prompt of one question.
@@ -130,7 +128,7 @@ impl Prompter {
         if let (Content::Chat(_), Err(fault)) = (content, self.renderer.require_template()) {
             return Err(fault.what);
         }
-        let ids = self.renderer.prompt(content, self.system.as_deref(), self.thinking)?;
+        let ids = self.renderer.prompt(content, self.system.as_deref())?;
         if ids.is_empty() { Err("the prompt is empty".into()) } else { Ok(ids) }
     }
 }
