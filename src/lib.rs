@@ -12,13 +12,14 @@
 //! One stack; an arrow is the only permitted direction of `use` (a test checks it):
 //!
 //! ```text
-//! cli ─▶ selftest, generate ─▶ train ─▶ model ─▶ ops ─▶ device
-//!  │                           ├────▶ data ─────────▶ formats
-//!  │                           └────▶ checkpoint ───▶ formats
+//! cli ─▶ selftest, generate, bench ─▶ train ─▶ model ─▶ ops ─▶ device
+//!  │                                  ├────▶ data ─────────▶ formats
+//!  │                                  └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
 //!     everything may use error, files, config and identity (plain values), philox, report's events and sys
 //! ```
 
+pub mod bench;
 pub mod checkpoint;
 pub mod cli;
 pub mod config;

@@ -21,7 +21,7 @@ use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::ops::reduce::Sums;
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything known before memory is allocated.
 pub struct Setup {
@@ -46,6 +46,26 @@ pub struct Setup {
     tokens: usize,
     work: Work,
     device: Chosen,
+}
+
+/// A base model before anything is put on top of it.
+pub struct Base {
+    /// Its shapes.
+    pub spec: Spec,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+impl Base {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// Names the key, file or tensor that is wrong.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let spec = Spec::read(folder)?;
+        let weights = Weights::open(folder, &spec)?;
+        Ok(Base { spec, weights })
+    }
 }
 
 /// What memory is planned for.
@@ -94,13 +114,28 @@ impl Setup {
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         refuse_unsupported(settings, rows.as_ref())?;
+        Self::over(Base::open(&settings.model)?, settings, rows, resumed, origin, device, observer)
+    }
+
+    /// As [`Setup::open`], over a base that was read already, or that no file holds.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn over(
+        base: Base,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        device: Chosen,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let Base { spec, mut weights } = base;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity.adapter)?;
@@ -111,7 +146,9 @@ impl Setup {
         identity.data = prepared.identity;
         identity.settings = config::math_identity(&settings);
         identity.engine = device.engine()?;
-        identity.model = base_model(&settings, &weights, observer)?;
+        if !weights.map.files().is_empty() {
+            identity.model = base_model(&settings, &weights, observer)?;
+        }
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings, origin(&identity)))?,
             rows: prepared.train,
@@ -147,8 +184,7 @@ impl Setup {
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
         let mut settings = settings.clone();
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
+        let Base { spec, mut weights } = Base::open(&settings.model)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity.adapter)?;

@@ -133,9 +133,13 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         lora_dropout: s.lora_dropout,
         target_modules: match &s.lora_target_modules {
             // Names of single blocks mean what they mean in PEFT; short ones would mean more.
-            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => names.clone(),
-            _ => names::target_names(modules),
+            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => {
+                Targets::Names(names.clone())
+            }
+            Targets::Pattern(pattern) => Targets::Pattern(pattern.clone()),
+            _ => Targets::Names(names::target_names(modules)),
         },
+        exclude_modules: s.lora_exclude_modules.clone(),
         use_rslora: s.use_rslora,
         rank_pattern: s.lora_rank_pattern.clone(),
         alpha_pattern: s.lora_alpha_pattern.clone(),

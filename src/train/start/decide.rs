@@ -288,8 +288,8 @@ fn resolve(asked: &Asked, layer: &Layer) -> Result<Settings> {
         config::check_values(&settings)?;
         return Ok(settings);
     }
-    let settings = config::resolve(layer)?;
-    config::check_inputs(&settings, !asked.output.as_os_str().is_empty())?;
+    let mut settings = config::resolve(layer)?;
+    config::check_inputs(&mut settings, !asked.output.as_os_str().is_empty())?;
     Ok(settings)
 }
 
