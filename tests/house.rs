@@ -278,7 +278,8 @@ fn every_program_output_goes_through_cli_and_report() {
 fn whether_something_is_there_is_asked_with_errors_and_files_are_opened_in_one_place() {
     // Where the operating system's own answers are read, and what is the system's.
     let homes = ["src/files.rs", "src/formats/open_folder.rs", "src/checkpoint/storage.rs"];
-    let of_the_system = ["src/sys.rs", "src/cli/doctor.rs", "src/device/cuda/nvidia.rs"];
+    let of_the_system =
+        ["src/sys.rs", "src/cli/doctor.rs", "src/device/cuda/nvidia.rs", "src/bench/conditions.rs"];
     let asked = [".exists()", ".try_exists()", ".is_file()", ".is_dir()", ".is_symlink()"];
     let opened = ["File::open(", "fs::read(", "fs::read_to_string(", "fs::metadata(", "File::create("];
     let written = ["fs::write(", "fs::rename(", "File::create_new(", "OpenOptions"];

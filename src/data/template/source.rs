@@ -4,9 +4,9 @@ use super::jinja::MAX_SOURCE;
 use crate::config::settings::Template as Name;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::json;
 use serde_json::Value;
-use std::io::Read;
 use std::path::Path;
 
 /// Longest `tokenizer_config.json`, `config.json` or `generation_config.json`.
@@ -103,19 +103,12 @@ fn entry(entry: &Value) -> Option<(String, String)> {
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::reading(path, e)),
-    };
-    let mut text = String::new();
-    file.take(MAX_SOURCE as u64 + 1).read_to_string(&mut text).map_err(|e| Error::reading(path, e))?;
-    Ok(Some(text))
+    if files::exists(path)? { files::read_text(path, MAX_SOURCE as u64).map(Some) } else { Ok(None) }
 }
 
 /// A configuration file as JSON; an empty object where there is none.
 fn config(path: &Path) -> Result<Value> {
-    if !path.exists() {
+    if !files::exists(path)? {
         return Ok(Value::Object(json::Object::new()));
     }
     json::read_object(path, MAX_CONFIG).map(Value::Object)
