@@ -107,7 +107,7 @@ pub struct Summary {
     pub total_steps: u64,
     /// First and last evaluation loss, when it was evaluated.
     pub eval_loss: Option<(f64, f64)>,
-    /// First and last training loss of this process.
+    /// First and last training loss of the run; `None` when this process trained no step.
     pub loss: Option<(f64, f64)>,
     /// The final adapter's folder.
     pub adapter: PathBuf,

@@ -129,8 +129,11 @@ impl<'a> Run<'a> {
         self.begun.trainer.state_mut().log.push(logged);
         match logged {
             LogLine::Step(line) => {
-                let first = self.summary.loss.map_or(line.loss, |(first, _)| first);
-                self.summary.loss = Some((first, line.loss));
+                let mut steps = self.begun.trainer.state().log.iter().filter_map(|logged| match logged {
+                    LogLine::Step(line) => Some(line.loss),
+                    LogLine::Eval(_) => None,
+                });
+                self.summary.loss = steps.next().map(|first| (first, line.loss));
                 self.observer.on_event(&Event::Step { line, seconds, real_tokens });
             }
             LogLine::Eval(line) => self.observer.on_event(&Event::Eval { line, seconds }),
@@ -228,7 +231,7 @@ impl<'a> Run<'a> {
             Some(step) => format!("the checkpoint of step {step} stands"),
             None => "no checkpoint was saved".into(),
         };
-        let remedy = format!("{stands}; {}", error.remedy);
+        let remedy = if error.remedy.is_empty() { stands } else { format!("{stands}; {}", error.remedy) };
         error.hint(remedy)
     }
 
