@@ -305,6 +305,18 @@ fn a_step_that_does_not_repeat_ends_the_run() {
     assert!(error.to_string().contains("step 5"), "{error}");
 }
 
+/// The summary is the run's, however many processes it took: its losses are the first and last of the log.
+#[test]
+fn a_summary_is_of_the_whole_run() {
+    let base = settings("summary", false);
+    let whole = train(&base).unwrap();
+    let run = in_folder(&base, "interrupted");
+    train_until(&run, |e| is_step(e, 4)).unwrap_err();
+    let resumed = train(&resuming(&run)).unwrap();
+    assert_eq!((resumed.loss, resumed.eval_loss), (whole.loss, whole.eval_loss));
+    assert_eq!(train(&resuming(&run)).unwrap().loss, None, "nothing was trained");
+}
+
 #[test]
 fn patience_survives_an_interruption() {
     let mut base = settings("patience", false);
