@@ -292,7 +292,7 @@ fn whether_something_is_there_is_asked_with_errors_and_files_are_opened_in_one_p
                 word.starts_with('.') || !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
             })
         };
-        let why = |words: &[&str], why: &str| words.iter().find(|w| whole(&w)).map(|w| format!("{w}: {why}"));
+        let why = |words: &[&str], why: &str| words.iter().find(|w| whole(w)).map(|w| format!("{w}: {why}"));
         why(&asked, "an error would be a no; use files::exists, is_file, is_folder")
             .or_else(|| why(&opened, "it may be a pipe, or too large; use files::open, read, read_text"))
             .or_else(|| why(&written, "what is published goes through formats::publish"))
