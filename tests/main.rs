@@ -36,3 +36,4 @@ mod scratch;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;
+mod walks;
