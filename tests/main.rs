@@ -42,3 +42,4 @@ mod templates;
 mod text;
 mod torch_files;
 mod variants;
+mod walks;
