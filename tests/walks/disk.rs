@@ -164,10 +164,6 @@ impl SimDisk {
         inner.ends_at = Some(inner.operations + at);
     }
 
-    pub fn operations(&self) -> u64 {
-        self.lock().operations
-    }
-
     pub fn has_ended(&self) -> bool {
         self.lock().off
     }

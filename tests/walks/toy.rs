@@ -58,8 +58,8 @@ impl Numbers {
 
     /// AdamW, as plain as can be.
     pub fn update(&mut self, gradient: &[f32], lr: f64, count: u64, scale: f32) {
-        for i in 0..4 {
-            let g = gradient[i] * scale;
+        for (i, gradient) in gradient.iter().enumerate() {
+            let g = gradient * scale;
             self.m[i] = 0.9 * self.m[i] + 0.1 * g;
             self.v[i] = 0.999 * self.v[i] + 0.001 * g * g;
             let m = self.m[i] / (1.0 - libm::powf(0.9, count as f32));
@@ -266,7 +266,8 @@ fn adapter_config(base: &str) -> AdapterConfig {
         r: 1,
         lora_alpha: 2.0,
         lora_dropout: 0.0,
-        target_modules: vec!["q_proj".into()],
+        exclude_modules: None,
+        target_modules: qwentune::config::Targets::Names(vec!["q_proj".into()]),
         use_rslora: false,
         rank_pattern: Default::default(),
         alpha_pattern: Default::default(),

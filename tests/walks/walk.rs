@@ -163,7 +163,10 @@ fn command(rng: &mut Rng) -> Command {
         14 => Verb::Delete { run: folder(rng) },
         _ => Verb::Flip { run: folder(rng), place: rng.next() },
     };
-    let at = |rng: &mut Rng| 1 + rng.below(if rng.coin() { 60 } else { 500 }) as u64;
+    let at = |rng: &mut Rng| {
+        let most = if rng.coin() { 60 } else { 500 };
+        1 + rng.below(most) as u64
+    };
     let end = match rng.below(6) {
         0..=1 => End::Whole,
         2..=3 => End::Stop { steps: 1 + rng.below(5) as u64 },
