@@ -385,6 +385,12 @@ fn remove_if_abandoned(folder: &OpenFolder, name: &OsStr, draft: &OsStr) -> io::
     if is_folder(&found) {
         let inner = folder.enter(draft)?;
         inner.lock()?;
+        // A draft holds files only: anything else was put there by somebody, and stays under its name.
+        for name in inner.list()? {
+            if inner.look(&name)?.is_some_and(|found| is_folder(&found)) {
+                return Ok(());
+            }
+        }
         // Under another name first: where a lock is not seen by every host, its owner must not publish the half.
         let doomed = secret_name(name)?;
         folder.rename(draft, &doomed)?;

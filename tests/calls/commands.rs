@@ -127,7 +127,7 @@ const CASES: &[Case] = &[
         command: |_| words("report run other --output pages.html"),
         again: |_| words("report run other --output pages.html"),
         makes: &["pages.html"],
-        tries: 4,
+        tries: 3,
     },
     Case {
         name: "merge",

@@ -95,6 +95,8 @@ impl Seen {
 pub(super) fn decide(world: &World<'_>, asked: Asked) -> Result<Decision> {
     let disk = world.disk;
     if asked.output.as_os_str().is_empty() {
+        // What else is missing or wrong is told first: model, data, settings.
+        settled(disk, asked)?;
         return Err(Error::usage("the output folder is missing").hint("give it: --output-dir DIR"));
     }
     let ended = RunFolder::end_interrupted_move(disk, &asked.output)?;
@@ -227,6 +229,10 @@ fn going_on(disk: &dyn Disk, asked: Asked, found: FoundRun, seen: Seen) -> Resul
             (settings.clone(), settings, working_directory)
         }
         Some((_, run)) => {
+            // What its base was folded from, the run knows itself.
+            if given.get("fold_adapters").and_then(|v| v.as_array()).is_some_and(Vec::is_empty) {
+                given.forget("fold_adapters");
+            }
             let mut layer = run.settings_from_here(disk)?;
             layer.cover(&given);
             changed = policy::changes(&run.settings, &config::read::fill(&layer)?, how)?;
