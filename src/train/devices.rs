@@ -85,9 +85,7 @@ impl Devices {
         let on_cpu = before == Some("cpu");
         match s.device {
             DeviceChoice::Cpu => Ok(Chosen::Cpu(None)),
-            DeviceChoice::Cuda(index) => {
-                self.open(index).map_err(|e| e.at(format_args!("--device cuda:{index}")))
-            }
+            DeviceChoice::Cuda(index) => self.open(index),
             DeviceChoice::Auto if on_cpu || s.dtype == Dtype::F32 => Ok(Chosen::Cpu(None)),
             DeviceChoice::Auto => match self.probe(0) {
                 Ok(()) => self.open(0),

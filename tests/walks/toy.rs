@@ -110,6 +110,10 @@ pub fn sources(settings: &Settings, origin: PlanOrigin) -> Result<(Source, Optio
 }
 
 impl Prepare for Toy {
+    fn check(&self, _: &Settings) -> Result<()> {
+        Ok(())
+    }
+
     fn prepare(
         &self,
         settings: &Settings,

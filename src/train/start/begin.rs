@@ -49,6 +49,7 @@ pub(super) fn begin(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    world.prepare.check(&start.settings)?;
     let folder = RunFolder::lock(world.disk, &start.asked.output)?;
     if Seen::now(world.disk, &start.asked.output)? != start.seen {
         return Ok(Outcome::Changed(start.asked));
