@@ -336,8 +336,11 @@ def print_noise(case):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="write only the cases whose names begin so")
+    parser.add_argument("--schedules", action="store_true", help="write the schedules alone")
     parser.add_argument("--noise", action="store_true", help="compare the written cases with float64")
     arguments = parser.parse_args()
+    if arguments.schedules:
+        return write_schedules()
     noise = arguments.noise
     torch.set_num_threads(1)  # one order of summation on every machine
     for case in (case for case in CASES if case["name"].startswith(arguments.only)):

@@ -1,5 +1,6 @@
 //! One test binary; each module says what it guards.
 mod adapters;
+mod bench;
 mod calls;
 mod checkpoint;
 mod cli;
@@ -20,7 +21,7 @@ mod generate;
 mod golden;
 mod house;
 mod limits;
-mod linear;
+mod llama_factory;
 mod loss;
 mod matmul;
 mod merge;
@@ -32,7 +33,13 @@ mod output;
 mod publish;
 mod report;
 mod resume;
+#[cfg(feature = "text")]
+mod rows;
 mod scratch;
+#[cfg(feature = "text")]
+mod templates;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;
+mod variants;
+mod walks;

@@ -37,6 +37,7 @@ pub(super) struct Variant {
 /// The keys of `modeling_qwen2.py` and `modeling_qwen3.py`.
 pub(super) fn dense(config: &Config, family: &'static str, variant: Variant) -> Result<Spec> {
     config.refuse_unsupported()?;
+    config.number(&["partial_rotary_factor"], 1.0, 1.0, 1.0)?;
     config.no_dropout(&["attention_dropout"])?;
     let layers = config.size(&["num_hidden_layers"], most::LAYERS, None)?;
     config.full_attention(layers)?;

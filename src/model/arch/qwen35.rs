@@ -22,6 +22,21 @@ pub(super) const FAMILY: Family = Family {
 /// the name when it is saved: which one it is, the tensors tell.
 const STORED_PREFIX: &str = "model.language_model.";
 
+/// What a model with towers says of them.
+const TOWERS: &[&str] = &[
+    "vision_config",
+    "image_token_id",
+    "video_token_id",
+    "vision_start_token_id",
+    "vision_end_token_id",
+    "language_model_only",
+];
+
+/// What the text part says of the prediction of further tokens, which is not trained, and of the types that engines
+/// compute in.
+const ELSEWHERE: &[&str] =
+    &["mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype", "model_type", "full_attention_interval"];
+
 fn read(root: &Config) -> Result<Spec> {
     let inner = root.object("text_config")?;
     let config = inner.as_ref().unwrap_or(root);
@@ -31,10 +46,12 @@ fn read(root: &Config) -> Result<Spec> {
     config.only("attention_bias", false, "Qwen3.5 with biases is not supported")?;
     config.no_dropout(&["attention_dropout"])?;
     refuse_variants(config)?;
+    root.ignore(TOWERS);
+    config.ignore(ELSEWHERE);
     let shape = Shape::read(config)?;
     let layers = config.size(&["num_hidden_layers"], most::LAYERS, None)?;
     let full = full_layers(config, layers)?;
-    Ok(Spec {
+    let spec = Spec {
         family: FAMILY.name,
         hidden: shape.hidden,
         vocab: config.size(&["vocab_size"], most::VOCAB, None)?,
@@ -47,7 +64,10 @@ fn read(root: &Config) -> Result<Spec> {
         longest_text: None,
         eos: if config.value("eos_token_id").is_some() { config.eos()? } else { root.eos()? },
         pad: config.pad()?,
-    })
+    };
+    // The caller looks at the root.
+    config.refuse_unknown()?;
+    Ok(spec)
 }
 
 /// Keys of relatives, with the values that are supported.
