@@ -8,6 +8,7 @@ mod delta;
 mod elementwise;
 mod linear;
 mod norm_rope;
+mod plain_rig;
 pub mod rig;
 mod state;
 

@@ -144,9 +144,12 @@ impl Config {
     pub fn object(&self, key: &'static str) -> Result<Option<Config>> {
         match self.value(key) {
             None => Ok(None),
-            Some(Value::Object(keys)) => {
-                Ok(Some(Config { path: self.path.clone(), within: Some(key), keys: keys.clone(), known: RefCell::default() }))
-            }
+            Some(Value::Object(keys)) => Ok(Some(Config {
+                path: self.path.clone(),
+                within: Some(key),
+                keys: keys.clone(),
+                known: RefCell::default(),
+            })),
             Some(other) => Err(self.fault(format_args!("{key} is {}, expected an object", brief(other)))),
         }
     }

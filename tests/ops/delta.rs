@@ -1,14 +1,17 @@
 //! Gated DeltaNet and the gate of attention: chunks beside the recurrence in f64, gradients beside numerical derivatives,
 //! segments alone and packed, and tokens one at a time.
 
-use super::rig::{Rig, close, same_bits, wide};
+use super::plain_rig::{Rig, close, same_bits, wide};
 use qwentune::device::{Indices, Region};
 use qwentune::ops::attention::{Segment, Segments};
 use qwentune::ops::delta_rule::{self, Backward, DeltaRule, Gates, States};
 use qwentune::ops::gated_norm::{self, GatedNorm};
 use qwentune::ops::output_gate::{self, OutputGate};
 use qwentune::ops::short_convolution::{self, ShortConvolution, Windows};
-use qwentune::selftest::reference::sigmoid;
+
+fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
+}
 
 fn placed(lens: &[u32]) -> Vec<Segment> {
     let mut start = 0;

@@ -106,7 +106,7 @@ fn split(tokens: usize) -> (usize, usize) {
 
 /// Floating-point operations of a step for each token: a frozen matrix is multiplied forward and for the gradient of its
 /// input, 2 × 2 operations an element; LoRA's matrices also for their own gradients, 3 × 2; causal attention takes two
-/// products over half of the row forward and five backward. What is computed again is not counted.
+/// products over half of the row forward and five backward, the delta rule three of a state and six. What is computed again is not counted.
 fn flops_per_token(spec: &Spec, rank: usize, row: usize) -> f64 {
     let mut total = 4.0 * (spec.vocab * spec.hidden) as f64;
     for (_, linear) in spec.linears() {
@@ -114,8 +114,10 @@ fn flops_per_token(spec: &Spec, rank: usize, row: usize) -> f64 {
         total += 4.0 * (output * input) as f64 + 6.0 * (rank * (output + input)) as f64;
     }
     for layer in &spec.layers {
-        let MixerSpec::Attention(attention) = &layer.mixer;
-        total += 7.0 * 2.0 * (row as f64 / 2.0) * (attention.heads * attention.head_dim) as f64;
+        total += match &layer.mixer {
+            MixerSpec::Attention(a) => 7.0 * 2.0 * (row as f64 / 2.0) * (a.heads * a.head_dim) as f64,
+            MixerSpec::GatedDelta(d) => 9.0 * 2.0 * (d.value_heads * d.key_dim * d.value_dim) as f64,
+        };
     }
     total
 }

@@ -34,8 +34,13 @@ const TOWERS: &[&str] = &[
 
 /// What the text part says of the prediction of further tokens, which is not trained, and of the types that engines
 /// compute in.
-const ELSEWHERE: &[&str] =
-    &["mtp_num_hidden_layers", "mtp_use_dedicated_embeddings", "mamba_ssm_dtype", "model_type", "full_attention_interval"];
+const ELSEWHERE: &[&str] = &[
+    "mtp_num_hidden_layers",
+    "mtp_use_dedicated_embeddings",
+    "mamba_ssm_dtype",
+    "model_type",
+    "full_attention_interval",
+];
 
 fn read(root: &Config) -> Result<Spec> {
     let inner = root.object("text_config")?;

@@ -174,7 +174,8 @@ impl check::Case for Case {
 
     fn set_up(&self, rig: &mut Rig) {
         let Case { heads, kv_heads, head_dim: d, peak, .. } = *self;
-        let p = Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
+        let p =
+            Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
         let (segments, tokens) = (self.placed(), self.tokens());
         rig.seed(7);
         let mut input = rig.normal(tokens * (heads + kv_heads) * d, 1.0);

@@ -90,7 +90,8 @@ impl check::Case for Case {
 
     fn set_up(&self, rig: &mut Rig) {
         let Case { heads, kv_heads, head_dim: d, capacity, peak, .. } = *self;
-        let p = Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
+        let p =
+            Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
         let (count, kv, width) = (self.seen.len(), kv_heads * d, (heads + kv_heads) * d);
         rig.seed(23);
         let qk = rig.random(Activation, count * width, peak);
