@@ -35,6 +35,7 @@ const TOWERS: &[&str] = &[
 /// What the text part says of the prediction of further tokens, which is not trained, and of the types that engines
 /// compute in.
 const ELSEWHERE: &[&str] = &[
+    "architectures",
     "mtp_num_hidden_layers",
     "mtp_use_dedicated_embeddings",
     "mamba_ssm_dtype",
