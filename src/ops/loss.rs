@@ -3,9 +3,10 @@
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
+use crate::device::cpu::BLOCK;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::{exp, ln};
-use crate::device::cpu::matmul::{BLOCK, Left, Output, Product, Right, Term};
+use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use crate::device::{Cpu, Device, Indices, Matrix, Region, Target};
 use rayon::prelude::*;
 
