@@ -1,7 +1,9 @@
 //! One error type: what is wrong, where, and what to do; its [`Kind`] decides the exit status.
 
 use std::fmt;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The result of everything in this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -31,6 +33,10 @@ pub enum Kind {
 }
 
 /// An error: one line that says what and where, and optionally a second that says what to do.
+///
+/// A program decides by [`Error::kind`], and where it wants to know more looks at the
+/// [source](std::error::Error::source) with `downcast_ref`: the operating system's [`io::Error`], or the typed
+/// error of the module that found it. The texts are for people: they hold the source's words, and change.
 #[derive(Clone, Debug)]
 pub struct Error {
     /// Decides the exit status.
@@ -39,12 +45,13 @@ pub struct Error {
     pub what: String,
     /// What to do about it; empty when the first line says it all.
     pub remedy: String,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
     /// An error of `kind`; `what` names the file, row or tensor.
     pub fn new(kind: Kind, what: impl Into<String>) -> Self {
-        Error { kind, what: what.into(), remedy: String::new() }
+        Error { kind, what: what.into(), remedy: String::new(), source: None }
     }
 
     /// Something that must hold did not.
@@ -83,20 +90,41 @@ impl Error {
     }
 
     /// Reading or writing `path` failed while `doing` something ("reading", "writing").
-    pub fn io(doing: &str, path: &Path, source: &std::io::Error) -> Self {
-        Self::new(Kind::Io, format!("{doing} {}: {source}", path.display()))
+    pub fn io(doing: &str, path: &Path, source: io::Error) -> Self {
+        Self::new(Kind::Io, format!("{doing} {}: {source}", path.display())).caused_by(source)
     }
 
     /// An input file that could not be opened or read: missing files are wrong input, the rest is I/O.
-    pub fn reading(path: &Path, source: &std::io::Error) -> Self {
+    pub fn reading(path: &Path, source: io::Error) -> Self {
         let kind = match source.kind() {
-            std::io::ErrorKind::NotFound
-            | std::io::ErrorKind::NotADirectory
-            | std::io::ErrorKind::IsADirectory
-            | std::io::ErrorKind::PermissionDenied => Kind::Input,
+            io::ErrorKind::NotFound
+            | io::ErrorKind::NotADirectory
+            | io::ErrorKind::IsADirectory
+            | io::ErrorKind::PermissionDenied => Kind::Input,
             _ => Kind::Io,
         };
-        Self::new(kind, format!("cannot read {}: {source}", path.display()))
+        Self::new(kind, format!("cannot read {}: {source}", path.display())).caused_by(source)
+    }
+
+    /// Keeps what this error follows from, for programs. The text is to say it already.
+    #[must_use]
+    pub fn caused_by(mut self, source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        self.source = Some(Arc::new(source));
+        self
+    }
+
+    /// The same error, with the place it was found at before its text: `place: what`.
+    #[must_use]
+    pub fn at(mut self, place: impl fmt::Display) -> Self {
+        self.what = format!("{place}: {}", self.what);
+        self
+    }
+
+    /// The same error as one of `kind`: whoever calls knows better what a wrong text came from.
+    #[must_use]
+    pub fn of_kind(mut self, kind: Kind) -> Self {
+        self.kind = kind;
+        self
     }
 
     /// Adds what to do about it.
@@ -123,4 +151,9 @@ impl fmt::Display for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        let source = self.source.as_deref()?;
+        Some(source)
+    }
+}

@@ -386,7 +386,11 @@ fn weights_only_and_complete_state_are_told_apart() {
 #[test]
 fn a_second_process_is_locked_out() {
     let place = Place::new("locked");
-    let _store = qwentune::checkpoint::store::Store::open(&place.path("run"), 2).unwrap();
+    let _store = qwentune::checkpoint::store::RunLock::take(
+        &qwentune::checkpoint::storage::FileSystem,
+        &place.path("run"),
+    )
+    .unwrap();
     let output = place.train(&["--resume-from-checkpoint", "auto"]);
     expect("locked", &output, 73, &["run"]);
 }

@@ -260,6 +260,21 @@ fn every_program_output_goes_through_cli_and_report() {
 }
 
 #[test]
+fn a_kind_of_error_is_never_found_by_searching_its_text() {
+    let searches = [".contains(", ".starts_with(", ".ends_with(", ".find(", ".matches(", " == ", " != "];
+    let words = ["what", "remedy", "error.to_string()", "e.to_string()", "fault.to_string()", "why"];
+    assert_none(&complaints(|_, line| {
+        let found = words.iter().any(|word| {
+            line.match_indices(word).any(|(at, _)| {
+                let whole = !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
+                whole && searches.iter().any(|search| line[at + word.len()..].starts_with(search))
+            })
+        });
+        found.then(|| "ask for the kind or the source of an error: its text is for people".into())
+    }));
+}
+
+#[test]
 fn nothing_unfinished_is_left() {
     assert_none(&complaints(|_, line| {
         let words = ["todo!", "unimplemented!", "dbg!", "unreachable_code", "allow(dead_code"];

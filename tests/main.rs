@@ -8,6 +8,7 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod errors;
 mod evaluate;
 mod exchange;
 mod exchange_faults;

@@ -1,5 +1,5 @@
 // AdamW (Loshchilov & Hutter 2019) on the flat buffers, in PyTorch's order of operations and with the roundings of the
-// CPU device (src/ops/adamw.rs): the same bits as there.
+// CPU device (src/ops/adamw): the same bits as there.
 //
 // Owners   A thread owns four elements, 256 apart.
 // Launch   256 threads, grid (ceil(count / 1024), 1, 1), no shared memory.

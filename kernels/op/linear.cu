@@ -1,4 +1,4 @@
-// Matrix products of the linear layers (src/ops/linear.rs, src/ops/loss.rs): everything but the adapters' own gradients.
+// Matrix products of the linear layers (src/ops/linear, src/ops/loss): everything but the adapters' own gradients.
 //
 //   forward    y_i = [x | s_i] [W_i | B_i]^T + b_i (+ residual)         terms NT, one output for each layer of the group
 //   s          s_i = scale_i drop(x) A_i^T                              NT

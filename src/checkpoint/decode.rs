@@ -66,13 +66,13 @@ pub(super) fn read(source: &dyn Source, reading: Reading) -> Read<(Header, State
     let arrays = [reader.floats("W")?, reader.floats("M")?, reader.floats("V")?];
     for (name, array) in ["W", "M", "V"].into_iter().zip(&arrays) {
         if let Some(at) = array.first_bad {
-            return damaged(state.bad_value(name, at));
+            return damaged(state.bad_value(name, at).to_string());
         }
     }
     let lengths = [arrays[0].length, arrays[1].length, arrays[2].length];
     [state.weights, state.m, state.v] = arrays.map(|array| array.values);
     reader.trailer()?;
-    state.check_structure(lengths).map_err(Fault::Damaged)?;
+    state.check_structure(lengths).map_err(|flaw| Fault::Damaged(flaw.to_string()))?;
     Ok((header, state))
 }
 

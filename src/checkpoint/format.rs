@@ -8,7 +8,7 @@
 use super::decode::{self, Source};
 use super::encode::{self, Sink};
 use super::state::State;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use std::io;
 use std::path::Path;
 
@@ -79,32 +79,29 @@ pub struct Header {
 }
 
 /// Why a file is not a checkpoint that can be used.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The bytes are wrong: section, offset and what.
+    #[error("{0}")]
     Damaged(String),
     /// Whole, but of a version this build does not read.
+    #[error("{0}")]
     Newer(String),
     /// Reading failed.
-    Io(io::Error),
+    #[error(transparent)]
+    Io(#[from] io::Error),
 }
 
 impl Fault {
     /// The error for the file `path`.
     #[must_use]
     pub fn at(self, path: &Path) -> Error {
-        match self {
-            Fault::Damaged(what) => Error::new(Kind::Input, format!("{}: {what}", path.display())),
-            Fault::Newer(what) => Error::new(Kind::Input, format!("{}: {what}", path.display()))
-                .hint("use the version of this program that wrote it, or a newer one"),
-            Fault::Io(source) => Error::reading(path, &source),
-        }
-    }
-}
-
-impl From<io::Error> for Fault {
-    fn from(source: io::Error) -> Self {
-        Fault::Io(source)
+        let remedy = match self {
+            Fault::Io(source) => return Error::reading(path, source),
+            Fault::Newer(_) => "use the version of this program that wrote it, or a newer one",
+            Fault::Damaged(_) => "",
+        };
+        Error::input(format!("{}: {self}", path.display())).hint(remedy).caused_by(self)
     }
 }
 

@@ -73,7 +73,7 @@ fn read_file(path: &Path, reading: Reading) -> std::result::Result<(Header, Stat
 /// [`Kind::Input`] when the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<Listed>> {
     let folder = checkpoint_folder(folder);
-    let reading = |e: io::Error| Error::reading(&folder, &e);
+    let reading = |e: io::Error| Error::reading(&folder, e);
     let names = RealFolder::open(&folder).and_then(|f| f.list()).map_err(reading)?;
     let mut all: Vec<(u64, Listed)> = Vec::new();
     for name in names {

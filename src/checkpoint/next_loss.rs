@@ -2,7 +2,8 @@
 //! or is stopped, so that the continuation has something to be compared with. No part of the checkpoint: the
 //! run may end without it.
 
-use super::shelf::{Shelf, file_name, write_all};
+use super::shelf::{Shelf, file_name};
+use super::storage::write_all;
 use crate::error::{Error, Result};
 use std::io;
 
@@ -18,7 +19,7 @@ impl Shelf {
     pub fn write_next_loss(&mut self, step: u64, losses: &[f64]) -> Result<()> {
         let name = name(step);
         let path = self.folder.path().join(&name);
-        self.replace_file(&name, text(step, losses).as_bytes()).map_err(|e| Error::io("writing", &path, &e))
+        self.replace_file(&name, text(step, losses).as_bytes()).map_err(|e| Error::io("writing", &path, e))
     }
 
     fn replace_file(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
@@ -50,13 +51,13 @@ impl Shelf {
         let path = self.folder.path().join(&name);
         let file = match self.folder.open(&name) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => other.map_err(|e| Error::reading(&path, &e))?,
+            other => other.map_err(|e| Error::reading(&path, e))?,
         };
         let mut bytes = Vec::new();
-        let len = file.size().map_err(|e| Error::reading(&path, &e))?;
+        let len = file.size().map_err(|e| Error::reading(&path, e))?;
         if len <= LONGEST {
             bytes.resize(len as usize, 0);
-            file.read_at(0, &mut bytes).map_err(|e| Error::reading(&path, &e))?;
+            file.read_at(0, &mut bytes).map_err(|e| Error::reading(&path, e))?;
         }
         let losses = parse(step, &bytes);
         if losses.is_none() {

@@ -2,9 +2,9 @@
 
 use super::encode::{self, Sink};
 use super::format::{Digest, Fault, Reading, read};
-use super::shelf::{Shelf, file_name, write_all};
-use super::state::State;
-use super::storage::Stored;
+use super::shelf::{Shelf, file_name};
+use super::state::{Flaw, State};
+use super::storage::{Stored, write_all};
 use crate::error::{Error, Kind, Result};
 use std::io;
 use std::path::PathBuf;
@@ -199,7 +199,7 @@ impl Shelf {
     /// [`Kind::Io`] when it cannot be done.
     pub fn set_aside_newer(&mut self, step: u64) -> Result<Vec<String>> {
         let path = self.folder.path();
-        self.try_set_aside_newer(step).map_err(|e| Error::io("renaming files in", &path, &e))
+        self.try_set_aside_newer(step).map_err(|e| Error::io("renaming files in", &path, e))
     }
 
     fn try_set_aside_newer(&mut self, step: u64) -> io::Result<Vec<String>> {
@@ -272,9 +272,12 @@ impl Shelf {
 }
 
 fn check(state: &State) -> Result<()> {
-    state.check().map_err(|what| {
-        let kind = if what.contains("not finite") { Kind::Diverged } else { Kind::Check };
-        Error::new(kind, format!("the state of step {} is not saved: {what}", state.step))
+    state.check().map_err(|flaw| {
+        let kind = match flaw {
+            Flaw::NotFinite { .. } => Kind::Diverged,
+            Flaw::Inconsistent { .. } => Kind::Check,
+        };
+        Error::new(kind, format!("the state of step {} is not saved: {flaw}", state.step)).caused_by(flaw)
     })
 }
 

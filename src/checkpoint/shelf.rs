@@ -1,9 +1,9 @@
 //! A folder of checkpoints and the rules it is kept by. No threads and no lock here: [`super::store`] adds
 //! them. What may happen at any instant, and what holds after it, is written in `docs/checkpoint-format.md`.
 
-use super::format::{Fault, Header, Reading, read};
+use super::format::{Digest, Fault, Header, Reading, read};
 use super::state::State;
-use super::storage::Folder;
+use super::storage::{Folder, write_all};
 use crate::error::{Error, Kind, Result};
 use std::collections::BTreeSet;
 use std::io;
@@ -14,6 +14,10 @@ use std::path::PathBuf;
 pub struct Found {
     /// The newest valid checkpoint, if any.
     pub newest: Option<(PathBuf, State)>,
+    /// Its header's digest.
+    pub digest: Digest,
+    /// Damaged newer files: name and reason.
+    pub damaged: Vec<(String, String)>,
     /// Damaged files set aside, with the reason, to be reported.
     pub set_aside: Vec<String>,
     /// How many checkpoint files there were in all, those set aside earlier included.
@@ -64,12 +68,12 @@ pub(super) struct Entry {
 }
 
 impl Shelf {
-    /// A shelf in `folder`; nothing is touched yet. `keep` below 2 counts as 2.
+    /// A shelf in `folder`; nothing is touched yet. `keep` of 0 keeps all, 1 counts as 2.
     #[must_use]
     pub fn new(folder: Box<dyn Folder>, keep: usize) -> Self {
         Shelf {
             folder,
-            keep: keep.max(2),
+            keep: if keep == 0 { usize::MAX } else { keep.max(2) },
             protected: None,
             verified: BTreeSet::new(),
             warnings: Vec::new(),
@@ -195,16 +199,31 @@ impl Shelf {
     /// # Errors
     /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
     pub fn newest(&mut self) -> Result<Found> {
+        let mut found = self.look()?;
+        found.set_aside = self.set_aside_damaged(&found.damaged)?;
+        if let Some((path, _)) = &found.newest
+            && let Some(name) = path.file_name().and_then(|name| name.to_str())
+        {
+            self.verified.insert(name.to_owned());
+        }
+        Ok(found)
+    }
+
+    /// As [`Shelf::newest`], changing nothing: needs no lock.
+    ///
+    /// # Errors
+    /// As [`Shelf::newest`].
+    pub fn look(&mut self) -> Result<Found> {
         let path = self.folder.path();
-        let listing = |e: io::Error| Error::io("reading", &path, &e);
+        let listing = |e: io::Error| Error::io("reading", &path, e);
         let entries = self.scan().map_err(listing)?;
-        let earlier =
-            self.folder.list().map_err(listing)?.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
-        let mut found = Found { newest: None, set_aside: vec![], seen: entries.len() + earlier };
-        let mut damaged: Vec<(String, String)> = Vec::new();
+        let names = self.folder.list().map_err(listing)?;
+        let earlier = names.iter().filter(|n| n.ends_with(".qckpt.bad")).count();
+        let seen = entries.len() + earlier;
+        let mut found = Found { newest: None, digest: [0; 32], damaged: vec![], set_aside: vec![], seen };
         for entry in entries {
             match self.read(&entry.name, Reading::Load) {
-                Ok((_, state)) => {
+                Ok((header, state)) => {
                     if step_of(&entry.name) != Some(state.step) {
                         self.warnings.push(format!(
                             "{} holds step {}; the content counts, not the name",
@@ -212,22 +231,47 @@ impl Shelf {
                             state.step
                         ));
                     }
-                    for (name, why) in damaged {
-                        let aside = self.set_aside(&name, &why);
-                        found.set_aside.push(aside.map_err(|e| Error::io("renaming files in", &path, &e))?);
-                    }
-                    self.verified.insert(entry.name.clone());
+                    found.digest = header.digest;
                     found.newest = Some((path.join(&entry.name), state));
                     return Ok(found);
                 }
-                Err(Fault::Damaged(why)) => damaged.push((entry.name, why)),
+                Err(Fault::Damaged(why)) => found.damaged.push((entry.name, why)),
                 Err(other) => return Err(other.at(&path.join(&entry.name))),
             }
             if self.weakened.no_fallback {
                 break;
             }
         }
-        if found.seen == 0 { Ok(found) } else { Err(self.none_usable(found.seen, damaged.first())) }
+        if seen == 0 { Ok(found) } else { Err(self.none_usable(seen, found.damaged.first())) }
+    }
+
+    /// Renames damaged files that [`Shelf::look`] told of to `.bad`; says so for each.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when it cannot be done.
+    pub fn set_aside_damaged(&mut self, damaged: &[(String, String)]) -> Result<Vec<String>> {
+        let path = self.folder.path();
+        let aside = |(name, why): &(String, String)| self.set_aside(name, why);
+        let told: io::Result<Vec<String>> = damaged.iter().map(aside).collect();
+        told.map_err(|e| Error::io("renaming files in", &path, e))
+    }
+
+    /// The checkpoint whose header's digest is `wanted`, under whatever name; changes nothing.
+    ///
+    /// # Errors
+    /// [`Kind::Io`] when the folder cannot be read, [`Kind::Input`] when the file is damaged.
+    pub fn find(&mut self, wanted: impl Fn(&Digest) -> bool) -> Result<Option<(PathBuf, Digest, State)>> {
+        let path = self.folder.path();
+        let names = self.folder.list().map_err(|e| Error::io("reading", &path, e))?;
+        let is_checkpoint = |name: &&String| name.starts_with("step-") && name.contains(".qckpt");
+        for name in names.iter().filter(is_checkpoint) {
+            let Ok(Header { digest, .. }) = self.open_header(name) else { continue };
+            if wanted(&digest) {
+                let (_, state) = self.read(name, Reading::Load).map_err(|f| f.at(&path.join(name)))?;
+                return Ok(Some((path.join(name), digest, state)));
+            }
+        }
+        Ok(None)
     }
 
     fn none_usable(&self, seen: usize, first: Option<&(String, String)>) -> Error {
@@ -264,24 +308,4 @@ impl Shelf {
         }
         Ok(any)
     }
-}
-
-/// Writes all of `bytes`, over short writes and interruptions.
-pub(super) fn write_all(
-    file: &dyn super::storage::Stored,
-    mut offset: u64,
-    mut bytes: &[u8],
-) -> io::Result<()> {
-    while !bytes.is_empty() {
-        match file.write_some(offset, bytes) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(written) => {
-                bytes = &bytes[written..];
-                offset += written as u64;
-            }
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }

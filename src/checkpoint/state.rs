@@ -193,12 +193,39 @@ impl LogLine {
 /// Longest tensor name, bytes.
 pub const NAME_MAX: usize = 512;
 
+/// What is wrong with a state, by the section of the file format it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Flaw {
+    /// A value that is not finite, or a second moment below 0: the run diverged.
+    #[error("section {section}: {place} is not finite{}", if *.section == "V" { " or negative" } else { "" })]
+    NotFinite {
+        /// The section.
+        section: &'static str,
+        /// Element and tensor, or line and step.
+        place: String,
+    },
+    /// Parts that do not belong together, or that no run has.
+    #[error("section {section}: {what}")]
+    Inconsistent {
+        /// The section.
+        section: &'static str,
+        /// The entry, and what is wrong with it.
+        what: String,
+    },
+}
+
+impl Flaw {
+    fn of(section: &'static str, what: impl Into<String>) -> Self {
+        Flaw::Inconsistent { section, what: what.into() }
+    }
+}
+
 impl State {
     /// Checks what every state between two steps must hold; a writer calls it before, a reader after.
     ///
     /// # Errors
     /// Names the section (of the file format) and the entry.
-    pub fn check(&self) -> Result<(), String> {
+    pub fn check(&self) -> Result<(), Flaw> {
         self.check_structure([self.weights.len(), self.m.len(), self.v.len()])?;
         for (section, array) in [("W", &self.weights), ("M", &self.m), ("V", &self.v)] {
             if let Some(at) = first_bad(section, array) {
@@ -209,15 +236,14 @@ impl State {
     }
 
     /// [`State::check`] without the values of the arrays, of which only the lengths are given.
-    pub(super) fn check_structure(&self, lengths: [usize; 3]) -> Result<(), String> {
+    pub(super) fn check_structure(&self, lengths: [usize; 3]) -> Result<(), Flaw> {
         self.check_tensors(lengths)?;
         self.check_cursor()?;
         self.check_log()
     }
 
-    pub(super) fn bad_value(&self, section: &str, element: usize) -> String {
-        let why = if section == "V" { "not finite or negative" } else { "not finite" };
-        format!("section {section}: element {element} ({}) is {why}", self.owner(element))
+    pub(super) fn bad_value(&self, section: &'static str, element: usize) -> Flaw {
+        Flaw::NotFinite { section, place: format!("element {element} ({})", self.owner(element)) }
     }
 
     fn owner(&self, element: usize) -> &str {
@@ -225,58 +251,63 @@ impl State {
         after.checked_sub(1).map_or("no tensor", |i| self.tensors[i].name.as_str())
     }
 
-    fn check_tensors(&self, lengths: [usize; 3]) -> Result<(), String> {
+    fn check_tensors(&self, lengths: [usize; 3]) -> Result<(), Flaw> {
         let mut names = BTreeSet::new();
         let mut next = 0usize;
         for t in &self.tensors {
             let name = t.name.escape_debug();
             if t.name.is_empty() || t.name.len() > NAME_MAX || t.name.chars().any(char::is_control) {
-                return Err(format!(
-                    "section IDX: tensor name \"{name}\" is empty, too long or not printable"
+                return Err(Flaw::of(
+                    "IDX",
+                    format!("tensor name \"{name}\" is empty, too long or not printable"),
                 ));
             }
             if !names.insert(t.name.as_str()) {
-                return Err(format!("section IDX: tensor {name} twice"));
+                return Err(Flaw::of("IDX", format!("tensor {name} twice")));
             }
             if t.offset != next {
-                return Err(format!("section IDX: tensor {name} begins at {}, expected {next}", t.offset));
+                return Err(Flaw::of(
+                    "IDX",
+                    format!("tensor {name} begins at {}, expected {next}", t.offset),
+                ));
             }
             let elements = t.elements().filter(|n| *n > 0);
             next = elements
                 .and_then(|n| next.checked_add(n))
-                .ok_or_else(|| format!("section IDX: tensor {name} has the shape {:?}", t.shape))?;
+                .ok_or_else(|| Flaw::of("IDX", format!("tensor {name} has the shape {:?}", t.shape)))?;
         }
         for (section, length) in ["W", "M", "V"].into_iter().zip(lengths) {
             if length != next {
-                return Err(format!(
-                    "section {section}: {length} elements, the tensors of section IDX have {next}"
+                return Err(Flaw::of(
+                    section,
+                    format!("{length} elements, the tensors of section IDX have {next}"),
                 ));
             }
         }
         Ok(())
     }
 
-    fn check_cursor(&self) -> Result<(), String> {
+    fn check_cursor(&self) -> Result<(), Flaw> {
         let c = &self.cursor;
         if let Some((loss, step)) = c.best
             && (!loss.is_finite() || step > self.step)
         {
-            return Err(format!("section CUR: best loss {loss} of step {step}, at step {}", self.step));
+            return Err(Flaw::of("CUR", format!("best loss {loss} of step {step}, at step {}", self.step)));
         }
         let Some(last) = c.schedule.last() else {
-            return Err("section CUR: no schedule".into());
+            return Err(Flaw::of("CUR", "no schedule"));
         };
         if self.step > last.total_steps {
-            return Err(format!("section CUR: step {} of {}", self.step, last.total_steps));
+            return Err(Flaw::of("CUR", format!("step {} of {}", self.step, last.total_steps)));
         }
         let ordered = c.schedule.windows(2).all(|w| w[0].first_step <= w[1].first_step);
         let begun = c.schedule.iter().all(|s| s.first_step <= self.step && s.first_step <= s.total_steps);
-        if ordered && begun { Ok(()) } else { Err("section CUR: schedule segments out of order".into()) }
+        if ordered && begun { Ok(()) } else { Err(Flaw::of("CUR", "schedule segments out of order")) }
     }
 
     /// Steps count up by one and end at this state's step; evaluations stand between the steps they belong
     /// to. A run that was imported begins its log later, or has none yet.
-    fn check_log(&self) -> Result<(), String> {
+    fn check_log(&self) -> Result<(), Flaw> {
         let mut previous: Option<u64> = None;
         for (i, line) in self.log.iter().enumerate() {
             let step = line.step();
@@ -285,14 +316,17 @@ impl State {
                 (LogLine::Step { .. }, Some(p)) => p.checked_add(1) == Some(step),
                 (LogLine::Eval { .. }, Some(p)) => p == step,
             };
-            if !follows || step > self.step || !line.is_finite() {
-                return Err(format!("section LOG: line {i} (step {step}) is out of order or not finite"));
+            if !follows || step > self.step {
+                return Err(Flaw::of("LOG", format!("line {i} (step {step}) is out of order")));
+            }
+            if !line.is_finite() {
+                return Err(Flaw::NotFinite { section: "LOG", place: format!("line {i} (step {step})") });
             }
             previous = Some(step);
         }
         match previous {
             Some(last) if last != self.step => {
-                Err(format!("section LOG: ends at step {last}, the state is of step {}", self.step))
+                Err(Flaw::of("LOG", format!("ends at step {last}, the state is of step {}", self.step)))
             }
             _ => Ok(()),
         }

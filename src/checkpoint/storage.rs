@@ -1,16 +1,19 @@
-//! The few operations on a folder that checkpoints need, behind two traits, so that the tests can put a disk
-//! that loses power in their place. The real ones act relative to an open directory: names are never resolved
+//! The few operations on folders that a run needs, behind traits, so that the tests can put a disk that loses power
+//! in their place. The real ones act relative to an open directory: names are never resolved
 //! again, so neither a moved folder nor a symbolic link planted later leads anywhere else.
 
 use super::decode::Source;
 use super::format::BLOCK;
 use crate::failpoint;
 use rustix::fs::{self as rfs, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
+use std::any::Any;
 use std::fs::File;
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// An open folder.
 pub trait Folder: Send {
@@ -46,6 +49,142 @@ pub trait Folder: Send {
     fn in_place(&self) -> bool;
 }
 
+/// What a name in a folder stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A link, a pipe, a device.
+    Other,
+}
+
+/// What asking for a lock gave.
+pub enum Locked {
+    /// It is held until this is dropped, or the process ends.
+    Held(Held),
+    /// Another process has it; what it wrote into the file.
+    By(String),
+}
+
+/// A lock that is held as long as a clone of this lives.
+pub type Held = Arc<dyn Any + Send + Sync>;
+
+/// An open folder with folders in it, as a run's is. Renames reach into them: `rename("a", "folder/a", false)`.
+pub trait Tree: Folder {
+    /// What `name` is; a link is not followed. `None` when nothing has that name.
+    #[allow(clippy::missing_errors_doc)]
+    fn entry(&self, name: &str) -> io::Result<Option<Entry>>;
+    /// Opens the folder `name` inside; a link there is an error.
+    #[allow(clippy::missing_errors_doc)]
+    fn subfolder(&self, name: &str) -> io::Result<Box<dyn Tree>>;
+    /// Creates the folder `name` inside, which must not exist; durable when this returns.
+    #[allow(clippy::missing_errors_doc)]
+    fn create_subfolder(&self, name: &str) -> io::Result<()>;
+    /// Tries for the lock that the file `name` stands for, creating it.
+    #[allow(clippy::missing_errors_doc)]
+    fn lock(&self, name: &str) -> io::Result<Locked>;
+    /// A remark on who else may write here, for the user.
+    fn remark(&self) -> Option<String>;
+}
+
+/// Where folders are found by their paths: the file system, or what a test puts in its place.
+pub trait Disk: Sync {
+    /// Opens a folder that is there; a link to one is followed.
+    #[allow(clippy::missing_errors_doc)]
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Tree>>;
+    /// Opens a folder, creating it and what is missing above it, durably.
+    #[allow(clippy::missing_errors_doc)]
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Tree>>;
+    /// Opens a regular file for reading; a link to one is followed.
+    #[allow(clippy::missing_errors_doc)]
+    fn open_file(&self, path: &Path) -> io::Result<Box<dyn Stored>>;
+    /// What `path` leads to, links followed; `None` when there is nothing.
+    #[allow(clippy::missing_errors_doc)]
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>>;
+    /// The one name of what `path` leads to, without links and dots.
+    #[allow(clippy::missing_errors_doc)]
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf>;
+}
+
+/// The folder `name` inside, created where it is missing.
+///
+/// # Errors
+/// The storage's own.
+pub fn subfolder(folder: &dyn Tree, name: &str) -> io::Result<Box<dyn Tree>> {
+    if folder.entry(name)?.is_none() {
+        folder.create_subfolder(name)?;
+    }
+    folder.subfolder(name)
+}
+
+/// The bytes of the file `name`; `None` when there is none.
+///
+/// # Errors
+/// The storage's own; `FileTooLarge` above `limit` bytes.
+pub fn read_file(folder: &dyn Folder, name: &str, limit: u64) -> io::Result<Option<Vec<u8>>> {
+    let file = match folder.open(name) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    let size = file.size()?;
+    if size > limit {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = vec![0; usize::try_from(size).map_err(io::Error::other)?];
+    file.read_at(0, &mut bytes)?;
+    Ok(Some(bytes))
+}
+
+/// Puts the file `name` in place whole: after a crash the old content or the new one is there, and after a return
+/// the new one survives a power cut. The draft is `.NAME.tmp`: only for the holder of the folder's lock. Gives the
+/// open file.
+///
+/// # Errors
+/// The storage's own; the old content stands then.
+pub fn put_file(folder: &dyn Folder, name: &str, bytes: &[u8]) -> io::Result<Box<dyn Stored>> {
+    let draft = format!(".{name}.tmp");
+    let file = match folder.create(&draft) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            folder.unlink(&draft)?;
+            folder.create(&draft)?
+        }
+        other => other?,
+    };
+    let done = write_all(&*file, 0, bytes).and_then(|()| file.sync()).and_then(|()| {
+        folder.rename(&draft, name, true)?;
+        folder.sync()
+    });
+    match done {
+        Ok(()) => Ok(file),
+        Err(e) => {
+            // A failed sync is never repeated on the same file: the kernel may have dropped the pages already.
+            let _ = folder.unlink(&draft);
+            Err(e)
+        }
+    }
+}
+
+/// Writes all of `bytes`, over short writes and interruptions.
+///
+/// # Errors
+/// The storage's own.
+pub fn write_all(file: &dyn Stored, mut offset: u64, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        match file.write_some(offset, bytes) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => {
+                bytes = &bytes[written..];
+                offset += written as u64;
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
 /// An open file.
 pub trait Stored: Source + Send {
     /// Reserves `len` bytes of the disk, so that a full disk is known before the first is written.
@@ -76,29 +215,142 @@ impl RealFolder {
         Ok(RealFolder { fd, opened_as: path.to_path_buf() })
     }
 
-    /// Opens the folder `name` inside, creating it; a symbolic link there is an error.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn subfolder(&self, name: &str) -> io::Result<Self> {
-        match rfs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777)) {
-            Ok(()) => rfs::fsync(&self.fd)?,
-            Err(Errno::EXIST) => {}
-            Err(e) => return Err(e.into()),
-        }
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rfs::openat(&self.fd, name, flags, Mode::empty())?;
-        Ok(RealFolder { fd, opened_as: self.opened_as.join(name) })
-    }
-
-    /// Opens `name` for reading and writing, creating it; links are not followed.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn open_or_create(&self, name: &str) -> io::Result<File> {
+    /// A file that is this process's alone to write, opened for reading and writing, created where it is missing.
+    fn open_or_create(&self, name: &str) -> io::Result<File> {
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         Ok(File::from(rfs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))?))
     }
+}
+
+impl Tree for RealFolder {
+    fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
+        found(rfs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW))
+    }
+
+    fn subfolder(&self, name: &str) -> io::Result<Box<dyn Tree>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = rfs::openat(&self.fd, name, flags, Mode::empty())?;
+        Ok(Box::new(RealFolder { fd, opened_as: self.opened_as.join(name) }))
+    }
+
+    fn create_subfolder(&self, name: &str) -> io::Result<()> {
+        failpoint::hit();
+        rfs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?;
+        sync_leniently(&self.fd)
+    }
+
+    fn lock(&self, name: &str) -> io::Result<Locked> {
+        let mut file = self.open_or_create(name)?;
+        match lock_soon(&file) {
+            Ok(()) => {
+                file.set_len(0)?;
+                writeln!(file, "{}", std::process::id())?;
+                Ok(Locked::Held(Arc::new(file)))
+            }
+            Err(Errno::WOULDBLOCK) => {
+                let mut text = String::new();
+                let _ = (&mut file).take(64).read_to_string(&mut text);
+                Ok(Locked::By(text.trim().to_owned()))
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    fn remark(&self) -> Option<String> {
+        let mode = rfs::fstat(&self.fd).ok()?.st_mode;
+        let (world_writable, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
+        (world_writable && !sticky)
+            .then(|| format!("{} is writable for every user of this machine", self.opened_as.display()))
+    }
+}
+
+/// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
+fn lock_soon(file: &File) -> rustix::io::Result<()> {
+    for _ in 0..20 {
+        match flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
+            other => return other,
+        }
+    }
+    flock(file, FlockOperation::NonBlockingLockExclusive)
+}
+
+fn found(stat: rustix::io::Result<rfs::Stat>) -> io::Result<Option<Entry>> {
+    match stat {
+        Ok(stat) => Ok(Some(match rfs::FileType::from_raw_mode(stat.st_mode) {
+            rfs::FileType::RegularFile => Entry::File,
+            rfs::FileType::Directory => Entry::Folder,
+            _ => Entry::Other,
+        })),
+        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Some network file systems cannot sync a folder; the store says so, once.
+fn sync_leniently(folder: &OwnedFd) -> io::Result<()> {
+    match rfs::fsync(folder) {
+        Err(Errno::INVAL) => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// The file system.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileSystem;
+
+impl Disk for FileSystem {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Tree>> {
+        Ok(Box::new(RealFolder::open(path)?))
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn Tree>> {
+        refuse_foreign_link(path)?;
+        create_durably(path)?;
+        self.open(path)
+    }
+
+    fn open_file(&self, path: &Path) -> io::Result<Box<dyn Stored>> {
+        Ok(Box::new(RealFile::open(path)?))
+    }
+
+    fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
+        found(rfs::stat(path))
+    }
+
+    fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
+        path.canonicalize()
+    }
+}
+
+fn refuse_foreign_link(path: &Path) -> io::Result<()> {
+    let found = match rfs::lstat(path) {
+        Ok(found) => found,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(e.into()),
+    };
+    let link = rfs::FileType::from_raw_mode(found.st_mode).is_symlink();
+    if link && found.st_uid != rustix::process::geteuid().as_raw() {
+        return Err(io::Error::other("it is a symbolic link of another user; name the folder it leads to"));
+    }
+    Ok(())
+}
+
+/// Creates the folder and what is missing above it, each synced into the one above.
+fn create_durably(folder: &Path) -> io::Result<()> {
+    let mut missing = Vec::new();
+    for path in folder.ancestors().take_while(|path| !path.as_os_str().is_empty()) {
+        if path.try_exists()? {
+            break;
+        }
+        missing.push(path);
+    }
+    std::fs::create_dir_all(folder)?;
+    for created in missing {
+        let above = created.parent().filter(|above| !above.as_os_str().is_empty());
+        File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
 }
 
 impl Folder for RealFolder {

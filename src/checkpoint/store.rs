@@ -3,12 +3,8 @@
 use super::shelf::Shelf;
 pub use super::shelf::{Found, file_name};
 use super::state::State;
-use super::storage::RealFolder;
+use super::storage::{self, Disk, Held, Locked, Tree};
 use crate::error::{Error, Kind, Result};
-use rustix::fs::{FlockOperation, flock};
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -51,8 +47,45 @@ pub enum Outcome {
 pub struct Store {
     shared: Arc<Shared>,
     writer: Option<JoinHandle<()>>,
-    /// Held for the store's life; the lock ends with it, or with the process.
-    _lock: File,
+    /// Held for the store's life: a save under way is in it.
+    _lock: Held,
+}
+
+/// A run folder that is this process's alone; nothing else in it was touched.
+pub struct RunLock {
+    /// The folder as it was named.
+    pub path: PathBuf,
+    /// The folder; names are resolved in it, wherever it is moved to.
+    pub folder: Box<dyn Tree>,
+    held: Held,
+}
+
+impl RunLock {
+    /// Takes the lock of `run_folder`, creating the folder.
+    ///
+    /// # Errors
+    /// [`Kind::Output`] when it is locked by another run or cannot be used.
+    pub fn take(disk: &dyn Disk, run_folder: &Path) -> Result<Self> {
+        crate::sys::ignore_file_size_signal();
+        let folder = disk.create(run_folder).map_err(|e| {
+            Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
+                .hint("choose another --output-dir, or make this one writable")
+                .caused_by(e)
+        })?;
+        match folder.lock(LOCK) {
+            Ok(Locked::Held(held)) => Ok(RunLock { path: run_folder.to_path_buf(), folder, held }),
+            Ok(Locked::By(holder)) => {
+                let holder =
+                    if holder.is_empty() { "another process".into() } else { format!("process {holder}") };
+                Err(Error::output(format!("{} is in use by {holder}", run_folder.display()))
+                    .hint("wait until it ends, or stop it; the lock ends with the process that holds it"))
+            }
+            Err(e) => {
+                let what = format!("cannot lock {}: {e}", run_folder.join(LOCK).display());
+                Err(Error::output(what).caused_by(e))
+            }
+        }
+    }
 }
 
 struct Shared {
@@ -78,30 +111,20 @@ struct Desk {
 }
 
 impl Store {
-    /// Takes the lock of `run_folder` (creating the folder), probes that it can be written, synced and
-    /// renamed in, removes leftovers of an interrupted save, starts the writer thread.
-    /// `keep` is the retention (below 2 counts as 2).
+    /// Opens the checkpoints of the folder whose lock is held: probes that it can be written, synced and renamed in,
+    /// removes leftovers of an interrupted save, starts the writer thread. `keep` is the retention (0: all; 1 counts as 2).
     ///
     /// # Errors
-    /// [`Kind::Output`] when locked by another run or not writable.
-    pub fn open(run_folder: &Path, keep: usize) -> Result<Self> {
-        crate::sys::ignore_file_size_signal();
-        let unusable = |e: io::Error| {
-            Error::output(format!("cannot use {} as the output folder: {e}", run_folder.display()))
-                .hint("choose another --output-dir, or make this one writable")
-        };
-        refuse_foreign_link(run_folder)?;
-        create_durably(run_folder).map_err(unusable)?;
-        let run = RealFolder::open(run_folder).map_err(unusable)?;
-        let lock = take_lock(&run, run_folder)?;
-        let folder = run.subfolder(FOLDER).map_err(|e| {
-            let path = run_folder.join(FOLDER);
+    /// [`Kind::Output`] when not writable.
+    pub fn open(lock: &RunLock, keep: usize) -> Result<Self> {
+        let folder = storage::subfolder(&*lock.folder, FOLDER).map_err(|e| {
+            let path = lock.path.join(FOLDER);
             Error::output(format!("cannot use {}: {e} (a link is not followed)", path.display()))
         })?;
-        let mut shelf = Shelf::new(Box::new(folder), keep);
+        let mut shelf = Shelf::new(folder, keep);
         shelf.prepare()?;
-        shelf.warnings.extend(open_to_all(run_folder));
-        Self::start(shelf, lock)
+        shelf.warnings.extend(lock.folder.remark());
+        Self::start(shelf, Arc::clone(&lock.held))
     }
 
     /// Starts the writer thread on a shelf that was prepared; `lock` is held as long as the store. For tests
@@ -110,14 +133,16 @@ impl Store {
     /// # Errors
     /// [`Kind::Io`] when there can be no further thread.
     #[doc(hidden)]
-    pub fn start(shelf: Shelf, lock: File) -> Result<Self> {
+    pub fn start(shelf: Shelf, lock: Held) -> Result<Self> {
         let shared =
             Arc::new(Shared { desk: Mutex::default(), changed: Condvar::new(), shelf: Mutex::new(shelf) });
         let theirs = Arc::clone(&shared);
         let writer = std::thread::Builder::new()
             .name("checkpoint-writer".into())
             .spawn(move || write_until_closed(&theirs))
-            .map_err(|e| Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")))?;
+            .map_err(|e| {
+                Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")).caused_by(e)
+            })?;
         Ok(Store { shared, writer: Some(writer), _lock: lock })
     }
 
@@ -204,6 +229,9 @@ impl Store {
     /// and a tenth.
     pub fn space_warning(&mut self, bytes: u64) -> Option<String> {
         let shelf = self.shelf();
+        if shelf.keep == usize::MAX {
+            return None;
+        }
         let need = bytes.saturating_mul(shelf.keep as u64 + 1).saturating_mul(11) / 10;
         let free = shelf.free_bytes().filter(|free| *free < need)?;
         Some(format!(
@@ -297,71 +325,4 @@ fn write_until_closed(shared: &Shared) {
         desk.spare = Some(state);
         shared.changed.notify_all();
     }
-}
-
-fn refuse_foreign_link(run_folder: &Path) -> Result<()> {
-    let Ok(found) = std::fs::symlink_metadata(run_folder) else { return Ok(()) };
-    if found.is_symlink() && found.uid() != rustix::process::geteuid().as_raw() {
-        return Err(Error::output(format!("{} is a symbolic link of another user", run_folder.display()))
-            .hint("name the folder it leads to"));
-    }
-    Ok(())
-}
-
-fn open_to_all(run_folder: &Path) -> Option<String> {
-    let mode = std::fs::metadata(run_folder).ok()?.mode();
-    let (world_writable, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
-    (world_writable && !sticky)
-        .then(|| format!("{} is writable for every user of this machine", run_folder.display()))
-}
-
-/// Creates the folder and what is missing above it, each synced into the one above.
-fn create_durably(folder: &Path) -> io::Result<()> {
-    let above = |path: &Path| match path.parent() {
-        Some(parent) if parent.as_os_str().is_empty() => PathBuf::from("."),
-        Some(parent) => parent.to_path_buf(),
-        None => PathBuf::from("/"),
-    };
-    let missing: Vec<&Path> =
-        folder.ancestors().take_while(|p| !p.as_os_str().is_empty() && !p.exists()).collect();
-    std::fs::create_dir_all(folder)?;
-    for created in missing {
-        File::open(above(created))?.sync_all()?;
-    }
-    Ok(())
-}
-
-/// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
-fn lock_soon(file: &File) -> rustix::io::Result<()> {
-    for _ in 0..20 {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(rustix::io::Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
-            other => return other,
-        }
-    }
-    flock(file, FlockOperation::NonBlockingLockExclusive)
-}
-
-fn take_lock(run: &RealFolder, run_folder: &Path) -> Result<File> {
-    let path = run_folder.join(LOCK);
-    let failed = |e: io::Error| Error::output(format!("cannot lock {}: {e}", path.display()));
-    let mut file = run.open_or_create(LOCK).map_err(failed)?;
-    match lock_soon(&file) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut text = String::new();
-            let _ = (&mut file).take(64).read_to_string(&mut text);
-            let holder = if text.trim().is_empty() {
-                "another process".into()
-            } else {
-                format!("process {}", text.trim())
-            };
-            return Err(Error::output(format!("{} is in use by {holder}", run_folder.display()))
-                .hint("wait until it ends, or stop it; the lock ends with the process that holds it"));
-        }
-        Err(e) => return Err(failed(e.into())),
-    }
-    file.set_len(0).and_then(|()| file.rewind()).map_err(failed)?;
-    writeln!(file, "{}", std::process::id()).map_err(failed)?;
-    Ok(file)
 }

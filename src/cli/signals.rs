@@ -22,5 +22,6 @@ pub fn watch(control: &Control) -> Result<()> {
         flag::register(SIGUSR1, Arc::clone(&save))?;
         Ok(())
     };
-    register().map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot watch signals: {e}")))
+    register()
+        .map_err(|e| Error::new(crate::error::Kind::Io, format!("cannot watch signals: {e}")).caused_by(e))
 }

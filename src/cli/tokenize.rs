@@ -39,7 +39,7 @@ fn input(matches: &ArgMatches) -> Result<String> {
 pub(super) fn standard_input() -> Result<String> {
     let mut bytes = Vec::new();
     let path = Path::new("standard input");
-    std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, &e))?;
+    std::io::stdin().read_to_end(&mut bytes).map_err(|e| Error::io("reading", path, e))?;
     String::from_utf8(bytes).map_err(|e| {
         Error::input(format!("standard input is not UTF-8 at byte {}", e.utf8_error().valid_up_to()))
     })

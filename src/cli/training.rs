@@ -131,7 +131,7 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
         return Ok(());
     }
     let absolute = |path: &mut PathBuf| -> Result<()> {
-        *path = std::path::absolute(&*path).map_err(|e| Error::reading(path, &e))?;
+        *path = std::path::absolute(&*path).map_err(|e| Error::reading(path, e))?;
         Ok(())
     };
     absolute(&mut settings.output_dir)?;
@@ -146,7 +146,7 @@ fn find_inputs(settings: &mut Settings, flags: &Layer, run: &RunFile) -> Result<
             paths.iter_mut().try_for_each(absolute)?;
         }
     }
-    std::env::set_current_dir(&there).map_err(|e| Error::reading(&there, &e))
+    std::env::set_current_dir(&there).map_err(|e| Error::reading(&there, e))
 }
 
 fn execute(request: Request) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use super::fields::{self, FIELDS, Field};
 use super::{Settings, foreign, value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -60,7 +60,7 @@ impl Layer {
     /// # Errors
     /// Input when the file cannot be read, usage when what it says is wrong.
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, &e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
         let is_json = text.trim_start().starts_with('{');
         let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
         let map = match map.get("settings") {
@@ -70,7 +70,7 @@ impl Layer {
         let mut layer = Layer::default();
         for (key, value) in &map {
             let place = || format!("{}:{}", path.display(), line_of(&text, key));
-            let at = |e: Error| Error::usage(format!("{}: {}", place(), e.what));
+            let at = |e: Error| e.at(place()).of_kind(Kind::Usage);
             let Some(field) = fields::find(key) else {
                 let foreign =
                     foreign::find_for_training(key).ok_or_else(|| unknown_key(&place(), key, value))?;
@@ -135,7 +135,7 @@ fn misfit(map: &Map<String, Value>, error: &serde_json::Error) -> Error {
 }
 
 fn parse_json(path: &Path, text: &str) -> Result<Map<String, Value>> {
-    serde_json::from_str(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))
+    serde_json::from_str(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())).caused_by(e))
 }
 
 fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {

@@ -2,7 +2,7 @@
 
 use super::Settings;
 use super::fields::{Class, FIELDS};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,15 +65,15 @@ impl RunFile {
     pub fn read(run_folder: &Path) -> Result<Self> {
         let path = run_folder.join("run.json");
         let text = std::fs::read_to_string(&path).map_err(|e| {
-            let error = Error::reading(&path, &e);
             if e.kind() == std::io::ErrorKind::NotFound {
                 Error::input(format!("{}: no run in this folder (run.json is missing)", run_folder.display()))
+                    .caused_by(e)
             } else {
-                error
+                Error::reading(&path, e)
             }
         })?;
-        let run: RunFile =
-            serde_json::from_str(&text).map_err(|e| Error::input(format!("{}: {e}", path.display())))?;
+        let run: RunFile = serde_json::from_str(&text)
+            .map_err(|e| Error::input(format!("{}: {e}", path.display())).caused_by(e))?;
         if run.format != FORMAT {
             return Err(Error::input(format!(
                 "{}: format {}, this build reads {FORMAT}",
@@ -82,8 +82,7 @@ impl RunFile {
             )));
         }
         // Combinations are left to the start: evaluation rows, for one, may have come from memory.
-        super::check_values(&run.settings)
-            .map_err(|e| Error::input(format!("{}: {}", path.display(), e.what)))?;
+        super::check_values(&run.settings).map_err(|e| e.at(path.display()).of_kind(Kind::Input))?;
         Ok(run)
     }
 }

@@ -193,14 +193,14 @@ pub(super) fn open(folder: &Path, key: &[u8; 32]) -> Result<Option<(Part, Report
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(e) => return Err(Error::io("reading", &path, &e)),
+        Err(e) => return Err(Error::io("reading", &path, e)),
     };
-    let size = file.metadata().map_err(|e| Error::io("reading", &path, &e))?.len();
+    let size = file.metadata().map_err(|e| Error::io("reading", &path, e))?.len();
     let damaged = |what: &str| Error::input(format!("token cache {} is damaged: {what}", path.display()));
     if size < HEAD + FOOT {
         return Err(damaged("it is too short"));
     }
-    if !is_whole(&file, size).map_err(|e| Error::io("reading", &path, &e))? {
+    if !is_whole(&file, size).map_err(|e| Error::io("reading", &path, e))? {
         return Err(damaged("its digest does not match"));
     }
     let store = Store::File(file, path.clone());

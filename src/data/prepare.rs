@@ -180,13 +180,13 @@ impl Source<'_> {
 
     fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
         use std::io::Read;
-        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
-        let total = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+        let total = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 22];
         let mut done = 0;
         loop {
-            let n = file.read(&mut buffer).map_err(|e| Error::reading(path, &e))?;
+            let n = file.read(&mut buffer).map_err(|e| Error::reading(path, e))?;
             if n == 0 {
                 return Ok(hasher.finalize());
             }
@@ -255,7 +255,7 @@ impl Source<'_> {
         mut writer: RowWriter,
     ) -> std::result::Result<(Part, Report), Fault> {
         let mut reader = RowReader::open(path)?;
-        let total = std::fs::metadata(path).map_err(|e| Error::reading(path, &e))?.len();
+        let total = std::fs::metadata(path).map_err(|e| Error::reading(path, e))?.len();
         let mut report = Report::default();
         loop {
             let chunk = next_chunk(&mut reader)?;
@@ -340,7 +340,9 @@ impl Fault {
     fn into_error(self) -> Error {
         match self {
             Fault::Other(error) => error,
-            Fault::Writing(error) => Error::new(crate::error::Kind::Io, format!("the token cache: {error}")),
+            Fault::Writing(error) => {
+                Error::new(crate::error::Kind::Io, format!("the token cache: {error}")).caused_by(error)
+            }
         }
     }
 }

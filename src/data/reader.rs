@@ -70,7 +70,7 @@ const NOT_JSON: [(&[u8], &str); 11] = [
 impl RowReader {
     /// Opens the file and looks at its first bytes.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
         if file.metadata().is_ok_and(|m| m.is_dir()) {
             return Err(Error::input(format!("{} is a folder, not a data file", path.display())));
         }
@@ -118,7 +118,7 @@ impl RowReader {
     }
 
     fn peek(&mut self) -> Result<&[u8]> {
-        self.input.fill_buf().map_err(|e| Error::io("reading", &self.path, &e))
+        self.input.fill_buf().map_err(|e| Error::io("reading", &self.path, e))
     }
 
     fn consume(&mut self, bytes: usize) {

@@ -43,7 +43,7 @@ impl Store {
             Store::Memory(all) => Ok(all[offset as usize..offset as usize + size].to_vec()),
             Store::File(file, path) => {
                 let mut bytes = vec![0; size];
-                file.read_exact_at(&mut bytes, offset).map_err(|e| Error::io("reading", path, &e))?;
+                file.read_exact_at(&mut bytes, offset).map_err(|e| Error::io("reading", path, e))?;
                 Ok(bytes)
             }
         }

@@ -356,14 +356,15 @@ fn own_template(folder: &Path) -> Result<Option<String>> {
         Ok(text) if text.len() <= 16 << 20 => Ok(Some(text)),
         Ok(_) => Err(Error::input(format!("{} is too long", folder.join(name).display()))),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(Error::reading(&folder.join(name), &e)),
+        Err(e) => Err(Error::reading(&folder.join(name), e)),
     };
     if let Some(text) = read("chat_template.jinja")? {
         return Ok(Some(text));
     }
     let Some(text) = read("tokenizer_config.json")? else { return Ok(None) };
-    let config: Value = serde_json::from_str(&text)
-        .map_err(|e| Error::input(format!("{}: {e}", folder.join("tokenizer_config.json").display())))?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| {
+        Error::input(format!("{}: {e}", folder.join("tokenizer_config.json").display())).caused_by(e)
+    })?;
     let named = |name: &str| {
         let list = config["chat_template"].as_array()?;
         list.iter().find(|entry| entry["name"] == name)?["template"].as_str()

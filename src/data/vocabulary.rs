@@ -79,12 +79,12 @@ pub(super) fn read(folder: &Path) -> Result<(Vocabulary, bool)> {
         ))
         .hint("put the model's tokenizer file beside its weights, or give rows of input_ids"));
     }
-    let size = std::fs::metadata(&path).map_err(|e| Error::reading(&path, &e))?.len();
+    let size = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?.len();
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
     if size > MAX_FILE {
         return Err(wrong(format!("{size} bytes are too many for a tokenizer")));
     }
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     let made = if is_tiktoken { from_tiktoken(&bytes) } else { from_json(&bytes) };
     let vocabulary = made.map_err(wrong)?;
     vocabulary.check().map_err(wrong)?;

@@ -24,10 +24,10 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Err(error) = done {
         // A failed sync is never repeated on the same file: the kernel may have dropped the pages already.
         let _ = std::fs::remove_file(&temporary);
-        return Err(Error::io("writing", path, &error));
+        return Err(Error::io("writing", path, error));
     }
     failpoint::hit();
-    sync_folder(folder_of(path)).map_err(|e| Error::io("writing", path, &e))
+    sync_folder(folder_of(path)).map_err(|e| Error::io("writing", path, e))
 }
 
 /// Makes the names in `folder` durable.

@@ -31,9 +31,9 @@ pub fn read_python_object(path: &Path, max_bytes: u64) -> Result<Object> {
 }
 
 fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, &e))?;
+    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
     let mut text = Vec::new();
-    file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, &e))?;
+    file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, e))?;
     if text.len() as u64 > max_bytes {
         return Err(Error::input(format!("{}: larger than {max_bytes} bytes", path.display())));
     }

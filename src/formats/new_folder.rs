@@ -36,7 +36,7 @@ impl NewFolder {
             }
             std::fs::create_dir_all(&staged)
         };
-        make().map_err(|e| Error::output(format!("cannot create {}: {e}", staged.display())))?;
+        make().map_err(|e| Error::output(format!("cannot create {}: {e}", staged.display())).caused_by(e))?;
         Ok(NewFolder { path: path.to_owned(), staged })
     }
 
@@ -47,11 +47,11 @@ impl NewFolder {
     pub fn file(&self, name: &str, write: impl FnOnce(&mut Sink) -> Result<()>) -> Result<()> {
         failpoint::hit();
         let path = self.staged.join(name);
-        let file = File::create_new(&path).map_err(|e| Error::io("writing", &path, &e))?;
+        let file = File::create_new(&path).map_err(|e| Error::io("writing", &path, e))?;
         let mut sink = Sink { file, path };
         write(&mut sink)?;
         failpoint::hit();
-        sink.file.sync_all().map_err(|e| Error::io("writing", &sink.path, &e))
+        sink.file.sync_all().map_err(|e| Error::io("writing", &sink.path, e))
     }
 
     /// Gives the folder its name.
@@ -59,7 +59,7 @@ impl NewFolder {
     /// # Errors
     /// I/O; or something has taken the name meanwhile.
     pub fn publish(self) -> Result<()> {
-        let fault = |e: io::Error| Error::io("writing", &self.path, &e);
+        let fault = |e: io::Error| Error::io("writing", &self.path, e);
         atomic_file::sync_folder(&self.staged).map_err(fault)?;
         failpoint::hit();
         // An empty folder of that name is replaced, anything else makes this fail.
@@ -92,7 +92,7 @@ impl Sink {
         let half = if failpoint::hit_halfway() { bytes.len() / 2 } else { bytes.len() };
         let written = self.file.write_all(&bytes[..half]);
         failpoint::die_if_halfway();
-        written.map_err(|e| Error::io("writing", &self.path, &e))
+        written.map_err(|e| Error::io("writing", &self.path, e))
     }
 }
 

@@ -85,7 +85,7 @@ pub fn read(folder: &Path) -> Result<Adapter> {
 }
 
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
@@ -115,7 +115,7 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
 /// # Errors
 /// I/O errors, naming the path.
 pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, &e))?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
     let tensors: Vec<F32Tensor<'_>> = adapter
         .tensors
         .iter()

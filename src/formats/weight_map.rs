@@ -84,15 +84,15 @@ impl std::fmt::Debug for MappedFile {
 impl MappedFile {
     /// Checks the header against the file's size and then maps it.
     fn open(path: &Path) -> Result<(Self, Header)> {
-        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
-        let found = file.metadata().map_err(|e| Error::reading(path, &e))?;
+        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let found = file.metadata().map_err(|e| Error::reading(path, e))?;
         if !found.is_file() {
             return Err(Error::input(format!("{}: not a regular file", path.display())));
         }
         let header = read_header(path, &file, found.len())?;
         // SAFETY: the map is read-only and lives as long as `file` is open. Another process may still write to
         // the file: `check_unchanged` finds edits, and `sys::watch_mapping` ends the process when it shrinks.
-        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, &e))?;
+        let map = unsafe { memmap2::Mmap::map(&file) }.map_err(|e| Error::io("mapping", path, e))?;
         if map.len() as u64 != found.len() {
             return Err(Error::new(Kind::Io, format!("{} changed while it was opened", path.display())));
         }
@@ -108,7 +108,7 @@ impl MappedFile {
     }
 
     fn check_unchanged(&self) -> Result<()> {
-        let open = self.file.metadata().map_err(|e| Error::io("reading", &self.path, &e))?;
+        let open = self.file.metadata().map_err(|e| Error::io("reading", &self.path, e))?;
         let edited = !self.stamp.same_content(&Stamp::of(&open));
         // A file that is gone by now is still mapped, and may be put back before a resume needs it.
         let replaced =
@@ -132,7 +132,7 @@ impl MappedFile {
 }
 
 fn read_header(path: &Path, file: &File, file_len: u64) -> Result<Header> {
-    let read = |bytes: &mut [u8]| file.read_exact_at(bytes, 0).map_err(|e| Error::reading(path, &e));
+    let read = |bytes: &mut [u8]| file.read_exact_at(bytes, 0).map_err(|e| Error::reading(path, e));
     let mut prefix = [0; 8];
     if file_len < 8 {
         return safetensors::parse_header(path, &[], file_len);

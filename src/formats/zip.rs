@@ -48,8 +48,8 @@ impl Archive {
     /// # Errors
     /// Names the file, the entry and the rule.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, &e))?;
-        let length = file.metadata().map_err(|e| Error::reading(path, &e))?.len();
+        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let length = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut archive = Archive { file, path: path.to_owned(), entries: BTreeMap::new() };
         let read = archive.read_directory(length);
         archive.entries = read.map_err(|rule| archive.fault(&rule))?;

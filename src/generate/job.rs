@@ -137,13 +137,13 @@ impl Partial {
         let mut name = output.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
         let path = output.with_file_name(name);
-        let fault = |e: std::io::Error| Error::io("writing", &path, &e);
+        let fault = |e: std::io::Error| Error::io("writing", &path, e);
         let mut file = File::options().create(true).read(true).append(true).open(&path).map_err(fault)?;
         if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
             return Err(Error::output(format!("{} is being written by another process", path.display())));
         }
         let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| Error::reading(&path, &e))?;
+        file.read_to_end(&mut bytes).map_err(|e| Error::reading(&path, e))?;
         let kept = Self::whole_lines(&path, &bytes, header, rows)?;
         let length = kept.iter().map(|line| line.len() as u64 + 1).sum();
         file.set_len(length).map_err(fault)?;
@@ -180,7 +180,7 @@ impl Partial {
         while let Some(line) = self.early.remove(&self.answered) {
             self.file
                 .write_all(format!("{line}\n").as_bytes())
-                .map_err(|e| Error::io("writing", &self.path, &e))?;
+                .map_err(|e| Error::io("writing", &self.path, e))?;
             self.answered += 1;
         }
         Ok(())
@@ -199,8 +199,8 @@ impl Partial {
 
     /// Gives the rows, without the header, their name.
     fn publish(self, output: &Path) -> Result<()> {
-        let bytes = std::fs::read(&self.path).map_err(|e| Error::reading(&self.path, &e))?;
+        let bytes = std::fs::read(&self.path).map_err(|e| Error::reading(&self.path, e))?;
         atomic_file::write(output, &bytes[self.header.len() + 1..])?;
-        std::fs::remove_file(&self.path).map_err(|e| Error::io("removing", &self.path, &e))
+        std::fs::remove_file(&self.path).map_err(|e| Error::io("removing", &self.path, e))
     }
 }

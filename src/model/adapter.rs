@@ -80,9 +80,8 @@ impl AdapterSpec {
 
 /// The folder is what is wrong, not the command line.
 fn unfit(folder: &Path, error: Error) -> Error {
-    let what = format!("{} does not fit the model: {}", folder.display(), error.what);
-    let hint = if error.remedy.is_empty() { "is it an adapter of this model?".into() } else { error.remedy };
-    Error::new(Kind::Input, what).hint(hint)
+    let error = error.at(format_args!("{} does not fit the model", folder.display())).of_kind(Kind::Input);
+    if error.remedy.is_empty() { error.hint("is it an adapter of this model?") } else { error }
 }
 
 /// A run's folder given in place of its adapter's.

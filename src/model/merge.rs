@@ -51,7 +51,7 @@ pub fn merge(
     let map = &weights.map;
     for name in carried(folder)? {
         let from = folder.join(&name);
-        let bytes = std::fs::read(&from).map_err(|e| Error::reading(&from, &e))?;
+        let bytes = std::fs::read(&from).map_err(|e| Error::reading(&from, e))?;
         target.file(&name, |sink| sink.write(&bytes))?;
     }
     let mut progress = Progress { observer, done: 0, total: map.file_bytes() };
@@ -160,13 +160,13 @@ const MAX_CARRIED: u64 = 64 << 20;
 
 /// Names of the files that make the weights a model: configuration, tokenizer, Qwen v1's code, licence, index.
 fn carried(folder: &Path) -> Result<Vec<String>> {
-    let fault = |e: std::io::Error| Error::reading(folder, &e);
+    let fault = |e: std::io::Error| Error::reading(folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(fault)? {
         let entry = entry.map_err(fault)?;
         let Some(name) = belongs(entry.file_name()) else { continue };
         let path = folder.join(&name);
-        let found = std::fs::metadata(&path).map_err(|e| Error::reading(&path, &e))?;
+        let found = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?;
         if found.is_file() && found.len() > MAX_CARRIED {
             return Err(Error::input(format!("{}: larger than a model's small files are", path.display()))
                 .hint("move it out of the model folder"));

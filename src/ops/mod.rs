@@ -1,9 +1,8 @@
-//! The operations the model is written against: one file each, with its parameters, its CPU form, its
+//! The operations the model is written against: one folder each, with its parameters, its CPU form, its
 //! case table, and (with a GPU) its launch. All matrices are row-major; `T` is the number of token rows.
 
 pub mod adamw;
 pub mod attention;
-pub mod cases;
 pub mod decode_attention;
 pub mod embedding;
 pub mod linear;

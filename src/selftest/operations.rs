@@ -9,9 +9,6 @@ use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage, Target};
 use crate::error::Result;
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::{self, Attention, Segments};
-use crate::ops::cases::{
-    self, AttentionCase, DecodeCase, LinearCase, LossCase, RmsNormCase, RopeCase, RowsCase, SwigluCase,
-};
 use crate::ops::decode_attention::{self, Cache, Seen};
 use crate::ops::linear::{self, Backward, Dropout, Forward, Group, Linear, Lora, Packing};
 use crate::ops::loss::{self, Loss};
@@ -37,31 +34,31 @@ pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
     let target = settings.chosen()?.target();
     let pieces = |width: usize| target == Target::Cpu || width.is_multiple_of(8);
     let heads = |d: usize| target == Target::Cpu || d == 64 || d == 128;
-    for case in cases::RMSNORM.iter().filter(|c| pieces(c.dim)) {
+    for case in rmsnorm::check::CASES.iter().filter(|c| pieces(c.dim)) {
         rmsnorm(settings, case, &mut rows)?;
     }
-    for case in cases::ROPE.iter().filter(|c| heads(c.head_dim)) {
+    for case in rope::check::CASES.iter().filter(|c| heads(c.head_dim)) {
         rope(settings, case, &mut rows)?;
     }
-    for case in cases::ATTENTION.iter().filter(|c| heads(c.head_dim)) {
+    for case in attention::check::CASES.iter().filter(|c| heads(c.head_dim)) {
         attention(settings, case, &mut rows)?;
     }
-    for case in cases::DECODE.iter().filter(|c| heads(c.head_dim)) {
+    for case in decode_attention::check::CASES.iter().filter(|c| heads(c.head_dim)) {
         decode(settings, case, &mut rows)?;
     }
-    for case in cases::SWIGLU.iter().filter(|c| pieces(c.width)) {
+    for case in swiglu::check::CASES.iter().filter(|c| pieces(c.width)) {
         swiglu(settings, case, &mut rows)?;
     }
-    for case in cases::ROWS.iter().filter(|c| pieces(c.width)) {
+    for case in rows::check::CASES.iter().filter(|c| pieces(c.width)) {
         moved_rows(settings, case, &mut rows)?;
     }
-    for case in cases::LINEAR {
+    for case in linear::check::CASES {
         linear(settings, case, &mut rows)?;
     }
-    for case in cases::LOSS {
+    for case in loss::check::CASES {
         loss(settings, case, &mut rows)?;
     }
-    for len in cases::FLAT {
+    for len in adamw::check::CASES {
         optimizer(settings, *len, &mut rows)?;
     }
     Ok(rows)
@@ -210,7 +207,7 @@ fn digest(values: &[f32]) -> String {
 
 // ---- the operations --------------------------------------------------------------------------------------------------
 
-fn rmsnorm(settings: &Settings, case: &RmsNormCase, rows: &mut Vec<Row>) -> Result<()> {
+fn rmsnorm(settings: &Settings, case: &rmsnorm::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
     let (count, dim, eps) = (case.rows, case.dim, f64::from(case.eps));
     let mut b = Bench::new(settings, 11)?;
@@ -245,9 +242,9 @@ fn rmsnorm(settings: &Settings, case: &RmsNormCase, rows: &mut Vec<Row>) -> Resu
     Ok(())
 }
 
-fn rope(settings: &Settings, case: &RopeCase, rows: &mut Vec<Row>) -> Result<()> {
+fn rope(settings: &Settings, case: &rope::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
-    let RopeCase { tokens, heads, kv_heads, head_dim: d, .. } = *case;
+    let rope::check::Case { tokens, heads, kv_heads, head_dim: d, .. } = *case;
     let mut b = Bench::new(settings, 17)?;
     let angles = rope::table(d, case.theta, case.position as usize + tokens);
     let table = b.given(F32, angles.clone());
@@ -285,9 +282,9 @@ fn rope(settings: &Settings, case: &RopeCase, rows: &mut Vec<Row>) -> Result<()>
     Ok(())
 }
 
-fn attention(settings: &Settings, case: &AttentionCase, rows: &mut Vec<Row>) -> Result<()> {
+fn attention(settings: &Settings, case: &attention::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
-    let AttentionCase { heads, kv_heads, head_dim: d, .. } = *case;
+    let attention::check::Case { heads, kv_heads, head_dim: d, .. } = *case;
     let scale = (1.0 / (d as f64).sqrt()) as f32;
     let p = Attention { heads, kv_heads, head_dim: d, scale };
     let shape = AttentionShape { p, segments: case.placed(), tokens: case.tokens() };
@@ -329,9 +326,9 @@ fn attention(settings: &Settings, case: &AttentionCase, rows: &mut Vec<Row>) -> 
     Ok(())
 }
 
-fn decode(settings: &Settings, case: &DecodeCase, rows: &mut Vec<Row>) -> Result<()> {
+fn decode(settings: &Settings, case: &decode_attention::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
-    let DecodeCase { heads, kv_heads, head_dim: d, capacity, .. } = *case;
+    let decode_attention::check::Case { heads, kv_heads, head_dim: d, capacity, .. } = *case;
     let p = Attention { heads, kv_heads, head_dim: d, scale: (1.0 / (d as f64).sqrt()) as f32 };
     let (count, kv, width) = (case.seen.len(), kv_heads * d, (heads + kv_heads) * d);
     let mut b = Bench::new(settings, 23)?;
@@ -374,7 +371,7 @@ fn decode(settings: &Settings, case: &DecodeCase, rows: &mut Vec<Row>) -> Result
     Ok(())
 }
 
-fn swiglu(settings: &Settings, case: &SwigluCase, rows: &mut Vec<Row>) -> Result<()> {
+fn swiglu(settings: &Settings, case: &swiglu::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     let (len, width) = (case.rows * case.width, case.width);
     let mut b = Bench::new(settings, 21)?;
     let (x, values) = b.random(Storage::Activation, 2 * len, case.size);
@@ -391,7 +388,7 @@ fn swiglu(settings: &Settings, case: &SwigluCase, rows: &mut Vec<Row>) -> Result
     Ok(())
 }
 
-fn moved_rows(settings: &Settings, case: &RowsCase, rows: &mut Vec<Row>) -> Result<()> {
+fn moved_rows(settings: &Settings, case: &rows::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     let width = case.width;
     let mut b = Bench::new(settings, 31)?;
     let (x, values) = b.random(Storage::Activation, case.rows * width, 1.0);
@@ -446,7 +443,7 @@ struct LinearBench<'a> {
 const SCALE: f32 = 0.75;
 
 impl<'a> LinearBench<'a> {
-    fn new(settings: &'a Settings, case: &LinearCase) -> Result<Self> {
+    fn new(settings: &'a Settings, case: &linear::check::Case) -> Result<Self> {
         let mut bench = Bench::new(settings, 41)?;
         let target = bench.planner.target();
         let len = |width: &dyn Fn(usize) -> usize| -> usize {
@@ -542,7 +539,7 @@ fn mask(dropout: f32, key: [u32; 2], counter: [u32; 3], elements: usize) -> Vec<
     (0..elements).map(|i| if dropout == 0.0 || kept(i) { keep } else { 0.0 }).collect()
 }
 
-fn linear(settings: &Settings, case: &LinearCase, rows: &mut Vec<Row>) -> Result<()> {
+fn linear(settings: &Settings, case: &linear::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
     let (tokens, input) = (case.tokens, case.input);
     let mut l = LinearBench::new(settings, case)?;
@@ -678,10 +675,10 @@ fn put(to: &mut [f64], width: usize, first: usize, count: usize, from: &[f64]) {
     }
 }
 
-fn loss(settings: &Settings, case: &LossCase, rows: &mut Vec<Row>) -> Result<()> {
+fn loss(settings: &Settings, case: &loss::check::Case, rows: &mut Vec<Row>) -> Result<()> {
     use Storage::{Activation, F32};
     const GRAD_SCALE: f32 = 0.125;
-    let LossCase { rows: count, hidden, vocab, chunk, spread } = *case;
+    let loss::check::Case { rows: count, hidden, vocab, chunk, spread } = *case;
     let mut b = Bench::new(settings, 51)?;
     let (head, weights) = b.matrix(vocab, hidden, spread / (hidden as f32).sqrt());
     let (x, xs) = b.random(Activation, count * hidden, 1.0);

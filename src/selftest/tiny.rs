@@ -71,7 +71,7 @@ fn random(seed: u64, len: usize, size: f32) -> impl Iterator<Item = f32> {
 /// # Errors
 /// I/O errors.
 pub fn write_model(family: &Family, folder: &Path) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, &e))?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
     atomic_file::write(&folder.join("config.json"), (family.config)().to_string().as_bytes())?;
     let spec = spec::read(folder)?;
     let top = names::top(&spec);

@@ -129,7 +129,7 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
 /// The final adapter and the last checkpoint.
 fn results(run: &Path, steps: u64) -> Result<Vec<Vec<u8>>> {
     let files = ["adapter/adapter_model.safetensors".into(), format!("checkpoints/step-{steps:08}.qckpt")];
-    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), &e))).collect()
+    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), e))).collect()
 }
 
 /// A run that is stopped twice, once of them thrown back to an older checkpoint as by a kill, ends in the same bytes.
@@ -145,7 +145,7 @@ pub(super) fn resume(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
     run_until(options, &settings, Some(4))?;
     let newest = settings.output_dir.join("checkpoints/step-00000004.qckpt");
-    std::fs::remove_file(&newest).map_err(|e| Error::io("removing", &newest, &e))?;
+    std::fs::remove_file(&newest).map_err(|e| Error::io("removing", &newest, e))?;
     run_until(options, &settings, None)?;
     let same = results(&settings.output_dir, steps)? == whole;
     rows.push(Row::identical("training", "resumed run, adapter and checkpoint".into(), same));

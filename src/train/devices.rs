@@ -61,10 +61,7 @@ impl Devices {
     /// What is missing, and how to get it.
     pub fn check(&self, s: &Settings) -> Result<()> {
         let DeviceChoice::Cuda(index) = s.device else { return Ok(()) };
-        self.probe(index).map_err(|mut error| {
-            error.what = format!("--device cuda:{index}: {}", error.what);
-            error
-        })
+        self.probe(index).map_err(|e| e.at(format_args!("--device cuda:{index}")))
     }
 
     #[cfg(feature = "cuda")]

@@ -70,11 +70,11 @@ impl RunFolder {
         }
         let free = (1..).map(|n| self.join(&format!("replaced-run-{n}"))).find(|p| !p.exists());
         let target = free.unwrap_or_else(|| self.join("replaced-run"));
-        std::fs::create_dir(&target).map_err(|e| Error::io("creating", &target, &e))?;
+        std::fs::create_dir(&target).map_err(|e| Error::io("creating", &target, e))?;
         // run.json goes last: until then the folder still names itself a run.
         for name in present.iter().rev() {
             let from = self.join(name);
-            std::fs::rename(&from, target.join(name)).map_err(|e| Error::io("moving", &from, &e))?;
+            std::fs::rename(&from, target.join(name)).map_err(|e| Error::io("moving", &from, e))?;
         }
         Ok(Some(target))
     }
@@ -85,7 +85,7 @@ impl RunFolder {
     /// I/O errors.
     pub fn write_adapter(&self, name: &str, adapter: &peft::Adapter) -> Result<PathBuf> {
         let folder = self.join(name);
-        std::fs::create_dir_all(&folder).map_err(|e| Error::io("creating", &folder, &e))?;
+        std::fs::create_dir_all(&folder).map_err(|e| Error::io("creating", &folder, e))?;
         peft::write(&folder, adapter)?;
         Ok(folder)
     }

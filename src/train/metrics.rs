@@ -61,7 +61,7 @@ fn read_lines(path: &Path) -> Result<Vec<Line>> {
     match std::fs::read(path) {
         Ok(bytes) => Ok(jsonl::read(&bytes).lines),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("reading", path, &e)),
+        Err(e) => Err(Error::io("reading", path, e)),
     }
 }
 
@@ -85,7 +85,7 @@ impl Metrics {
         }
         let text: String = lines.iter().map(Line::to_json).collect();
         atomic_file::write(path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, &e))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, e))?;
         Ok(Metrics { path: path.to_owned(), file, ahead, repeated: None, exact, failed: false })
     }
 

@@ -14,7 +14,7 @@ pub mod start;
 pub mod trainer;
 
 pub use devices::Devices;
-pub use run::{plan, run, run_on};
+pub use start::{plan, run, run_on};
 
 use crate::config::Settings;
 use crate::data::dataset::Rows;

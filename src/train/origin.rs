@@ -1,7 +1,7 @@
 //! Which way to begin is meant where a command line names several, as those of DeepKE do: weights only, the
 //! complete state, or anew. Only looks; nothing is written.
 
-use super::start::is_inside;
+use super::start::locate::is_inside;
 use super::{Request, exchange};
 use crate::config::{ResumeFrom, RunFile, Settings};
 use crate::error::{Error, Result};

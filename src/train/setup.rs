@@ -267,7 +267,7 @@ fn model_identity(
         identity.0.insert(format!("model.{file}"), digest);
     }
     let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, &e))?;
+    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     identity.0.insert("model.config.json".into(), blake3::hash(&config).to_hex().to_string());
     Ok(())
 }

@@ -5,9 +5,9 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
-use qwentune::checkpoint::storage::{Folder, Stored};
-use qwentune::checkpoint::store::{Found, Outcome, Store, Wait};
-use qwentune::error::Kind;
+use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
+use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
+use qwentune::error::{Kind, Result};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -15,8 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+fn opened(folder: &Path, keep: usize) -> Result<Store> {
+    Store::open(&RunLock::take(&FileSystem, folder)?, keep)
+}
+
 fn open(folder: &Path, keep: usize) -> Store {
-    Store::open(folder, keep).unwrap_or_else(|e| panic!("{e}"))
+    opened(folder, keep).unwrap_or_else(|e| panic!("{e}"))
 }
 
 fn save(store: &mut Store, step: u64) {
@@ -90,7 +94,7 @@ fn bytes_depend_on_the_state_alone() {
 fn one_process_at_a_time() {
     let folder = fresh_folder("lock");
     let store = open(&folder, 2);
-    let error = Store::open(&folder, 2).err().expect("locked");
+    let error = opened(&folder, 2).err().expect("locked");
     assert_eq!(error.kind, Kind::Output);
     assert!(error.what.contains(&format!("in use by process {}", std::process::id())), "{error}");
     drop(store);
@@ -99,7 +103,7 @@ fn one_process_at_a_time() {
         helper("hold", &folder).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
     let mut lines = BufReader::new(child.stdout.take().expect("piped")).lines();
     assert!(lines.any(|line| line.expect("text").contains("holding")));
-    let error = Store::open(&folder, 2).err().expect("locked");
+    let error = opened(&folder, 2).err().expect("locked");
     assert!(error.what.contains(&format!("process {}", child.id())), "{error}");
     // Looking needs no lock.
     assert!(inspect::list(&folder).expect("readable").is_empty());
@@ -314,14 +318,14 @@ fn links_lead_nowhere() {
     fs::create_dir(&run).expect("created");
     // The checkpoint folder itself.
     symlink(folder.join("elsewhere"), run.join("checkpoints")).expect("linked");
-    let error = Store::open(&run, 2).err().expect("refused");
+    let error = opened(&run, 2).err().expect("refused");
     assert_eq!(error.kind, Kind::Output);
     fs::remove_file(run.join("checkpoints")).expect("removed");
     // The lock file, the temporary file, the checkpoint.
     symlink(&victim, run.join(".lock.aside")).expect("linked");
     fs::remove_file(run.join(".lock")).expect("removed");
     fs::rename(run.join(".lock.aside"), run.join(".lock")).expect("renamed");
-    assert_eq!(Store::open(&run, 2).err().expect("refused").kind, Kind::Output);
+    assert_eq!(opened(&run, 2).err().expect("refused").kind, Kind::Output);
     fs::remove_file(run.join(".lock")).expect("removed");
     let mut store = open(&run, 2);
     symlink(&victim, run.join("checkpoints/.step-00000001.qckpt.tmp")).expect("linked");
@@ -361,7 +365,7 @@ fn files_have_the_usual_mode() {
 fn a_folder_that_cannot_be_written() {
     let folder = fresh_folder("read-only");
     fs::write(folder.join("file"), b"").expect("written");
-    let error = Store::open(&folder.join("file"), 2).err().expect("no folder");
+    let error = opened(&folder.join("file"), 2).err().expect("no folder");
     assert_eq!(error.kind, Kind::Output);
     let locked = folder.join("locked");
     fs::create_dir(&locked).expect("created");
@@ -372,7 +376,7 @@ fn a_folder_that_cannot_be_written() {
         println!("SKIPPED: this user may write into read-only folders");
         return;
     }
-    let error = Store::open(&locked, 2).err().expect("read-only");
+    let error = opened(&locked, 2).err().expect("read-only");
     assert_eq!(error.kind, Kind::Output);
 }
 
@@ -455,16 +459,16 @@ impl Folder for Gated {
     }
 }
 
-fn gated(name: &str) -> (Store, Disk, Arc<Mutex<()>>) {
+fn gated() -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
-    let lock = fs::File::create(fresh_folder(name).join("lock")).expect("created");
+    let lock: Held = Arc::new(());
     (Store::start(shelf, lock).expect("starts"), disk, gate)
 }
 
 #[test]
 fn a_slow_disk_skips_and_never_blocks() {
-    let (mut store, _, gate) = gated("slow");
+    let (mut store, _, gate) = gated();
     let closed = gate.lock().expect("open");
     let first = sized_state(1, 0, 50);
     let memory = first.weights.as_ptr();
@@ -498,7 +502,7 @@ fn saved_step(outcome: &Outcome) -> u64 {
 #[test]
 fn a_full_disk_skips_and_training_goes_on() {
     use super::disk::Trouble;
-    let (mut store, disk, _) = gated("full");
+    let (mut store, disk, _) = gated();
     save(&mut store, 1);
     disk.plan(1, Trouble::Full);
     let error = store.save(state(2, 0), Wait::Block).expect_err("full");

@@ -136,7 +136,7 @@ pub fn train_until(settings: &Settings, stop: impl Fn(&Event) -> bool) -> Result
 pub fn results(run: &Path) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut out = BTreeMap::new();
     let mut add = |name: &str, path: &Path| {
-        out.insert(name.to_owned(), std::fs::read(path).map_err(|e| Error::reading(path, &e))?);
+        out.insert(name.to_owned(), std::fs::read(path).map_err(|e| Error::reading(path, e))?);
         Ok::<(), Error>(())
     };
     add("adapter", &run.join("adapter/adapter_model.safetensors"))?;

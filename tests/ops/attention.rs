@@ -2,10 +2,9 @@
 
 use super::rig::{Rig, check_gradient, close, wide};
 use qwentune::ops::attention::{self, Attention, Segment, Segments};
-use qwentune::ops::cases::{ATTENTION, AttentionCase};
 use qwentune::selftest::reference::AttentionShape;
 
-fn shape(case: &AttentionCase) -> AttentionShape {
+fn shape(case: &attention::check::Case) -> AttentionShape {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
     let p = Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale };
     AttentionShape { p, segments: case.placed(), tokens: case.tokens() }
@@ -13,7 +12,7 @@ fn shape(case: &AttentionCase) -> AttentionShape {
 
 #[test]
 fn attention_follows_the_reference() {
-    for case in ATTENTION {
+    for case in attention::check::CASES {
         let s = shape(case);
         let (d, heads, kv) = (case.head_dim, case.heads, case.kv_heads);
         let mut rig = Rig::new(7);

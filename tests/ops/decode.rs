@@ -3,18 +3,17 @@
 use super::rig::{Rig, close, wide};
 use qwentune::device::Indices;
 use qwentune::ops::attention::Attention;
-use qwentune::ops::cases::{DECODE, DecodeCase};
 use qwentune::ops::decode_attention::{self, Cache, Seen};
 use qwentune::selftest::reference::decode_attention;
 
-fn shape(case: &DecodeCase) -> Attention {
+fn shape(case: &decode_attention::check::Case) -> Attention {
     let scale = (1.0 / (case.head_dim as f64).sqrt()) as f32;
     Attention { heads: case.heads, kv_heads: case.kv_heads, head_dim: case.head_dim, scale }
 }
 
 #[test]
 fn queries_see_their_rows_of_the_cache() {
-    for case in DECODE {
+    for case in decode_attention::check::CASES {
         let p = shape(case);
         let (queries, kv) = (case.seen.len(), p.kv_heads * p.head_dim);
         let mut rig = Rig::new(23);

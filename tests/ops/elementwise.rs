@@ -3,13 +3,12 @@
 use super::rig::{Rig, check_gradient, close, normal, same_bits, wide};
 use qwentune::device::cpu::math;
 use qwentune::device::{Indices, Matrix};
-use qwentune::ops::cases::{ROWS, SWIGLU};
 use qwentune::ops::{embedding, rows, swiglu};
 use qwentune::selftest::reference::{self, sigmoid};
 
 #[test]
 fn swiglu_follows_the_reference() {
-    for case in SWIGLU {
+    for case in swiglu::check::CASES {
         let mut rig = Rig::new(21);
         let (x, values) = rig.random(case.rows * 2 * case.width, case.size);
         let (dout, gradient) = rig.random(case.rows * case.width, 1.0);
@@ -74,7 +73,7 @@ fn logarithm_is_correctly_rounded() {
 
 #[test]
 fn rows_move_unchanged() {
-    for case in ROWS {
+    for case in rows::check::CASES {
         let mut rig = Rig::new(31);
         let (x, values) = rig.random(case.rows * case.width, 1.0);
         let index: Vec<u32> = (0..case.rows as u32).step_by(case.every).collect();

@@ -2,14 +2,13 @@
 
 use super::rig::{Rig, check_gradient, close, same_bits, wide};
 use qwentune::device::Indices;
-use qwentune::ops::cases::{RMSNORM, ROPE, RopeCase};
 use qwentune::ops::rmsnorm::{self, RmsNorm};
 use qwentune::ops::rope::{self, HeadNorm, Rope};
 use qwentune::selftest::reference::{norm_gradient, normalised, rotated};
 
 #[test]
 fn rmsnorm_follows_the_reference_and_recomputes_its_bits() {
-    for case in RMSNORM {
+    for case in rmsnorm::check::CASES {
         let mut rig = Rig::new(11);
         let (x, values) = rig.random(case.rows * case.dim, case.size);
         let (weight, weights) = rig.random(case.dim, 1.0);
@@ -39,7 +38,7 @@ fn rmsnorm_follows_the_reference_and_recomputes_its_bits() {
 }
 
 struct Reference<'a> {
-    case: &'a RopeCase,
+    case: &'a rope::check::Case,
     table: Vec<f64>,
     /// Weights of q and k and the epsilon.
     norm: Option<([Vec<f64>; 2], f64)>,
@@ -48,7 +47,7 @@ struct Reference<'a> {
 impl Reference<'_> {
     /// Calls `f` with the places of each head in qkv and in qk, its row of the table and its norm.
     fn heads(&self, mut f: impl FnMut(usize, usize, &[f64], Option<(&[f64], f64)>)) {
-        let RopeCase { heads, kv_heads, head_dim, .. } = *self.case;
+        let rope::check::Case { heads, kv_heads, head_dim, .. } = *self.case;
         for t in 0..self.case.tokens {
             for h in 0..heads + kv_heads {
                 let raw = (t * (heads + 2 * kv_heads) + h) * head_dim;
@@ -85,8 +84,8 @@ impl Reference<'_> {
 
 #[test]
 fn rope_follows_the_reference() {
-    for case in ROPE {
-        let RopeCase { tokens, heads, kv_heads, head_dim, .. } = *case;
+    for case in rope::check::CASES {
+        let rope::check::Case { tokens, heads, kv_heads, head_dim, .. } = *case;
         let mut rig = Rig::new(17);
         let angles = rope::table(head_dim, case.theta, case.position as usize + tokens);
         let table = rig.given(&angles);

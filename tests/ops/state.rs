@@ -2,7 +2,6 @@
 
 use super::rig::{Rig, close, wide};
 use qwentune::ops::adamw::{self, AdamW};
-use qwentune::ops::cases::FLAT;
 use qwentune::ops::reduce;
 use qwentune::selftest::reference::adamw_step;
 
@@ -11,7 +10,7 @@ const NUMBERS: AdamW =
 
 #[test]
 fn adamw_follows_the_reference() {
-    for &len in FLAT {
+    for &len in adamw::check::CASES {
         let mut rig = Rig::new(41);
         let (params, values) = rig.random(len, 0.1);
         let (grads, gradient) = rig.random(len, 0.01);
@@ -45,7 +44,7 @@ fn adamw_without_gradient_only_decays() {
 
 #[test]
 fn sum_of_squares_is_exact_to_rounding() {
-    for &len in FLAT {
+    for &len in adamw::check::CASES {
         let mut rig = Rig::new(47);
         let (x, values) = rig.random(len, 1.0);
         let sums = std::sync::Mutex::new(Vec::new());

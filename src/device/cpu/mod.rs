@@ -52,7 +52,7 @@ impl Cpu {
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads.unwrap_or(0))
             .build()
-            .map_err(|e| Error::device(format!("cannot start threads: {e}")))?;
+            .map_err(|e| Error::device(format!("cannot start threads: {e}")).caused_by(e))?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),

@@ -154,10 +154,7 @@ impl Cuda {
         // SAFETY: only operations launch kernels. They take addresses from `address`, which are inside the arena, with
         // regions as large as their kernels' documentation says, and the struct and shared memory of that kernel.
         let done = unsafe { self.driver.launch(self.stream, function, launch, params.bytes()) };
-        self.keep(done.map_err(|mut e| {
-            e.what = format!("{kernel}: {}", e.what);
-            e
-        }));
+        self.keep(done.map_err(|e| e.at(kernel)));
     }
 
     /// Queues setting a region to zero.

@@ -1,4 +1,4 @@
-//! Attention over kept keys and values on CUDA: `kernels/op/decode.cu`.
+//! Attention over kept keys and values on CUDA: `kernels/op/decode_attention.cu`.
 
 use super::{Cache, Seen};
 use crate::device::cuda::parameters::parameters;
@@ -9,12 +9,12 @@ use crate::ops::attention::cuda::by_head_size;
 
 /// The kernels.
 pub const FAMILY: Family = Family {
-    image: "decode",
+    image: "decode_attention",
     kernels: &["decode_append", "decode_scale", "decode_attend_d64", "decode_attend_d128"],
 };
 
 parameters! {
-    /// A launch of the kernels of `decode.cu`; each reads a part.
+    /// A launch of the kernels of `decode_attention.cu`; each reads a part.
     pub struct DecodeParams {
         /// Address of the result, bf16 [tokens, heads D].
         pub out: u64,

@@ -1,5 +1,5 @@
 //! Linear layers with adapters on CUDA: the products of `kernels/op/linear.cu`, dropped inputs, and the adapters' own
-//! gradients and copies of `kernels/op/adapters.cu`.
+//! gradients and copies of `kernels/op/linear_adapters.cu`.
 
 use super::{Backward, Dropout, Forward, Group, Linear, Lora, Packing, SPLIT_TOKENS, adapters};
 use crate::device::Region;
@@ -21,7 +21,7 @@ pub const PRODUCTS: Family = Family {
 
 /// What else adapters need.
 pub const ADAPTERS: Family = Family {
-    image: "adapters",
+    image: "linear_adapters",
     kernels: &["adapters_pack", "adapters_drop", "adapters_gradient_parts", "adapters_gradient_sums"],
 };
 

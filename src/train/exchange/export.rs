@@ -6,7 +6,7 @@ use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
 use crate::config::{self, Layer, RunFile, Settings, Targets, value};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
@@ -46,10 +46,7 @@ const EMBEDDING_RATE: f64 = 1e-6;
 pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) -> Result<Exported> {
     let (source, state) = load(from, observer)?;
     refuse_occupied(out)?;
-    let settings = settings_of(&state.identity).map_err(|mut e| {
-        e.what = format!("{}: {}", source.display(), e.what);
-        e
-    })?;
+    let settings = settings_of(&state.identity).map_err(|e| e.at(source.display()))?;
     let adapter = adapter_of(&state, &settings, base_of(&source)?);
     if state.identity.0.keys().any(|key| key.starts_with("adapter.folded.")) {
         let text =
@@ -60,7 +57,7 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
         let (optimizer, scheduler) = optimizer_of(&state, &settings)?;
         let progress = progress_of(&state, &settings)?;
         let log = state.log.iter().map(log_entry).collect();
-        std::fs::create_dir_all(out).map_err(|e| Error::io("creating", out, &e))?;
+        std::fs::create_dir_all(out).map_err(|e| Error::io("creating", out, e))?;
         atomic_file::write(&out.join(hf_trainer::OPTIMIZER), &optimizer)?;
         atomic_file::write(&out.join(hf_trainer::SCHEDULER), &scheduler)?;
         peft::write(out, &adapter)?;
@@ -103,7 +100,7 @@ fn refuse_occupied(out: &Path) -> Result<()> {
 
 /// The base model's name in the run the checkpoint lies in, as its own adapters have it.
 fn base_of(source: &Path) -> Result<String> {
-    let source = std::path::absolute(source).map_err(|e| Error::reading(source, &e))?;
+    let source = std::path::absolute(source).map_err(|e| Error::reading(source, e))?;
     match source.parent().and_then(Path::parent) {
         Some(run) if run.join("run.json").exists() => Ok(folder::base_name(&RunFile::read(run)?.settings)),
         _ => Ok(String::new()),
@@ -117,9 +114,9 @@ fn settings_of(identity: &Identity) -> Result<Settings> {
     for field in FIELDS.iter().filter(|f| f.class == Class::Math && wanted.contains(&f.group)) {
         let key = format!("settings.{}", field.key);
         let text = identity.0.get(&key).ok_or_else(|| Error::input(format!("it does not say {key}")))?;
-        layer.set(field, value::from_text(field, text).map_err(|e| Error::input(e.what))?);
+        layer.set(field, value::from_text(field, text).map_err(|e| e.of_kind(Kind::Input))?);
     }
-    config::resolve(&layer).map_err(|e| Error::input(e.what))
+    config::resolve(&layer).map_err(|e| e.of_kind(Kind::Input))
 }
 
 fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> Adapter {

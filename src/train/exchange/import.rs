@@ -4,7 +4,8 @@ use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Cursor, IMPORTED, ScheduleSegment, State, TensorEntry};
-use crate::checkpoint::store::{Store, Wait};
+use crate::checkpoint::storage::FileSystem;
+use crate::checkpoint::store::{RunLock, Store, Wait};
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::hf_trainer;
@@ -49,8 +50,9 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     foreign.check_settings(s)?;
     let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
-    let mut store = Store::open(&folder.path, s.save_total_limit)?;
+    let lock = RunLock::take(&FileSystem, &folder.path)?;
     refuse_occupied(request, &folder)?;
+    let mut store = Store::open(&lock, s.save_total_limit)?;
     let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
     store.save(state, Wait::Block)?;
     // Last: a folder that names itself a run has the checkpoint to continue from.
@@ -96,10 +98,7 @@ fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
 fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)> {
     let progress = &foreign.progress;
     let step = progress.step;
-    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|mut e| {
-        e.what = format!("{}: {}", foreign.folder.display(), e.what);
-        e
-    })?;
+    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
     let segment = ScheduleSegment {
@@ -128,7 +127,9 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
         cursor: Cursor { samples, tokens, schedule: vec![segment], ..Cursor::default() },
         log: Vec::new(),
     };
-    state.check().map_err(|what| Error::input(format!("{}: {what}", foreign.folder.display())))?;
+    state
+        .check()
+        .map_err(|flaw| Error::input(format!("{}: {flaw}", foreign.folder.display())).caused_by(flaw))?;
     Ok((state, notes))
 }
 

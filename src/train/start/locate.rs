@@ -1,7 +1,5 @@
 //! Where a run begins: new, from an adapter's weights, or from a checkpoint; and what is refused.
 
-use super::Request;
-use super::folder::RunFolder;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Difference, Identity, State};
 use crate::checkpoint::store::Store;
@@ -9,6 +7,8 @@ use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
 use crate::formats::{hf_trainer, peft};
 use crate::report::event::{Event, Observer};
+use crate::train::Request;
+use crate::train::folder::RunFolder;
 use std::path::{Path, PathBuf};
 
 /// The state a run continues from, and where it was found.
@@ -70,7 +70,7 @@ pub fn find(request: &Request, store: &mut Store, observer: &mut dyn Observer) -
 }
 
 /// Whether `path` is the folder or lies below it.
-pub(super) fn is_inside(path: &Path, folder: &Path) -> bool {
+pub fn is_inside(path: &Path, folder: &Path) -> bool {
     match (path.canonicalize(), folder.canonicalize()) {
         (Ok(path), Ok(folder)) => path.starts_with(folder),
         _ => path.starts_with(folder),

@@ -1,10 +1,11 @@
 //! Reductions with a fixed order.
 
+pub mod check;
+mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::cpu::{lanes, tasks};
-use crate::device::{Cpu, Device, Planner, Purpose, Region, Storage, Target};
+use crate::device::{Device, Planner, Purpose, Region, Storage, Target};
 use crate::error::Result;
 
 /// Elements that are summed on their own: part of the order of the sum, so never changed lightly.
@@ -25,23 +26,9 @@ pub fn sum_of_squares(dev: &mut Device, x: Region, scratch: Region) -> Result<f6
     match dev {
         Device::Cpu(cpu) => {
             let _ = scratch;
-            Ok(cpu_sum_of_squares(cpu, x))
+            Ok(cpu::sum_of_squares(cpu, x))
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::sum_of_squares(cuda, x, scratch),
     }
-}
-
-fn cpu_sum_of_squares(cpu: &mut Cpu, x: Region) -> f64 {
-    let isa = cpu.isa;
-    let (pool, [x], []) = cpu.split([x], []);
-    let mut sums = vec![0.0; x.len().div_ceil(CHUNK)];
-    tasks::run(
-        pool,
-        isa,
-        sums.iter_mut().zip(x.chunks(CHUNK)).collect(),
-        #[inline(always)]
-        |(sum, chunk)| *sum = lanes::dot(chunk, chunk),
-    );
-    sums.iter().sum()
 }

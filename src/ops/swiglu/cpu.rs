@@ -1,31 +1,10 @@
-//! SwiGLU (Shazeer 2020): `silu(gate) * up`.
-
-#[cfg(feature = "cuda")]
-pub mod cuda;
+//! SwiGLU on the CPU.
 
 use crate::device::cpu::lanes::LANES;
 use crate::device::cpu::{math::sigmoid, tasks};
-use crate::device::{Cpu, Device, Region};
+use crate::device::{Cpu, Region};
 
-/// `out` [T, I] from `gate_up` [T, 2·I]: gate in columns 0..I, up in I..2I. `width` is I.
-pub fn forward(dev: &mut Device, gate_up: Region, width: usize, out: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_forward(cpu, gate_up, width, out),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::forward(cuda, gate_up, width, out),
-    }
-}
-
-/// Replaces `gate_up` by its gradient, given `dout` [T, I].
-pub fn backward(dev: &mut Device, gate_up: Region, width: usize, dout: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_backward(cpu, gate_up, width, dout),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::backward(cuda, gate_up, width, dout),
-    }
-}
-
-fn cpu_forward(cpu: &mut Cpu, gate_up: Region, width: usize, out: Region) {
+pub(super) fn forward(cpu: &mut Cpu, gate_up: Region, width: usize, out: Region) {
     let isa = cpu.isa;
     let (pool, [x], [y]) = cpu.split([gate_up], [out]);
     assert_eq!(x.len(), 2 * y.len(), "gate and up beside each other");
@@ -47,7 +26,7 @@ fn cpu_forward(cpu: &mut Cpu, gate_up: Region, width: usize, out: Region) {
     cpu.round(out);
 }
 
-fn cpu_backward(cpu: &mut Cpu, gate_up: Region, width: usize, dout: Region) {
+pub(super) fn backward(cpu: &mut Cpu, gate_up: Region, width: usize, dout: Region) {
     let isa = cpu.isa;
     let (pool, [dy], [x]) = cpu.split([dout], [gate_up]);
     assert_eq!(x.len(), 2 * dy.len(), "gate and up beside each other");

@@ -1,69 +1,17 @@
-//! Attention of one query a sequence over the keys and values kept of it: what a step of generation needs.
-//!
-//! A cache holds the rows of many sequences, one after the other; which rows a query reads is given. A query's
-//! sums run over its own rows in their order, so a result depends on no other sequence and on no thread.
+//! Attention over kept keys and values on the CPU.
 
-#[cfg(feature = "cuda")]
-pub mod cuda;
-
-use super::attention::{Attention, Segment};
+use super::Cache;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::exp;
 use crate::device::cpu::tasks;
-use crate::device::{Cpu, Device, Indices, Region};
-
-/// Keys (rotated) and values of one layer, each [rows, kv_heads·D].
-#[derive(Clone, Copy, Debug)]
-pub struct Cache {
-    /// Keys.
-    pub k: Region,
-    /// Values.
-    pub v: Region,
-}
-
-/// The rows of a cache that each query sees.
-#[derive(Clone, Copy, Debug)]
-pub struct Seen<'a> {
-    /// A run of rows for each query.
-    pub list: &'a [Segment],
-    /// The same as integers, start and length of each.
-    pub words: Indices<'a>,
-}
-
-/// Puts the keys of `qk` [T, (heads+kv_heads)·D] and the values of `qkv` [T, (heads+2·kv_heads)·D] into the
-/// cache: token row t becomes row `to[t]`.
-pub fn append(dev: &mut Device, p: &Attention, qk: Region, qkv: Region, to: Indices<'_>, cache: Cache) {
-    match dev {
-        Device::Cpu(cpu) => cpu_append(cpu, p, qk, qkv, to.values, cache),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::append(cuda, p, qk, qkv, to, cache),
-    }
-}
-
-/// `out` [N, heads·D] from the queries of `qk` [N, (heads+kv_heads)·D]: query i sees run i of the cache, one row or more.
-pub fn forward(dev: &mut Device, p: &Attention, qk: Region, seen: &Seen<'_>, cache: Cache, out: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_forward(cpu, p, qk, seen.list, cache, out),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::forward(cuda, p, qk, seen, cache, out),
-    }
-}
-
-/// Multiplies the queries of `qk` [T, (heads+kv_heads)·D] at `positions` `[T]` by `table[position]`: Qwen v1's
-/// log n attention.
-pub fn scale_queries(dev: &mut Device, p: &Attention, table: Region, positions: Indices<'_>, qk: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_scale_queries(cpu, p, table, positions.values, qk),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::scale_queries(cuda, p, table, positions, qk),
-    }
-}
+use crate::device::{Cpu, Region};
+use crate::ops::attention::{Attention, Segment};
 
 fn qk_width(p: &Attention) -> usize {
     (p.heads + p.kv_heads) * p.head_dim
 }
 
-fn cpu_append(cpu: &mut Cpu, p: &Attention, qk: Region, qkv: Region, to: &[u32], cache: Cache) {
+pub(super) fn append(cpu: &mut Cpu, p: &Attention, qk: Region, qkv: Region, to: &[u32], cache: Cache) {
     let (width, raw, kv) = (qk_width(p), qk_width(p) + p.kv_heads * p.head_dim, p.kv_heads * p.head_dim);
     let (_, [qk, qkv], [k, v]) = cpu.split([qk, qkv], [cache.k, cache.v]);
     assert_eq!(qk.len(), to.len() * width, "one place for each row");
@@ -74,7 +22,7 @@ fn cpu_append(cpu: &mut Cpu, p: &Attention, qk: Region, qkv: Region, to: &[u32],
     }
 }
 
-fn cpu_forward(cpu: &mut Cpu, p: &Attention, qk: Region, seen: &[Segment], cache: Cache, out: Region) {
+pub(super) fn forward(cpu: &mut Cpu, p: &Attention, qk: Region, seen: &[Segment], cache: Cache, out: Region) {
     let (isa, d, kv_heads) = (cpu.isa, p.head_dim, p.kv_heads);
     let (width, group) = (qk_width(p), p.heads / p.kv_heads * p.head_dim);
     let (pool, [qk, k, v], [y]) = cpu.split([qk, cache.k, cache.v], [out]);
@@ -170,7 +118,7 @@ fn exponentials(scores: &mut [f32]) -> f32 {
     lanes::tree(sums)
 }
 
-fn cpu_scale_queries(cpu: &mut Cpu, p: &Attention, table: Region, positions: &[u32], qk: Region) {
+pub(super) fn scale_queries(cpu: &mut Cpu, p: &Attention, table: Region, positions: &[u32], qk: Region) {
     let (width, queries) = (qk_width(p), p.heads * p.head_dim);
     let (_, [table], [rows]) = cpu.split([table], [qk]);
     assert_eq!(rows.len(), positions.len() * width, "one position for each row");

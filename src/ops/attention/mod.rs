@@ -6,9 +6,8 @@
 //! maxima, sums and products are in the order of the rows, whoever computes them. Blocks start at their
 //! segment, so a row's result does not depend on its neighbours.
 
-mod blocks;
-mod cpu_backward;
-mod cpu_forward;
+pub mod check;
+mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
@@ -112,7 +111,7 @@ pub fn forward(
     lse: Region,
 ) {
     match dev {
-        Device::Cpu(cpu) => cpu_forward::run(cpu, p, segments.list, [qk, qkv], [out, lse]),
+        Device::Cpu(cpu) => cpu::forward(cpu, p, segments.list, [qk, qkv], [out, lse]),
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::forward(cuda, p, segments, [qk, qkv], [out, lse]),
     }
@@ -142,17 +141,8 @@ pub struct Backward {
 /// Gradients of rotated q and k, and of v.
 pub fn backward(dev: &mut Device, p: &Attention, segments: &Segments<'_>, o: &Backward) {
     match dev {
-        Device::Cpu(cpu) => cpu_backward::run(cpu, p, segments.list, o),
+        Device::Cpu(cpu) => cpu::backward(cpu, p, segments.list, o),
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::backward(cuda, p, segments, o),
     }
 }
-
-/// Query rows of a task; a multiple of the lanes.
-const QUERIES: usize = 64;
-
-/// Key rows of a task; fewer, since a task does all query heads of its group.
-const KEYS: usize = 32;
-
-/// Rows of the other side that are taken at a time. Part of the order of the sums: it never changes.
-const STEP: usize = 48;

@@ -1,8 +1,8 @@
 //! Pieces of the attention's operands: blocks of rows, columns of heads, rows as lanes.
 
-use super::Segment;
 use crate::device::cpu::lanes::{LANES, Lanes, get_lane, set_lane};
 use crate::device::cpu::tile::Tile;
+use crate::ops::attention::Segment;
 
 /// Consecutive rows of one segment.
 #[derive(Clone, Copy)]

@@ -1,11 +1,12 @@
 //! AdamW with decoupled weight decay (Loshchilov & Hutter 2019), in the order of operations of PyTorch's
 //! single-tensor form, on the flat buffers.
 
+pub mod check;
+mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::cpu::tasks;
-use crate::device::{Cpu, Device, Region};
+use crate::device::{Device, Region};
 
 /// One optimizer step's numbers; everything that depends on the step is computed in f64.
 #[derive(Clone, Copy, Debug)]
@@ -29,7 +30,7 @@ pub struct AdamW {
 /// Updates `params`, `m`, `v` (same length, f32) in place from `grads`.
 pub fn step(dev: &mut Device, p: &AdamW, params: Region, grads: Region, m: Region, v: Region) {
     match dev {
-        Device::Cpu(cpu) => cpu_step(cpu, p, params, grads, m, v),
+        Device::Cpu(cpu) => cpu::step(cpu, p, params, grads, m, v),
         #[cfg(feature = "cuda")]
         Device::Cuda(cuda) => cuda::step(cuda, p, params, grads, m, v),
     }
@@ -87,18 +88,4 @@ fn power(mut base: f64, mut n: u64) -> f64 {
         n >>= 1;
     }
     result
-}
-
-fn cpu_step(cpu: &mut Cpu, p: &AdamW, params: Region, grads: Region, m: Region, v: Region) {
-    let (factors, isa) = (Factors::new(p), cpu.isa);
-    let (pool, [grads], [params, m, v]) = cpu.split([grads], [params, m, v]);
-    let n = tasks::rows(1);
-    let parts = params.chunks_mut(n).zip(grads.chunks(n)).zip(m.chunks_mut(n)).zip(v.chunks_mut(n));
-    tasks::run(
-        pool,
-        isa,
-        parts.collect(),
-        #[inline(always)]
-        |(((params, grads), m), v)| factors.update(params, grads, m, v),
-    );
 }

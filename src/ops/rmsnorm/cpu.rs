@@ -1,58 +1,18 @@
-//! RMSNorm (Zhang & Sennrich 2019): `y = x / sqrt(mean(x²) + eps) * w`, f32 with sums in f64.
+//! RMSNorm on the CPU: f32 with sums in f64.
 
-#[cfg(feature = "cuda")]
-pub mod cuda;
-
+use super::RmsNorm;
 use crate::device::cpu::{lanes, tasks};
-use crate::device::{Cpu, Device, Region};
-
-/// Operands of one normalisation over rows of `dim` elements.
-#[derive(Clone, Copy, Debug)]
-pub struct RmsNorm {
-    /// Row length.
-    pub dim: usize,
-    /// Added to the mean square.
-    pub eps: f32,
-    /// Scale, `[dim]`, f32.
-    pub weight: Region,
-}
-
-/// `y` [rows, dim] from `x` [rows, dim]; `rstd` `[rows]` is kept for the backward pass.
-pub fn forward(dev: &mut Device, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_forward(cpu, p, x, y, rstd),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::forward(cuda, p, x, y, rstd, false),
-    }
-}
-
-/// Recomputes `y` from `x` and `rstd`: the same bits as [`forward`] wrote.
-pub fn recompute(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_recompute(cpu, p, x, rstd, y),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::forward(cuda, p, x, y, rstd, true),
-    }
-}
-
-/// `dx += d(norm)ᵀ dy`: adds to what `dx` holds (the residual's gradient). The weight is frozen.
-pub fn backward(dev: &mut Device, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_backward(cpu, p, x, rstd, dy, dx),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::backward(cuda, p, x, rstd, dy, dx),
-    }
-}
+use crate::device::{Cpu, Region};
 
 /// `1 / sqrt(mean(x²) + eps)`.
 #[inline(always)]
-pub(super) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
+pub(in crate::ops) fn inverse_rms(x: &[f32], eps: f32) -> f32 {
     let mean = lanes::dot(x, x) / x.len() as f64;
     (1.0 / (mean + f64::from(eps)).sqrt()) as f32
 }
 
 #[inline(always)]
-pub(super) fn normalise(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
+pub(in crate::ops) fn normalise(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
     for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
         *y = x * rstd * w;
     }
@@ -60,7 +20,7 @@ pub(super) fn normalise(x: &[f32], weight: &[f32], rstd: f32, y: &mut [f32]) {
 
 /// The factor c of the gradient `rstd · (dy·w - c·x)`: `rstd² · mean(x·dy·w)`.
 #[inline(always)]
-pub(super) fn radial(x: &[f32], weight: &[f32], dy: &[f32], rstd: f32) -> f32 {
+pub(in crate::ops) fn radial(x: &[f32], weight: &[f32], dy: &[f32], rstd: f32) -> f32 {
     let (weight, dy) = (&weight[..x.len()], &dy[..x.len()]);
     let dot = lanes::sum(
         x.len(),
@@ -70,7 +30,7 @@ pub(super) fn radial(x: &[f32], weight: &[f32], dy: &[f32], rstd: f32) -> f32 {
     (dot / x.len() as f64 * f64::from(rstd) * f64::from(rstd)) as f32
 }
 
-fn cpu_forward(cpu: &mut Cpu, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
+pub(super) fn forward(cpu: &mut Cpu, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
     let (isa, dim, eps) = (cpu.isa, p.dim, p.eps);
     let (pool, [x, weight], [rows, rstd]) = cpu.split([x, p.weight], [y, rstd]);
     let n = tasks::rows(dim);
@@ -89,7 +49,7 @@ fn cpu_forward(cpu: &mut Cpu, p: &RmsNorm, x: Region, y: Region, rstd: Region) {
     cpu.round(y);
 }
 
-fn cpu_recompute(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
+pub(super) fn recompute(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, y: Region) {
     let (isa, dim) = (cpu.isa, p.dim);
     let (pool, [x, weight, rstd], [rows]) = cpu.split([x, p.weight, rstd], [y]);
     let n = tasks::rows(dim);
@@ -107,7 +67,7 @@ fn cpu_recompute(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, y: Region)
     cpu.round(y);
 }
 
-fn cpu_backward(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
+pub(super) fn backward(cpu: &mut Cpu, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
     let (isa, dim) = (cpu.isa, p.dim);
     let (pool, [x, weight, rstd, dy], [rows]) = cpu.split([x, p.weight, rstd, dy], [dx]);
     let n = tasks::rows(dim);

@@ -1,73 +1,30 @@
-//! Linear + cross-entropy over the scored rows, in chunks: the full logits never exist.
+//! The fused head on the CPU, a chunk of rows after the other.
 
-#[cfg(feature = "cuda")]
-pub mod cuda;
-
+use super::Loss;
 use crate::device::cpu::BLOCK;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::{exp, ln};
 use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
-use crate::device::{Cpu, Device, Indices, Matrix, Region, Target};
+use crate::device::{Cpu, Matrix, Region};
 use rayon::prelude::*;
-
-/// Operands of the fused head.
-#[derive(Clone, Copy, Debug)]
-pub struct Loss<'a> {
-    /// Output head [V, H].
-    pub head: &'a Matrix,
-    /// Target token of each scored row, N.
-    pub targets: Indices<'a>,
-    /// Chunk of logits: a multiple of [`row_len`] elements.
-    pub logits: Region,
-    /// Written: loss of each scored row, nats, f32 `[N]`.
-    pub losses: Region,
-}
-
-/// Elements of a row of logits for a vocabulary of `vocab` tokens.
-#[must_use]
-pub fn row_len(target: Target, vocab: usize) -> usize {
-    match target {
-        Target::Cpu => vocab,
-        // Rows of 16-byte pieces, also when they are bf16.
-        Target::Cuda => vocab.next_multiple_of(8),
-    }
-}
-
-/// Writes the losses; `x` [N, H] are the normalised hidden rows.
-pub fn forward(dev: &mut Device, p: &Loss<'_>, x: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_loss(cpu, p, x, None),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::run(cuda, p, x, None),
-    }
-}
-
-/// As [`forward`] (the same bits), and writes `dx` [N, H] = gradient of `grad_scale` × the sum of the losses.
-pub fn forward_backward(dev: &mut Device, p: &Loss<'_>, x: Region, grad_scale: f32, dx: Region) {
-    match dev {
-        Device::Cpu(cpu) => cpu_loss(cpu, p, x, Some((grad_scale, dx))),
-        #[cfg(feature = "cuda")]
-        Device::Cuda(cuda) => cuda::run(cuda, p, x, Some((grad_scale, dx))),
-    }
-}
 
 /// Columns of the gradient of the logits multiplied at a time: bounds the packed copy of them.
 const DEPTH: usize = 16 * BLOCK;
 
-fn cpu_loss(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32, Region)>) {
+pub(super) fn run(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32, Region)>) {
     let (vocab, hidden) = (p.head.rows(), p.head.cols());
     let rows = p.logits.len / vocab;
     assert!(rows > 0, "the logits' chunk holds no row");
     let mut losses = vec![0.0; p.targets.len()];
     for (chunk, (targets, losses)) in p.targets.values.chunks(rows).zip(losses.chunks_mut(rows)).enumerate() {
         let x = x.slice(chunk * rows * hidden, targets.len() * hidden);
-        let logits = p.logits.slice(0, targets.len() * vocab);
-        compute_logits(cpu, p.head, x, logits);
+        let chunk_logits = p.logits.slice(0, targets.len() * vocab);
+        logits(cpu, p.head, x, chunk_logits);
         let grad_scale = backward.map(|(scale, _)| scale);
-        score_rows(cpu, targets, logits, vocab, losses, grad_scale);
+        score_rows(cpu, targets, chunk_logits, vocab, losses, grad_scale);
         if let Some((_, dx)) = backward {
             let dx = dx.slice(chunk * rows * hidden, targets.len() * hidden);
-            hidden_gradient(cpu, p.head, logits, dx);
+            hidden_gradient(cpu, p.head, chunk_logits, dx);
             cpu.round(dx);
         }
     }
@@ -75,7 +32,7 @@ fn cpu_loss(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32, Regio
 }
 
 /// `logits = x·headᵀ`.
-pub(super) fn compute_logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Region) {
+pub(in crate::ops) fn logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Region) {
     let (mut engine, r, mut w) = cpu.engine(&[x], &[logits]);
     let right = Right::weight_transposed(head);
     let terms = vec![Term { left: 0, first: 0, depth: head.cols(), right }];
