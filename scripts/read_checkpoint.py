@@ -29,7 +29,7 @@ def sections(data):
     need(len(data) >= 2 * BLOCK and data[:8] == b"\x89QCK\r\n\x1a\n", "not a checkpoint")
     need(blake3(data[:4064]).digest() == data[4064:4096], "header: digest differs")
     major, minor, header_len, file_len, step, samples, flags, count, entry = struct.unpack_from("<HHIQQQIII", data, 8)
-    need((major, minor) == (1, 0), f"format {major}.{minor}, this reads 1.0")
+    need((major, minor) == (2, 0), f"format {major}.{minor}, this reads 2.0")
     need((header_len, count, entry) == (BLOCK, len(NAMES), 96), "header: lengths")
     need(flags in (0, 1) and not any(data[52:64]) and not any(data[64 + 96 * count : 4064]), "header: reserved bytes")
     need(file_len == len(data), f"length {len(data)}, the header says {file_len}")
@@ -67,25 +67,47 @@ def tensors(body):
 
 def cursor(body):
     """Section CUR."""
-    samples, tokens, has_best, best_loss, best_step, stale, count = struct.unpack_from("<QQQdQQQ", body)
-    need(len(body) == 56 + 24 * count, "section CUR: length")
-    names = ["first_step", "total_steps", "warmup_steps"]
-    segments = [dict(zip(names, struct.unpack_from("<3Q", body, 56 + 24 * i))) for i in range(count)]
-    best = {"loss": best_loss, "step": best_step} if has_best else None
-    return {"samples": samples, "tokens": tokens, "best": best, "stale_evaluations": stale, "schedule": segments}
+    samples, tokens, behind, stale, has_best = struct.unpack_from("<5Q", body)
+    need(has_best in (0, 1) and len(body) == (88 if has_best else 40), "section CUR: length")
+    best = None
+    if has_best:
+        loss, step, adapter = struct.unpack_from("<dQ32s", body, 40)
+        best = {"loss": loss, "step": step, "adapter": adapter.hex()}
+    return {"samples": samples, "tokens": tokens, "updates_behind": behind, "stale_evaluations": stale, "best": best}
+
+
+KINDS = {
+    1: ("<QddddQ", ["step", "epoch", "loss", "grad_norm", "lr", "tokens"]),
+    2: ("<Qdd", ["step", "epoch", "eval_loss"]),
+}
 
 
 def log(body):
     """Section LOG: the lines of metrics.jsonl, without their clock."""
-    lines = []
-    for kind, step, epoch, loss, grad_norm, lr, tokens in struct.iter_unpack("<QQddddQ", body):
-        if kind == 1:
-            rest = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens": tokens}
-        else:
-            need(kind == 2, f"section LOG: record of kind {kind}")
-            rest = {"eval_loss": loss}
-        lines.append({"step": step, "epoch": epoch, **rest})
+    lines, at = [], 0
+    while at < len(body):
+        kind, length = struct.unpack_from("<II", body, at)
+        form, names = KINDS.get(kind, ("", []))
+        need(names and length == struct.calcsize(form), f"section LOG: kind {kind}, length {length}")
+        lines.append(dict(zip(names, struct.unpack_from(form, body, at + 8))))
+        at += 8 + length
     return lines
+
+
+def meta(body):
+    """Section META: identity and history, in the one permitted spelling."""
+    value = json.loads(body)
+    spelt = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    need(spelt.encode() == body and sorted(value) == ["history", "identity"], "section META: not canonical")
+    return value
+
+
+def fields(value, path=""):
+    """Plain values below `value`, by their path."""
+    if isinstance(value, (dict, list)):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [field for key, item in items for field in fields(item, f"{path}.{key}".lstrip("."))]
+    return [(path, value)]
 
 
 def read(path):
@@ -101,8 +123,7 @@ def read(path):
         arrays[section] = {n: flat[o : o + r * c].reshape(r, c) for n, o, r, c in table}
     cur = cursor(found["CUR"])
     need(cur["samples"] == header["samples"], "section CUR: samples")
-    identity = json.loads(found["META"])
-    return {**header, "identity": identity, "cursor": cur, "log": log(found["LOG"]), "arrays": arrays}
+    return {**header, **meta(found["META"]), "cursor": cur, "log": log(found["LOG"]), "arrays": arrays}
 
 
 def summary(state):
@@ -120,7 +141,7 @@ def main():
         print(json.dumps(state))
         return
     print(f"step {state['step']}, {state['samples']} rows, digest {state['digest']}")
-    for key, value in state["identity"].items():
+    for key, value in fields({"identity": state["identity"], "history": state["history"]}):
         print(f"  {key} = {value}")
     print(f"  cursor {state['cursor']}")
     print(f"  {len(state['log'])} log lines" + (f", the last {state['log'][-1]}" if state["log"] else ""))

@@ -16,7 +16,7 @@
 //!  │                           ├────▶ data ─────────▶ formats
 //!  │                           └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
-//!     everything may use error, config (plain values), philox, report's events and sys
+//!     everything may use error, config and identity (plain values), philox, report's events and sys
 //! ```
 
 pub mod checkpoint;
@@ -29,6 +29,7 @@ pub mod error;
 pub mod failpoint;
 pub mod formats;
 pub mod generate;
+pub mod identity;
 pub mod model;
 pub mod ops;
 pub mod philox;

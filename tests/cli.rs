@@ -442,7 +442,11 @@ fn a_resume_may_not_change_what_decides_the_numbers() {
     std::fs::create_dir(&run).unwrap();
     let settings = Settings { model: "m".into(), train_files: vec!["t".into()], ..Settings::default() };
     let none = std::collections::BTreeMap::new();
-    std::fs::write(run.join("run.json"), qwentune::config::run_json(&settings, &[], &none, &none)).unwrap();
+    std::fs::write(
+        run.join("run.json"),
+        qwentune::config::run_json(&settings, &[], &none, &Default::default()),
+    )
+    .unwrap();
     let output = program(&here, &["resume", "run", "--lora_r", "8", "--seed=43", "--save-steps", "9"]);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(76), "{stderr}");

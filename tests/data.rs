@@ -419,7 +419,7 @@ fn bad_rows_are_listed_or_skipped_and_counted() {
     let (made, warnings, _) = prepared(&Settings { skip_bad_rows: 30, ..strict });
     let made = made.unwrap();
     assert_eq!(made.train.len(), 3);
-    assert_eq!(made.identity["data.train.0.skipped"], "30");
+    assert_eq!(made.identity.train.files[0].skipped, 30);
     assert!(warnings.len() == 1 && warnings[0].contains("30 of 33"), "{warnings:?}");
 }
 
@@ -448,7 +448,7 @@ fn evaluation_rows_are_split_off_by_the_seed() {
         let asked = Settings { val_set_size, seed, ..settings(&folder, &file) };
         let made = prepared(&asked).0.unwrap();
         let firsts = |data: &Dataset| all_rows(data).iter().map(|row| row.ids[0]).collect::<Vec<_>>();
-        (firsts(&made.train), firsts(made.eval.as_ref().unwrap()), made.identity["data.train.digest"].clone())
+        (firsts(&made.train), firsts(made.eval.as_ref().unwrap()), made.identity.train.digest.clone())
     };
     let (train, eval, digest) = with(0.1, 42);
     assert_eq!((train.len(), eval.len()), (90, 10));

@@ -4,9 +4,10 @@ use crate::checkpoint::state;
 use crate::common::scratch;
 use qwentune::checkpoint::format::{self, Fault};
 use qwentune::checkpoint::shelf::Shelf;
-use qwentune::checkpoint::state::{Flaw, LogLine, State};
+use qwentune::checkpoint::state::{Flaw, State};
 use qwentune::checkpoint::storage::RealFolder;
 use qwentune::error::{Error, Kind};
+use qwentune::report::line::{EvalLine, LogLine, StepLine};
 use std::error::Error as _;
 use std::io;
 use std::path::Path;
@@ -40,7 +41,9 @@ fn a_state_that_diverged_is_told_from_one_that_is_inconsistent() {
     assert_eq!(infinite.kind, Kind::Diverged, "{infinite}");
     assert!(matches!(source(&infinite), Flaw::NotFinite { section: "W", .. }), "{infinite}");
     let logged = refused(|s| match s.log.last_mut() {
-        Some(LogLine::Step { loss, .. } | LogLine::Eval { eval_loss: loss, .. }) => *loss = f64::NAN,
+        Some(LogLine::Step(StepLine { loss, .. }) | LogLine::Eval(EvalLine { eval_loss: loss, .. })) => {
+            *loss = f64::NAN
+        }
         None => panic!("no log"),
     });
     assert_eq!(logged.kind, Kind::Diverged, "{logged}");

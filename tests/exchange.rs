@@ -8,6 +8,7 @@ use qwentune::cli::train_settings;
 use qwentune::config::Settings;
 use qwentune::report::event::Event;
 use qwentune::report::jsonl::Line;
+use qwentune::report::line::LogLine;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -114,9 +115,9 @@ fn numbers(value: &Value) -> Vec<f64> {
 fn lines(run: &Path) -> Vec<(u64, f64, f64)> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap();
     text.lines()
-        .map(|l| match Line::parse(l).unwrap() {
-            Line::Step(s) => (s.step, s.loss, s.lr),
-            Line::Eval(_) => panic!("no evaluation was asked for"),
+        .map(|l| match Line::parse(l).unwrap().logged {
+            LogLine::Step(s) => (s.step, s.loss, s.lr),
+            LogLine::Eval(_) => panic!("no evaluation was asked for"),
         })
         .collect()
 }
@@ -338,7 +339,7 @@ fn a_fresh_optimizer_counts_from_zero_and_is_recorded() {
     let said = done(&[Path::new("import"), &from, &run], &fresh);
     assert!(said.contains("AdamW's moments, which begin at zero"), "{said}");
     let state = inspect::load(&inspect::path_of_step(&run, 8)).unwrap();
-    assert_eq!(state.identity.0["optimizer.updates_behind"], "8");
+    assert_eq!(state.cursor.updates_behind, 8);
     done(&[Path::new("resume"), &run], &[]);
 
     let new = folder.join("new");

@@ -5,6 +5,7 @@
 use crate::common::scratch;
 use qwentune::formats::peft;
 use qwentune::report::jsonl::Line;
+use qwentune::report::line::LogLine;
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -88,14 +89,14 @@ fn follows_transformers_and_peft() {
         let text = std::fs::read_to_string(out.join("run/metrics.jsonl")).unwrap();
         let lines: Vec<_> = text
             .lines()
-            .map(|l| match Line::parse(l).unwrap() {
-                Line::Step(s) => s,
-                Line::Eval(_) => panic!("no evaluation was asked for"),
+            .map(|l| match Line::parse(l).unwrap().logged {
+                LogLine::Step(s) => s,
+                LogLine::Eval(_) => panic!("no evaluation was asked for"),
             })
             .collect();
         let expected = json(&case.join("expected.json"));
         let column =
-            |f: fn(&qwentune::report::event::StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
+            |f: fn(&qwentune::report::line::StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
         assert_close(&name, "lr", &column(|l| l.lr), &numbers(&expected["lr"]), 1e-12);
         assert_close(&name, "loss", &column(|l| l.loss), &numbers(&expected["loss"]), 1e-6);
         assert_close(&name, "grad_norm", &column(|l| l.grad_norm), &numbers(&expected["grad_norm"]), 1e-5);
@@ -112,7 +113,7 @@ fn follows_transformers_and_peft() {
 
 #[test]
 fn schedules_have_the_values_of_transformers() {
-    use qwentune::checkpoint::state::ScheduleSegment;
+    use qwentune::checkpoint::state::Length;
     use qwentune::config::{Scheduler, Settings};
     use qwentune::train::schedule::Schedule;
     let cases = json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/schedules.json")));
@@ -127,14 +128,14 @@ fn schedules_have_the_values_of_transformers() {
             ..Settings::default()
         };
         let schedule = Schedule::new(&settings).unwrap();
-        let segment = ScheduleSegment {
-            first_step: 0,
+        let length = Length {
+            from_step: 0,
             total_steps: case["steps"].as_u64().unwrap(),
             warmup_steps: case["warmup"].as_u64().unwrap(),
         };
         let expected = numbers(&case["lr"]);
         let found: Vec<f64> =
-            (0..expected.len() as u64).map(|step| schedule.learning_rate(step, &[segment])).collect();
+            (0..expected.len() as u64).map(|step| schedule.learning_rate(step, &[length])).collect();
         for (step, (a, b)) in found.iter().zip(&expected).enumerate() {
             assert!(
                 (a - b).abs() <= 1e-15 + 1e-12 * b.abs(),

@@ -8,6 +8,7 @@ use qwentune::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
 use qwentune::formats::weight_map::{Tensor, WeightMap};
 use qwentune::model::spec;
 use qwentune::report::jsonl::Line;
+use qwentune::report::line::LogLine;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -138,9 +139,9 @@ fn loss(model: &Path, adapter: Option<&Path>, rows: &Path, out: &Path) -> f64 {
     };
     crate::common::train(&settings).unwrap();
     let text = std::fs::read_to_string(out.join("metrics.jsonl")).unwrap();
-    match Line::parse(text.lines().next().unwrap()).unwrap() {
-        Line::Eval(line) => line.eval_loss,
-        Line::Step(_) => panic!("no evaluation before the first step"),
+    match Line::parse(text.lines().next().unwrap()).unwrap().logged {
+        LogLine::Eval(line) => line.eval_loss,
+        LogLine::Step(_) => panic!("no evaluation before the first step"),
     }
 }
 

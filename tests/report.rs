@@ -1,20 +1,20 @@
 //! What a run writes for others to read: `metrics.jsonl` bit for bit, the report page, the console's words.
 
 use qwentune::report::console::duration;
-use qwentune::report::event::{EvalLine, StepLine};
 use qwentune::report::html::render;
 use qwentune::report::jsonl::{Line, read};
+use qwentune::report::line::{EvalLine, LogLine, StepLine};
 
 fn step(step: u64, loss: f64) -> StepLine {
-    StepLine {
-        step,
-        epoch: step as f64 / 7.0,
-        loss,
-        grad_norm: loss * 0.3,
-        lr: 1e-4 / 3.0,
-        tokens: 100,
-        seconds: Some(0.25),
-    }
+    StepLine { step, epoch: step as f64 / 7.0, loss, grad_norm: loss * 0.3, lr: 1e-4 / 3.0, tokens: 100 }
+}
+
+fn logged(line: StepLine) -> Line {
+    Line { logged: LogLine::Step(line), seconds: Some(0.25) }
+}
+
+fn evaluation(step: u64, eval_loss: f64, seconds: Option<f64>) -> Line {
+    Line { logged: LogLine::Eval(EvalLine { step, epoch: 0.5, eval_loss }), seconds }
 }
 
 #[test]
@@ -37,34 +37,29 @@ fn floats_come_back_with_the_same_bits() {
         f64::from_bits(state)
     });
     for value in hard.into_iter().chain(random.filter(|v| v.is_finite()).take(2000)) {
-        let line = Line::Step(StepLine { loss: value, ..step(3, 1.0) });
+        let line = logged(StepLine { loss: value, ..step(3, 1.0) });
         let text = line.to_json();
-        let Line::Step(back) = Line::parse(text.trim_end()).unwrap() else { panic!("{text}") };
+        let LogLine::Step(back) = Line::parse(text.trim_end()).unwrap().logged else { panic!("{text}") };
         assert_eq!(back.loss.to_bits(), value.to_bits(), "{text}");
     }
 }
 
 #[test]
 fn lines_have_the_documented_fields_in_order() {
-    let line =
-        StepLine { step: 3, epoch: 0.5, loss: 2.0, grad_norm: 1.5, lr: 1e-4, tokens: 9, seconds: None };
-    let text = Line::Step(line).to_json();
+    let line = StepLine { step: 3, epoch: 0.5, loss: 2.0, grad_norm: 1.5, lr: 1e-4, tokens: 9 };
+    let text = Line { seconds: None, ..logged(line) }.to_json();
     assert_eq!(
         text,
         "{\"step\":3,\"epoch\":0.5,\"loss\":2.0,\"grad_norm\":1.5,\"lr\":0.0001,\"tokens\":9,\"seconds\":null}\n"
     );
-    let eval = Line::Eval(EvalLine { step: 3, epoch: 0.5, eval_loss: 2.25, seconds: Some(1.5) });
+    let eval = evaluation(3, 2.25, Some(1.5));
     assert_eq!(eval.to_json(), "{\"step\":3,\"epoch\":0.5,\"eval_loss\":2.25,\"seconds\":1.5}\n");
     assert_eq!(Line::parse(eval.to_json().trim_end()).unwrap(), eval);
 }
 
 #[test]
 fn damage_is_found_and_what_stands_before_it_is_kept() {
-    let lines = [
-        Line::Step(step(1, 3.0)),
-        Line::Eval(EvalLine { step: 1, epoch: 0.1, eval_loss: 2.0, seconds: None }),
-        Line::Step(step(2, 2.5)),
-    ];
+    let lines = [logged(step(1, 3.0)), evaluation(1, 2.0, None), logged(step(2, 2.5))];
     let whole: String = lines.iter().map(Line::to_json).collect();
     let metrics = read(whole.as_bytes());
     assert_eq!(
@@ -96,11 +91,10 @@ fn damage_is_found_and_what_stands_before_it_is_kept() {
 #[test]
 fn the_page_stands_alone_and_stays_small() {
     let noise = |n: u64| (n.wrapping_mul(0x9e37_79b9) >> 16 & 0xff) as f64 / 1000.0;
-    let steps: Vec<StepLine> =
-        (1..=100_000).map(|n| step(n, 1.0 + 900.0 / (n + 400) as f64 + noise(n))).collect();
-    let evals: Vec<EvalLine> =
-        (0..5).map(|n| EvalLine { step: n * 20_000, epoch: 0.0, eval_loss: 2.0, seconds: None }).collect();
-    let page = render("run <b> & \"co\"", &steps, &evals, "{\"a\": \"</pre><script>alert(1)</script>\"}");
+    let mut lines: Vec<Line> =
+        (1..=100_000).map(|n| logged(step(n, 1.0 + 900.0 / (n + 400) as f64 + noise(n)))).collect();
+    lines.extend((0..5).map(|n| evaluation(n * 20_000, 2.0, None)));
+    let page = render("run <b> & \"co\"", &lines, "{\"a\": \"</pre><script>alert(1)</script>\"}");
     std::fs::write(concat!(env!("CARGO_TARGET_TMPDIR"), "/report-100k-steps.html"), &page).unwrap();
     assert!(page.len() < 600_000, "{} bytes", page.len());
     assert!(page.contains("run &lt;b&gt; &amp; &quot;co&quot;"));
@@ -120,7 +114,8 @@ fn the_page_stands_alone_and_stays_small() {
 #[test]
 fn a_page_of_little_or_nothing_is_still_a_page() {
     for steps in [vec![], vec![step(1, 2.0)], vec![step(1, 0.0), step(2, 0.0)]] {
-        let page = render("t", &steps, &[], "");
+        let lines: Vec<Line> = steps.iter().copied().map(logged).collect();
+        let page = render("t", &lines, "");
         assert!(page.ends_with("</body></html>\n"));
         assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
         assert_eq!(page.contains("<svg"), !steps.is_empty());

@@ -2,7 +2,7 @@
 //! interval and number of threads.
 
 use crate::common::{assert_same, results, scratch, tiny_settings, train, train_until};
-use qwentune::checkpoint::state::State;
+use qwentune::checkpoint::state::{Best, State};
 use qwentune::checkpoint::{format, inspect};
 use qwentune::config::{ResumeFrom, Settings, Strategy};
 use qwentune::error::Kind;
@@ -233,9 +233,10 @@ fn losing_any_part_of_the_state_is_noticed() {
     assert!(!ends_the_same_after("first-moments", |s| s.m.fill(0.0)));
     assert!(!ends_the_same_after("second-moments", |s| s.v.fill(0.0)));
     assert!(!ends_the_same_after("one-weight", |s| s.weights[5] += 1e-6));
-    assert!(!ends_the_same_after("best", |s| s.cursor.best = Some((0.0, 1))));
+    assert!(!ends_the_same_after("best", |s| s.cursor.best =
+        s.cursor.best.map(|best| Best { loss: 0.0, ..best })));
     assert!(!ends_the_same_after("tokens", |s| s.cursor.tokens += 1));
-    assert!(!ends_the_same_after("horizon", |s| s.cursor.schedule[0].total_steps += 1));
+    assert!(!ends_the_same_after("horizon", |s| s.history.lengths[0].total_steps += 1));
     assert!(!ends_the_same_after("cursor", |s| {
         s.step -= 1;
         s.cursor.samples -= 6;

@@ -459,8 +459,8 @@ fn rows_of_text_are_cached_by_all_that_decides_them() {
     let row = chat(&[("user", "q"), ("assistant", "a")]);
     let settings = chat_settings(&golden("small"), &folder, &[row.clone(), row]);
     let first = prepared(&settings).0.unwrap();
-    assert_eq!(first.identity["data.template"], "qwen");
-    assert_eq!(first.identity["tokenizer.digest"].len(), 64);
+    assert_eq!(first.identity.template.as_ref().unwrap().name, "qwen");
+    assert_eq!(first.identity.tokenizer.as_ref().unwrap().len(), 64);
     assert!(!prepared(&settings).2, "the second run tokenises nothing");
     for change in [
         Settings { template: Template::Qwen3, ..settings.clone() },
@@ -510,7 +510,7 @@ fn the_folders_own_template_is_recognised() {
         let by_file = prepared(&settings).0;
         for made in [by_config, by_file] {
             match (made, expected) {
-                (Ok(made), Some(name)) => assert_eq!(made.identity["data.template"], name),
+                (Ok(made), Some(name)) => assert_eq!(made.identity.template.unwrap().name, name),
                 (Err(fault), None) => assert!(fault.to_string().contains("--template"), "{fault}"),
                 (made, _) => panic!("{text}: {:?}, expected {expected:?}", made.map(|m| m.identity)),
             }
@@ -519,7 +519,7 @@ fn the_folders_own_template_is_recognised() {
     let folder = Folder::new("recognise-v1");
     as_tiktoken(&folder);
     assert_eq!(
-        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity["data.template"],
+        prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity.template.unwrap().name,
         "qwen"
     );
     let folder = Folder::new("recognise-none");

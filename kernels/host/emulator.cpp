@@ -10,6 +10,7 @@
 #include <mutex>
 #include <numeric>
 
+#include "observe.h"
 #include "sanitize.h"
 
 // ---- fibers --------------------------------------------------------------------------------------------------------
@@ -194,6 +195,18 @@ bool registered(uintptr_t first, size_t bytes) {
     return true;
 }
 
+// The warps of these lanes have met at a barrier.
+void warps_met(const std::vector<int>& lanes) {
+    uint64_t seen = 0;
+    for (const int lane : lanes) {
+        const int warp = lane / 32;
+        if (seen >> warp & 1) continue;
+        seen |= uint64_t{1} << warp;
+        warp_met(warp);
+        happens(Event::BlockBarrier, warp);
+    }
+}
+
 std::vector<const Kernel*>& kernels() {
     static std::vector<const Kernel*> all;
     return all;
@@ -291,7 +304,10 @@ void lane_main() {
     --current->live_in_warp[current->running / 32];
     // A barrier waits only for those that have not ended.
     Meeting& barrier = current->barrier;
-    if (!barrier.arrived.empty() && barrier.arrived.size() == static_cast<size_t>(current->live)) release(barrier);
+    if (!barrier.arrived.empty() && barrier.arrived.size() == static_cast<size_t>(current->live)) {
+        warps_met(barrier.arrived);
+        release(barrier);
+    }
     leave();
     abort();
 }
@@ -369,6 +385,7 @@ void run_block(Block& block) {
     block.live_in_warp.assign(launch.threads / 32, 32);
     block.live = launch.threads;
     block.scheduler_context.own();
+    block_begins(block.shared, launch.shared_bytes, launch.threads);
     // Threads of neighbouring blocks are different ones also where their numbers are the same.
     const size_t shift = THREADS ? blocks++ * 97 : 0;
     for (int i = 0; i < launch.threads; ++i) prepare(block.lanes[i], stacks[(i + shift) % stacks.size()]);
@@ -386,6 +403,7 @@ void run_block(Block& block) {
             return;
         }
     }
+    for (int warp = 0; warp < launch.threads / 32; ++warp) warp_met(warp);
     const char* canary = block.shared + launch.shared_bytes;
     allow(canary, CANARY);
     if (std::any_of(canary, canary + CANARY, [](char c) { return c != static_cast<char>(CANARY_BYTE); })) {
@@ -396,6 +414,7 @@ void run_block(Block& block) {
 std::string run(const Launch& launch) {
     std::unique_ptr<char[]> memory;
     ++launches;
+    launch_begins(*launch.kernel, launch.grid, launch.threads, launch.shared_bytes);
     for (int z = 0; z < launch.grid[2]; ++z) {
         for (int y = 0; y < launch.grid[1]; ++y) {
             for (int x = 0; x < launch.grid[0]; ++x) {
@@ -417,6 +436,7 @@ std::string run(const Launch& launch) {
             }
         }
     }
+    launch_ends();
     return "";
 }
 
@@ -454,6 +474,7 @@ void barrier(Meeting& meeting, size_t expected, const char* what, Site site) {
     shows(tag);
     meeting.arrived.push_back(current->running);
     if (meeting.arrived.size() == expected) {
+        warps_met(meeting.arrived);
         release(meeting);
     } else {
         wait(what, site);
@@ -463,12 +484,14 @@ void barrier(Meeting& meeting, size_t expected, const char* what, Site site) {
 
 // The last of a warp's lanes does the work of all. The instruction itself orders no memory.
 template <typename Work>
-void meet_warp(Site site, uint64_t key, Slot slot, Work work) {
+void meet_warp(Event event, Site site, uint64_t key, Slot slot, Work work) {
     const int warp = current->running / 32;
     Meeting& meeting = current->warps[warp];
     if (current->live_in_warp[warp] != 32) fail("comes to " + place(site) + " after lanes of its warp have ended");
     meeting.slots[current->running % 32] = slot;
     if (!arrive(meeting, 32, site, key)) return wait("its warp", site);
+    warp_met(warp);
+    happens(event, warp);
     work(meeting.slots);
     release(meeting);
 }
@@ -493,7 +516,7 @@ void named_barrier(int id, int threads, Site site) {
 void warp_barrier(Site site) {
     char* tag = current->warps[current->running / 32].tag();
     shows(tag);
-    meet_warp(site, 1, {}, [](Slot*) {});
+    meet_warp(Event::WarpBarrier, site, 1, {}, [](Slot*) {});
     sees(tag);
 }
 
@@ -504,7 +527,7 @@ void exchange(void* value, size_t bytes, int from, uint64_t key, Site site) {
         for (int l = 0; l < 32; ++l) memcpy(&all[l], slots[l].registers, bytes);
         for (int l = 0; l < 32; ++l) memcpy(slots[l].registers, &all[*static_cast<const int*>(slots[l].from) & 31], bytes);
     };
-    meet_warp(site, key + bytes * 10000, {value, &from, nullptr}, work);
+    meet_warp(Event::Shuffle, site, key + bytes * 10000, {value, &from, nullptr}, work);
 }
 
 // Each lane reads the row it gives the address of when it comes. The instruction is one of the whole warp: it waits
@@ -513,12 +536,13 @@ void load_matrices(uint32_t* r, const void* row, int count, bool transposed, Sit
     uint16_t values[8];
     if (thread() % 32 < 8 * count) {
         check_shared(row, 16, 16, site);
+        reads_row(row, __builtin_return_address(0));
         reads(row, 16);
         memcpy(values, row, 16);
     }
     char* tag = current->warps[current->running / 32].tag();
     shows(tag);
-    meet_warp(site, 4000 + 2 * count + transposed, {r, values, nullptr}, [count, transposed](Slot* slots) {
+    meet_warp(Event::Ldmatrix, site, 4000 + 2 * count + transposed, {r, values, nullptr}, [count, transposed](Slot* slots) {
         const auto element = [slots](int l, int c) { return static_cast<const uint16_t*>(slots[l].from)[c]; };
         for (int m = 0; m < count; ++m) {
             for (int l = 0; l < 32; ++l) {
@@ -542,7 +566,10 @@ void check_shared(const void* p, size_t bytes, size_t alignment, Site site) {
     }
 }
 
+bool is_global(const void* p, size_t bytes) { return registered(reinterpret_cast<uintptr_t>(p), bytes); }
+
 void check_access(const void* p, size_t bytes, size_t alignment, Site site) {
+    touches(p, bytes, __builtin_return_address(0));
     const char* at = static_cast<const char*>(p);
     if (reinterpret_cast<uintptr_t>(p) % alignment != 0) fail("misaligned address at " + place(site));
     if (at >= current->shared && at + bytes <= current->shared + current->launch->shared_bytes) return;
@@ -551,11 +578,13 @@ void check_access(const void* p, size_t bytes, size_t alignment, Site site) {
 }
 
 void copy_async(void* to, const void* from) {
+    copies(to, from, __builtin_return_address(0));
     if (!current->launch->options.lazy) return perform({to, from});
     self().open.push_back({to, from});
 }
 
 void copy_commit() {
+    if (current->running % 32 == 0) happens(Event::CopyGroup, current->running / 32);
     if (!current->launch->options.lazy) return;
     Lane& lane = self();
     lane.groups.push_back(std::move(lane.open));
@@ -563,6 +592,7 @@ void copy_commit() {
 }
 
 void copy_wait(int groups) {
+    if (current->running % 32 == 0) happens(Event::CopyWait, current->running / 32);
     std::vector<std::vector<Copy>>& all = self().groups;
     while (all.size() > static_cast<size_t>(groups)) {
         for (const Copy& copy : all.front()) perform(copy);
@@ -609,7 +639,7 @@ void multiply_fragments(Slot* slots) {
 }  // namespace
 
 void multiply(float* d, const uint32_t* a, const uint32_t* b, Site site) {
-    meet_warp(site, 5000, {d, a, b}, multiply_fragments);
+    meet_warp(Event::Mma, site, 5000, {d, a, b}, multiply_fragments);
 }
 
 }  // namespace emulator

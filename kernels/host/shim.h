@@ -69,14 +69,15 @@ T shuffle_down(T value, int n, HERE) {
 
 // ---- memory --------------------------------------------------------------------------------------------------------
 
+// Inlined whatever the optimisation, so that a tool that counts can tell the places in the kernels apart.
 template <typename T>
-T load(const T* p, HERE) {
+[[gnu::always_inline]] inline T load(const T* p, HERE) {
     emulator::check_access(p, sizeof(T), alignof(T), site);
     return *p;
 }
 
 template <typename T>
-void store(T* p, T value, HERE) {
+[[gnu::always_inline]] inline void store(T* p, T value, HERE) {
     emulator::check_access(p, sizeof(T), alignof(T), site);
     *p = value;
 }

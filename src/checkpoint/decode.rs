@@ -4,10 +4,11 @@
 use super::buffer::{Buffer, CHUNK};
 use super::encode::{header_block, trailer_block};
 use super::format::{
-    BLOCK, CUR_MAX, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Fault, Header, IDX_MAX, LOG_RECORD, MAGIC,
-    META_MAX, Reading, SECTIONS, Section, TABLE_AT, VERSION, padded,
+    BLOCK, CUR_MAX, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Fault, Header, IDX_MAX, MAGIC, META_MAX,
+    Reading, SECTIONS, Section, TABLE_AT, VERSION, padded,
 };
-use super::state::{Cursor, Identity, LogLine, NAME_MAX, ScheduleSegment, State, TensorEntry, first_bad};
+use super::state::{Best, Cursor, Meta, NAME_MAX, State, TensorEntry, first_bad};
+use crate::report::line::LogLine;
 use std::io;
 
 /// Where the bytes of a file come from.
@@ -55,7 +56,9 @@ pub(super) fn read(source: &dyn Source, reading: Reading) -> Read<(Header, State
     let chunk = CHUNK.min(usize::try_from(header.file_len).unwrap_or(CHUNK));
     let mut reader = Reader { source, header: &header, reading, buffer: Buffer::new(chunk) };
     let mut state = State { step: header.step, tainted: header.tainted, ..State::default() };
-    state.identity = parse_meta(&reader.small("META", META_MAX)?)?;
+    let meta = Meta::decode(&reader.small("META", META_MAX)?);
+    let meta = meta.map_err(|e| Fault::Damaged(format!("section META: {e}")))?;
+    (state.identity, state.history) = (meta.identity, meta.history);
     state.tensors = parse_idx(&reader.small("IDX", IDX_MAX)?)?;
     state.cursor = parse_cur(&reader.small("CUR", CUR_MAX)?)?;
     state.log = parse_log(&reader.small("LOG", u64::MAX)?)?;
@@ -108,7 +111,9 @@ fn parse_header(block: &[u8]) -> Read<Header> {
     let (major, minor) = (fields.u16()?, fields.u16()?);
     if (major, minor) != VERSION {
         let (ours, ours_minor) = VERSION;
-        return Err(Fault::Newer(format!("format {major}.{minor}, this build reads {ours}.{ours_minor}")));
+        return Err(Fault::OtherVersion(format!(
+            "format {major}.{minor}, this build reads {ours}.{ours_minor}"
+        )));
     }
     let header_len = fields.u32()?;
     let (file_len, step, samples) = (fields.u64()?, fields.u64()?, fields.u64()?);
@@ -156,7 +161,7 @@ fn parse_entry(name: &'static str, base: usize, entry: &[u8]) -> Read<Section> {
     if stored != raw {
         return damaged(format!("section {name}: stored length {stored}, raw length {raw}, without a codec"));
     }
-    let digest: Digest = fields.take(32)?.try_into().unwrap_or_default();
+    let digest = fields.digest()?;
     Ok(Section { name, offset, len: stored, digest })
 }
 
@@ -263,10 +268,6 @@ impl Reader<'_> {
     }
 }
 
-fn parse_meta(bytes: &[u8]) -> Read<Identity> {
-    Identity::from_canonical_json(bytes).map_err(|e| Fault::Damaged(format!("section META: {e}")))
-}
-
 fn parse_idx(bytes: &[u8]) -> Read<Vec<TensorEntry>> {
     let mut fields = Fields { section: "IDX", base: 0, bytes };
     let count = fields.u64()?;
@@ -298,39 +299,31 @@ fn parse_idx(bytes: &[u8]) -> Read<Vec<TensorEntry>> {
 fn parse_cur(bytes: &[u8]) -> Read<Cursor> {
     let mut fields = Fields { section: "CUR", base: 0, bytes };
     let (samples, tokens) = (fields.u64()?, fields.u64()?);
-    let (has_best, loss_bits, best_step) = (fields.u64()?, fields.u64()?, fields.u64()?);
-    let best = match (has_best, loss_bits, best_step) {
-        (1, bits, step) => Some((f64::from_bits(bits), step)),
-        (0, 0, 0) => None,
-        _ => return damaged("section CUR: the best evaluation is neither there nor absent (offset 0x10)"),
+    let (updates_behind, stale_evaluations) = (fields.u64()?, fields.u64()?);
+    let best = match fields.u64()? {
+        0 => None,
+        1 => Some(Best { loss: fields.f64()?, step: fields.u64()?, adapter: fields.digest()? }),
+        _ => return damaged("section CUR: the best evaluation is neither there nor absent (offset 0x20)"),
     };
-    let (stale_evaluations, count) = (fields.u64()?, fields.u64()?);
-    let mut schedule = Vec::new();
-    for _ in 0..count {
-        let (first_step, total_steps, warmup_steps) = (fields.u64()?, fields.u64()?, fields.u64()?);
-        schedule.push(ScheduleSegment { first_step, total_steps, warmup_steps });
-    }
     fields.end()?;
-    Ok(Cursor { samples, tokens, best, stale_evaluations, schedule })
+    Ok(Cursor { samples, tokens, updates_behind, best, stale_evaluations })
 }
 
 fn parse_log(bytes: &[u8]) -> Read<Vec<LogLine>> {
     let mut fields = Fields { section: "LOG", base: 0, bytes };
-    let mut log = Vec::with_capacity(bytes.len() / LOG_RECORD);
+    let mut log = Vec::new();
     while !fields.bytes.is_empty() {
-        let (at, kind, step, epoch) = (fields.base, fields.u64()?, fields.u64()?, fields.f64()?);
-        let line = match kind {
-            1 => {
-                let (loss, grad_norm) = (fields.f64()?, fields.f64()?);
-                LogLine::Step { step, epoch, loss, grad_norm, lr: fields.f64()?, tokens: fields.u64()? }
+        let (at, kind, len) = (fields.base, fields.u32()?, fields.u32()? as usize);
+        let words: Vec<u64> =
+            fields.take(len)?.as_chunks::<8>().0.iter().map(|b| u64::from_le_bytes(*b)).collect();
+        match LogLine::from_words(kind, &words).filter(|_| len % 8 == 0) {
+            Some(line) => log.push(line),
+            None => {
+                return damaged(format!(
+                    "section LOG: record of unknown kind {kind} or length {len} (offset {at:#x})"
+                ));
             }
-            2 => LogLine::Eval { step, epoch, eval_loss: fields.f64()? },
-            _ => return damaged(format!("section LOG: record of unknown kind {kind} (offset {at:#x})")),
-        };
-        if kind == 2 && fields.take(24)?.iter().any(|b| *b != 0) {
-            return damaged(format!("section LOG: unused bytes are not zero (offset {at:#x})"));
         }
-        log.push(line);
     }
     Ok(log)
 }
@@ -369,6 +362,10 @@ impl<'a> Fields<'a> {
 
     fn f64(&mut self) -> Read<f64> {
         self.u64().map(f64::from_bits)
+    }
+
+    fn digest(&mut self) -> Read<Digest> {
+        self.take(32).map(|bytes| bytes.try_into().unwrap_or_default())
     }
 
     fn size(&mut self) -> Read<usize> {

@@ -3,10 +3,11 @@
 
 use super::buffer::{Buffer, CHUNK};
 use super::format::{
-    BLOCK, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Header, LOG_RECORD, MAGIC, SECTIONS, Section,
-    TABLE_AT, TRAILER_MAGIC, VERSION, padded,
+    BLOCK, DIGEST_AT, Digest, ENTRY_LEN, FLAG_TAINTED, Header, MAGIC, SECTIONS, Section, TABLE_AT,
+    TRAILER_MAGIC, VERSION, padded,
 };
-use super::state::{Cursor, LogLine, State, TensorEntry};
+use super::state::{Cursor, Meta, State, TensorEntry};
+use crate::report::line::LogLine;
 use std::io;
 
 /// Where encoded bytes go. Offsets, lengths and the addresses of the slices are multiples of [`BLOCK`], as
@@ -27,8 +28,9 @@ pub fn file_len(state: &State) -> u64 {
 
 fn section_lengths(state: &State) -> [usize; 7] {
     let [w, m, v] = [&state.weights, &state.m, &state.v].map(|array| array.len() * 4);
-    let log = state.log.len() * LOG_RECORD;
-    [meta(state).len(), idx(&state.tensors).len(), cur(&state.cursor).len(), log, w, m, v]
+    let texts = [Meta::of(state).encode(), idx(&state.tensors), cur(&state.cursor), log(&state.log)];
+    let [meta, idx, cur, log] = texts.map(|bytes| bytes.len());
+    [meta, idx, cur, log, w, m, v]
 }
 
 fn blocks(len: usize) -> u64 {
@@ -43,10 +45,10 @@ pub fn write(state: &State, sink: &mut dyn Sink) -> io::Result<Digest> {
     let longest = section_lengths(state).into_iter().max().map_or(0, blocks).max(BLOCK);
     let buffer = Buffer::new(CHUNK.min(longest as usize));
     let mut stream = Stream { sink, buffer, at: BLOCK, sections: Vec::new() };
-    stream.bytes(&meta(state))?;
+    stream.bytes(&Meta::of(state).encode())?;
     stream.bytes(&idx(&state.tensors))?;
     stream.bytes(&cur(&state.cursor))?;
-    stream.log(&state.log)?;
+    stream.bytes(&log(&state.log))?;
     stream.floats(&state.weights)?;
     stream.floats(&state.m)?;
     stream.floats(&state.v)?;
@@ -86,16 +88,6 @@ impl Stream<'_> {
                 place.copy_from_slice(&value.to_le_bytes());
             }
             4 * chunk.len()
-        })
-    }
-
-    fn log(&mut self, lines: &[LogLine]) -> io::Result<()> {
-        // 4096 records are a whole number of blocks, whatever the record's length.
-        self.section(lines.chunks(4096), |chunk, place| {
-            for (place, line) in place.chunks_exact_mut(LOG_RECORD).zip(chunk) {
-                place.copy_from_slice(&log_record(line));
-            }
-            LOG_RECORD * chunk.len()
         })
     }
 
@@ -171,10 +163,6 @@ pub fn trailer_block(header: &Header) -> Vec<u8> {
     block
 }
 
-fn meta(state: &State) -> Vec<u8> {
-    state.identity.canonical_json().into_bytes()
-}
-
 fn idx(tensors: &[TensorEntry]) -> Vec<u8> {
     let mut out = Vec::new();
     put_u64(&mut out, tensors.len() as u64);
@@ -193,34 +181,25 @@ fn cur(cursor: &Cursor) -> Vec<u8> {
     let mut out = Vec::new();
     put_u64(&mut out, cursor.samples);
     put_u64(&mut out, cursor.tokens);
-    let (loss, step) = cursor.best.unwrap_or_default();
-    put_u64(&mut out, u64::from(cursor.best.is_some()));
-    put_u64(&mut out, loss.to_bits());
-    put_u64(&mut out, step);
+    put_u64(&mut out, cursor.updates_behind);
     put_u64(&mut out, cursor.stale_evaluations);
-    put_u64(&mut out, cursor.schedule.len() as u64);
-    for segment in &cursor.schedule {
-        put_u64(&mut out, segment.first_step);
-        put_u64(&mut out, segment.total_steps);
-        put_u64(&mut out, segment.warmup_steps);
+    put_u64(&mut out, u64::from(cursor.best.is_some()));
+    if let Some(best) = &cursor.best {
+        put_u64(&mut out, best.loss.to_bits());
+        put_u64(&mut out, best.step);
+        out.extend_from_slice(&best.adapter);
     }
     out
 }
 
-fn log_record(line: &LogLine) -> Vec<u8> {
-    let mut out = Vec::with_capacity(LOG_RECORD);
-    match *line {
-        LogLine::Step { step, epoch, loss, grad_norm, lr, tokens } => {
-            for word in [1, step, epoch.to_bits(), loss.to_bits(), grad_norm.to_bits(), lr.to_bits(), tokens]
-            {
-                put_u64(&mut out, word);
-            }
-        }
-        LogLine::Eval { step, epoch, eval_loss } => {
-            for word in [2, step, epoch.to_bits(), eval_loss.to_bits(), 0, 0, 0] {
-                put_u64(&mut out, word);
-            }
-        }
+/// Records: kind, length of what follows, and the line's words.
+fn log(lines: &[LogLine]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for line in lines {
+        let (kind, words) = line.words();
+        put_u32(&mut out, kind);
+        put_u32(&mut out, 8 * words.len() as u32);
+        words.into_iter().for_each(|word| put_u64(&mut out, word));
     }
     out
 }

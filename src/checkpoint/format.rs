@@ -17,7 +17,7 @@ pub const MAGIC: [u8; 8] = [0x89, 0x51, 0x43, 0x4B, 0x0D, 0x0A, 0x1A, 0x0A];
 /// First bytes of the trailer.
 pub const TRAILER_MAGIC: [u8; 8] = *b"QCKEND\0\x01";
 /// Major and minor version written, and the only one read.
-pub const VERSION: (u16, u16) = (1, 0);
+pub const VERSION: (u16, u16) = (2, 0);
 /// Sections begin at its multiples; header and trailer are this long. Bytes.
 pub const BLOCK: u64 = 4096;
 /// Where in the header its digest stands.
@@ -34,8 +34,6 @@ pub const META_MAX: u64 = 1 << 20;
 pub const IDX_MAX: u64 = 1 << 26;
 /// Largest CUR section, bytes.
 pub const CUR_MAX: u64 = 1 << 20;
-/// Length of a record of the LOG section.
-pub const LOG_RECORD: usize = 56;
 /// Bit of the header's flags: continued inexactly.
 pub const FLAG_TAINTED: u32 = 1;
 
@@ -86,7 +84,7 @@ pub enum Fault {
     Damaged(String),
     /// Whole, but of a version this build does not read.
     #[error("{0}")]
-    Newer(String),
+    OtherVersion(String),
     /// Reading failed.
     #[error(transparent)]
     Io(#[from] io::Error),
@@ -98,7 +96,7 @@ impl Fault {
     pub fn at(self, path: &Path) -> Error {
         let remedy = match self {
             Fault::Io(source) => return Error::reading(path, source),
-            Fault::Newer(_) => "use the version of this program that wrote it, or a newer one",
+            Fault::OtherVersion(_) => "use the version of this program that wrote it",
             Fault::Damaged(_) => "",
         };
         Error::input(format!("{}: {self}", path.display())).hint(remedy).caused_by(self)

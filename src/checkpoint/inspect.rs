@@ -90,7 +90,7 @@ fn list_one(path: &Path, named: u64) -> Listed {
     let opened = RealFile::open(path).map_err(Fault::Io);
     let header = opened.and_then(|file| super::decode::read_header(&file));
     let header = header.map_err(|fault| match fault {
-        Fault::Damaged(what) | Fault::Newer(what) => what,
+        Fault::Damaged(what) | Fault::OtherVersion(what) => what,
         Fault::Io(e) => e.to_string(),
     });
     let bytes = std::fs::metadata(path).map_or(0, |m| m.len());

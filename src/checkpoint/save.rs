@@ -81,7 +81,9 @@ impl Shelf {
                 self.warnings.push(text);
                 Ok(Occupied::No)
             }
-            Err(Fault::Newer(what)) => Err(io::Error::other(format!("{name} is there already: {what}"))),
+            Err(Fault::OtherVersion(what)) => {
+                Err(io::Error::other(format!("{name} is there already: {what}")))
+            }
             Err(Fault::Io(e)) => Err(e),
         }
     }
@@ -117,7 +119,7 @@ impl Shelf {
         match read(&*file, reading) {
             Ok((header, _)) if header.digest == digest => Ok(()),
             Ok(_) => Err(io::Error::other("reading back gives other bytes")),
-            Err(Fault::Damaged(what) | Fault::Newer(what)) => {
+            Err(Fault::Damaged(what) | Fault::OtherVersion(what)) => {
                 Err(io::Error::other(format!("reading back: {what}")))
             }
             Err(Fault::Io(e)) => Err(e),
@@ -165,7 +167,7 @@ impl Shelf {
     /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, the
     /// protected, and the one just saved.
     fn prune(&mut self, saved: &State) -> io::Result<()> {
-        let stays = [self.protected, saved.cursor.best.map(|(_, step)| step), Some(saved.step)];
+        let stays = [self.protected, saved.cursor.best.map(|best| best.step), Some(saved.step)];
         let entries = self.scan()?;
         let mut changed = false;
         if entries.len() > self.keep {
@@ -229,7 +231,7 @@ impl Shelf {
                 self.warnings.push(text);
                 Ok(false)
             }
-            Err(Fault::Newer(_)) => Ok(false),
+            Err(Fault::OtherVersion(_)) => Ok(false),
             Err(Fault::Io(e)) => Err(e),
         }
     }

@@ -1,23 +1,10 @@
 //! What a checkpoint holds. Its bytes are a function of this alone.
 
-use std::collections::{BTreeMap, BTreeSet};
-
-/// Everything that decides the result of a run: name to value, both plain text. Keys are grouped by their
-/// first word: `model.`, `tokenizer.`, `data.`, `settings.`, `adapter.`, `engine.`, `device.`; and of a run that was
-/// imported `lineage.` and `optimizer.`, which no file here can tell again: a resume takes them from the checkpoint.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identity(pub BTreeMap<String, String>);
-
-/// A difference between two identities.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// The key.
-    pub field: String,
-    /// Value in the checkpoint, if it has one.
-    pub old: Option<String>,
-    /// Value now, if there is one.
-    pub new: Option<String>,
-}
+use super::format::Digest;
+use crate::identity::{self, Identity};
+use crate::report::line::LogLine;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 
 /// One adapter tensor inside the flat arrays.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +17,129 @@ pub struct TensorEntry {
     pub offset: usize,
 }
 
-/// A piece of the learning-rate schedule: a run that was extended has several.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ScheduleSegment {
-    /// Steps done when it began.
-    pub first_step: u64,
-    /// Steps of the run as planned then.
+/// How long the run is, from a step on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Length {
+    /// Steps done when it began to count.
+    pub from_step: u64,
+    /// Steps of the run.
     pub total_steps: u64,
-    /// Warm-up steps of the segment.
+    /// Warm-up steps of its schedule.
     pub warmup_steps: u64,
+}
+
+/// A setting that does not decide the numbers of a step but what is logged or chosen, changed on the way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// Steps done when it began to count.
+    pub from_step: u64,
+    /// The setting's key.
+    pub setting: String,
+    /// Its value as text.
+    pub value: String,
+}
+
+/// How a state came from another run's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Descent {
+    /// Continued with other settings.
+    Branch,
+    /// Made by another program.
+    Import,
+}
+
+/// A state of another run that this one went on from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ancestor {
+    /// How.
+    pub descent: Descent,
+    /// The state's step.
+    pub step: u64,
+    /// Digest of its checkpoint's header, hex; of an imported one, of its weights and moments.
+    pub digest: String,
+}
+
+/// What of the run's past decides how it goes on, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct History {
+    /// Its lengths; never empty in a valid checkpoint.
+    pub lengths: Vec<Length>,
+    /// Settings changed on the way.
+    pub changes: Vec<Change>,
+    /// Other runs' states it went on from.
+    pub lineage: Vec<Ancestor>,
+    /// Where the present plan of the data begins.
+    pub plan: PlanOrigin,
+}
+
+/// Where the numbering of a plan of the data begins: at zero, or for a branch with other data where it left its parent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanOrigin {
+    /// Steps done before its first.
+    pub step: u64,
+    /// Epochs counted before its first.
+    pub epoch: u64,
+    /// Rows consumed before it.
+    pub samples: u64,
+}
+
+impl History {
+    /// That of a new run.
+    #[must_use]
+    pub fn new(total_steps: u64, warmup_steps: u64) -> Self {
+        let lengths = vec![Length { from_step: 0, total_steps, warmup_steps }];
+        History { lengths, ..History::default() }
+    }
+
+    /// The length recorded last.
+    #[must_use]
+    pub fn length(&self) -> Option<&Length> {
+        self.lengths.last()
+    }
+
+    /// The length that counts for the step after `done` steps.
+    #[must_use]
+    pub fn at(&self, done: u64) -> Option<&Length> {
+        self.lengths.iter().rev().find(|length| length.from_step <= done).or(self.lengths.first())
+    }
+
+    /// What of it lies before `step`: so the state of a step is the same whether or not a change from there on was
+    /// already asked for.
+    #[must_use]
+    pub fn before(&self, step: u64) -> History {
+        let mut history = self.clone();
+        history.lengths.retain(|length| length.from_step == 0 || length.from_step < step);
+        history.changes.retain(|change| change.from_step < step);
+        history
+    }
+}
+
+/// The best evaluation so far.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Best {
+    /// Its loss.
+    pub loss: f64,
+    /// Its step.
+    pub step: u64,
+    /// [`digest_of`] the adapter of that step.
+    pub adapter: Digest,
+}
+
+/// BLAKE3 of LoRA parameters in the order and form of section W.
+#[must_use]
+pub fn digest_of(weights: &[f32]) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    for piece in weights.chunks(4096) {
+        let bytes: Vec<u8> = piece.iter().flat_map(|value| value.to_le_bytes()).collect();
+        hasher.update(&bytes);
+    }
+    hasher.finalize().into()
 }
 
 /// Where the run stands beside its weights.
@@ -48,22 +149,13 @@ pub struct Cursor {
     pub samples: u64,
     /// Tokens processed, padding left out.
     pub tokens: u64,
-    /// Best evaluation so far: its loss and step.
-    pub best: Option<(f64, u64)>,
+    /// By how many steps AdamW's count of updates is behind the run's: moments that began at zero later than the
+    /// run, or steps that a gradient scaler left out.
+    pub updates_behind: u64,
+    /// Best evaluation so far.
+    pub best: Option<Best>,
     /// Evaluations since the best.
     pub stale_evaluations: u64,
-    /// The schedule's pieces, first to last; never empty in a valid checkpoint.
-    pub schedule: Vec<ScheduleSegment>,
-}
-
-/// A line of `metrics.jsonl` without its clock.
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[allow(missing_docs)]
-pub enum LogLine {
-    /// A training step.
-    Step { step: u64, epoch: f64, loss: f64, grad_norm: f64, lr: f64, tokens: u64 },
-    /// An evaluation.
-    Eval { step: u64, epoch: f64, eval_loss: f64 },
 }
 
 /// The state of a run between two steps.
@@ -75,6 +167,8 @@ pub struct State {
     pub tainted: bool,
     /// What decided the result so far.
     pub identity: Identity,
+    /// Lengths, changes, lineage.
+    pub history: History,
     /// Tensors, in canonical order, without gaps.
     pub tensors: Vec<TensorEntry>,
     /// LoRA parameters, f32.
@@ -83,84 +177,32 @@ pub struct State {
     pub m: Vec<f32>,
     /// Second moments.
     pub v: Vec<f32>,
-    /// Counters, schedule, best.
+    /// Counters, best.
     pub cursor: Cursor,
     /// Every line logged since the start.
     pub log: Vec<LogLine>,
 }
 
-/// Where the state came from, when it was not computed from step 0 by this program.
-pub const IMPORTED: &str = "lineage.imported";
-/// By how many steps AdamW's count of updates is behind the run's: moments that began at zero later than the
-/// run, or steps that a gradient scaler left out. Absent: none.
-const UPDATES_BEHIND: &str = "optimizer.updates_behind";
-
-impl Identity {
-    /// Takes over what only the checkpoint knows.
-    pub fn carry(&mut self, checkpoint: &Identity) {
-        let known = |key: &String| key.starts_with("lineage.") || key.starts_with("optimizer.");
-        self.0.extend(checkpoint.0.iter().filter(|(key, _)| known(key)).map(|(k, v)| (k.clone(), v.clone())));
-    }
-
-    /// Records that AdamW has made fewer updates than the run steps.
-    pub fn set_updates_behind(&mut self, steps: u64) {
-        if steps > 0 {
-            self.0.insert(UPDATES_BEHIND.into(), steps.to_string());
-        }
-    }
-
-    /// Steps by which AdamW's count is behind the run's, which is at `step`.
-    ///
-    /// # Errors
-    /// What is recorded is no such number.
-    pub fn updates_behind(&self, step: u64) -> Result<u64, String> {
-        let Some(text) = self.0.get(UPDATES_BEHIND) else { return Ok(0) };
-        let steps = text.parse().ok().filter(|behind| *behind <= step);
-        steps.ok_or_else(|| format!("{UPDATES_BEHIND} is {}, at step {step}", text.escape_debug()))
-    }
-
-    /// All fields in which `self` (the checkpoint's) and `now` differ, sorted by field.
-    #[must_use]
-    pub fn differences(&self, now: &Identity) -> Vec<Difference> {
-        let fields: BTreeSet<&String> = self.0.keys().chain(now.0.keys()).collect();
-        fields
-            .into_iter()
-            .filter(|field| self.0.get(*field) != now.0.get(*field))
-            .map(|field| Difference {
-                field: field.clone(),
-                old: self.0.get(field).cloned(),
-                new: now.0.get(field).cloned(),
-            })
-            .collect()
-    }
-
-    /// One JSON object of strings: keys in byte order, no white space, the escapes of `serde_json`. Equal
-    /// identities give equal bytes.
-    #[must_use]
-    pub fn canonical_json(&self) -> String {
-        let pairs: Vec<String> =
-            self.0.iter().map(|(key, value)| format!("{}:{}", quoted(key), quoted(value))).collect();
-        format!("{{{}}}", pairs.join(","))
-    }
-
-    /// Reads what [`Identity::canonical_json`] wrote, and nothing else: another spelling of the same object
-    /// (white space, order, a key twice) is an error.
-    ///
-    /// # Errors
-    /// Says what is not canonical.
-    pub fn from_canonical_json(bytes: &[u8]) -> Result<Identity, String> {
-        let map = serde_json::from_slice(bytes).map_err(|e| format!("not an object of strings: {e}"))?;
-        let identity = Identity(map);
-        if identity.canonical_json().as_bytes() == bytes {
-            Ok(identity)
-        } else {
-            Err("not in canonical form".into())
-        }
-    }
+/// What section META holds.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Meta {
+    pub history: History,
+    pub identity: Identity,
 }
 
-fn quoted(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+impl Meta {
+    pub fn of(state: &State) -> Self {
+        Meta { history: state.history.clone(), identity: state.identity.clone() }
+    }
+
+    pub fn encode(&self) -> Vec<u8> {
+        identity::canonical_json(self).into_bytes()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Self, String> {
+        identity::from_canonical_json(bytes)
+    }
 }
 
 impl TensorEntry {
@@ -168,25 +210,6 @@ impl TensorEntry {
     #[must_use]
     pub fn elements(&self) -> Option<usize> {
         self.shape[0].checked_mul(self.shape[1])
-    }
-}
-
-impl LogLine {
-    /// The step it belongs to.
-    #[must_use]
-    pub fn step(&self) -> u64 {
-        match self {
-            LogLine::Step { step, .. } | LogLine::Eval { step, .. } => *step,
-        }
-    }
-
-    fn is_finite(&self) -> bool {
-        match self {
-            LogLine::Step { epoch, loss, grad_norm, lr, .. } => {
-                [epoch, loss, grad_norm, lr].iter().all(|x| x.is_finite())
-            }
-            LogLine::Eval { epoch, eval_loss, .. } => epoch.is_finite() && eval_loss.is_finite(),
-        }
     }
 }
 
@@ -238,6 +261,7 @@ impl State {
     /// [`State::check`] without the values of the arrays, of which only the lengths are given.
     pub(super) fn check_structure(&self, lengths: [usize; 3]) -> Result<(), Flaw> {
         self.check_tensors(lengths)?;
+        self.check_history()?;
         self.check_cursor()?;
         self.check_log()
     }
@@ -287,22 +311,39 @@ impl State {
         Ok(())
     }
 
+    fn check_history(&self) -> Result<(), Flaw> {
+        let History { lengths, changes, lineage, plan } = &self.history;
+        let Some(last) = lengths.last() else {
+            return Err(Flaw::of("META", "no length"));
+        };
+        if self.step > last.total_steps {
+            return Err(Flaw::of("META", format!("step {} of {}", self.step, last.total_steps)));
+        }
+        let begins = [
+            lengths.iter().map(|l| l.from_step).collect::<Vec<_>>(),
+            changes.iter().map(|c| c.from_step).collect(),
+        ];
+        let ordered = begins.iter().all(|steps| steps.is_sorted() && steps.iter().all(|s| *s <= self.step));
+        let ordered = ordered && lengths.iter().all(|l| l.from_step <= l.total_steps);
+        let later = |step: u64| step > self.step;
+        if !ordered || later(plan.step) || lineage.iter().any(|ancestor| later(ancestor.step)) {
+            return Err(Flaw::of("META", "history out of order"));
+        }
+        Ok(())
+    }
+
     fn check_cursor(&self) -> Result<(), Flaw> {
         let c = &self.cursor;
-        if let Some((loss, step)) = c.best
+        if let Some(Best { loss, step, .. }) = c.best
             && (!loss.is_finite() || step > self.step)
         {
             return Err(Flaw::of("CUR", format!("best loss {loss} of step {step}, at step {}", self.step)));
         }
-        let Some(last) = c.schedule.last() else {
-            return Err(Flaw::of("CUR", "no schedule"));
-        };
-        if self.step > last.total_steps {
-            return Err(Flaw::of("CUR", format!("step {} of {}", self.step, last.total_steps)));
+        if c.updates_behind > self.step {
+            let what = format!("{} updates behind, at step {}", c.updates_behind, self.step);
+            return Err(Flaw::of("CUR", what));
         }
-        let ordered = c.schedule.windows(2).all(|w| w[0].first_step <= w[1].first_step);
-        let begun = c.schedule.iter().all(|s| s.first_step <= self.step && s.first_step <= s.total_steps);
-        if ordered && begun { Ok(()) } else { Err(Flaw::of("CUR", "schedule segments out of order")) }
+        Ok(())
     }
 
     /// Steps count up by one and end at this state's step; evaluations stand between the steps they belong
@@ -313,8 +354,8 @@ impl State {
             let step = line.step();
             let follows = match (line, previous) {
                 (_, None) => true,
-                (LogLine::Step { .. }, Some(p)) => p.checked_add(1) == Some(step),
-                (LogLine::Eval { .. }, Some(p)) => p == step,
+                (LogLine::Step(_), Some(p)) => p.checked_add(1) == Some(step),
+                (LogLine::Eval(_), Some(p)) => p == step,
             };
             if !follows || step > self.step {
                 return Err(Flaw::of("LOG", format!("line {i} (step {step}) is out of order")));

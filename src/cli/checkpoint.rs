@@ -72,15 +72,17 @@ fn shown_json(path: &Path, shown: &Shown) -> Value {
     let mut value = header_json(path, &shown.header);
     let state = &shown.state;
     let section = |s: &crate::checkpoint::format::Section| json!({ "name": s.name, "offset": s.offset, "bytes": s.len, "digest": hex(&s.digest) });
-    let schedule = |s: &crate::checkpoint::state::ScheduleSegment| json!({ "first_step": s.first_step, "total_steps": s.total_steps, "warmup_steps": s.warmup_steps });
-    let best = state.cursor.best.map(|(loss, step)| json!({ "eval_loss": loss, "step": step }));
+    let best = state
+        .cursor
+        .best
+        .map(|best| json!({ "eval_loss": best.loss, "step": best.step, "adapter": hex(&best.adapter) }));
     value["parameters"] = json!(shown.parameters);
     value["tokens"] = json!(state.cursor.tokens);
     value["best"] = json!(best);
-    value["schedule"] = state.cursor.schedule.iter().map(schedule).collect();
+    value["history"] = json!(state.history);
     value["sections"] = shown.header.sections.iter().map(section).collect();
     value["tensors"] = state.tensors.iter().map(|t| json!({ "name": t.name, "shape": t.shape })).collect();
-    value["identity"] = json!(state.identity.0);
+    value["identity"] = json!(state.identity);
     value["log_lines"] = json!(state.log.len());
     value
 }
@@ -98,21 +100,25 @@ fn shown_lines(path: &Path, shown: &Shown) -> Vec<String> {
         row("digest", hex(&header.digest)),
         row("exact", if header.tainted { "no: continued inexactly".into() } else { "yes".into() }),
     ];
-    if let Some((loss, step)) = state.cursor.best {
-        lines.push(row("best", format!("eval_loss {loss:.4} at step {step}")));
+    if let Some(best) = &state.cursor.best {
+        lines.push(row("best", format!("eval_loss {:.4} at step {}", best.loss, best.step)));
+    }
+    for ancestor in &state.history.lineage {
+        lines
+            .push(row("came from", format!("{:?}, step {}", ancestor.descent, ancestor.step).to_lowercase()));
     }
     lines.push("sections".into());
     for section in &header.sections {
         lines.push(row(section.name, format!("{:>12} bytes at {}", section.len, section.offset)));
     }
     lines.push("what decided it".into());
-    lines.extend(state.identity.0.iter().map(|(key, value)| format!("  {key} = {value}")));
+    lines.extend(state.identity.fields().iter().map(|(key, value)| format!("  {key} = {value}")));
     lines
 }
 
 fn step_of(shown: &Shown) -> String {
-    match shown.state.cursor.schedule.last() {
-        Some(segment) => format!("{} of {}", shown.header.step, segment.total_steps),
+    match shown.state.history.length() {
+        Some(length) => format!("{} of {}", shown.header.step, length.total_steps),
         None => shown.header.step.to_string(),
     }
 }

@@ -13,7 +13,7 @@ pub fn text_of(settings: &Settings, field: &Field) -> String {
     value::to_text(field.kind, &all[field.key])
 }
 
-/// `settings.<name>` to text for every setting that decides the numbers, for a checkpoint's identity.
+/// Key to text for every setting that decides the numbers, for a checkpoint's identity.
 ///
 /// Left out: names of files (their contents are digested), cadence, the machine, and the length of the run
 /// (the checkpoint's schedule records that).
@@ -23,7 +23,7 @@ pub fn math_identity(settings: &Settings) -> BTreeMap<String, String> {
     FIELDS
         .iter()
         .filter(|field| field.class == Class::Math)
-        .map(|field| (format!("settings.{}", field.key), value::to_text(field.kind, &all[field.key])))
+        .map(|field| (field.key.to_owned(), value::to_text(field.kind, &all[field.key])))
         .collect()
 }
 

@@ -3,7 +3,9 @@
 use super::Settings;
 use super::fields::{Class, FIELDS};
 use crate::error::{Error, Kind, Result};
+use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -21,22 +23,22 @@ pub struct RunFile {
     pub working_directory: String,
     /// Versions and the machine, by name.
     pub versions: BTreeMap<String, String>,
-    /// Digests of the inputs, by name.
-    pub fingerprints: BTreeMap<String, String>,
+    /// What decides its result.
+    pub identity: Identity,
 }
 
 /// The layout this build writes and reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 /// The contents of `run.json`, ending in a newline.
 ///
-/// `versions` and `fingerprints` are the caller's: engine and arithmetic versions, CPU; digests of the inputs.
+/// `versions` and `identity` are the caller's: versions of program and arithmetic; what decides the result.
 #[must_use]
 pub fn run_json(
     settings: &Settings,
     command_line: &[String],
     versions: &BTreeMap<String, String>,
-    fingerprints: &BTreeMap<String, String>,
+    identity: &Identity,
 ) -> String {
     let run = RunFile {
         format: FORMAT,
@@ -44,7 +46,7 @@ pub fn run_json(
         command_line: command_line.to_vec(),
         working_directory: std::env::current_dir().map(|d| d.display().to_string()).unwrap_or_default(),
         versions: versions.clone(),
-        fingerprints: fingerprints.clone(),
+        identity: identity.clone(),
     };
     let mut value = serde_json::to_value(&run).unwrap_or_default();
     if let Some(map) = value["settings"].as_object_mut() {
@@ -72,15 +74,18 @@ impl RunFile {
                 Error::reading(&path, e)
             }
         })?;
-        let run: RunFile = serde_json::from_str(&text)
-            .map_err(|e| Error::input(format!("{}: {e}", path.display())).caused_by(e))?;
-        if run.format != FORMAT {
+        let wrong = |e: serde_json::Error| Error::input(format!("{}: {e}", path.display())).caused_by(e);
+        let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+        // First: a layout of another version may have any fields.
+        if let Some(format) = value["format"].as_u64().filter(|format| *format != u64::from(FORMAT)) {
             return Err(Error::input(format!(
-                "{}: format {}, this build reads {FORMAT}",
-                path.display(),
-                run.format
-            )));
+                "{}: format {format}, this build reads {FORMAT}",
+                path.display()
+            ))
+            .hint("use the version of this program that wrote it"));
         }
+        // From the text: a value would have lost keys that come twice.
+        let run: RunFile = serde_json::from_str(&text).map_err(wrong)?;
         // Combinations are left to the start: evaluation rows, for one, may have come from memory.
         super::check_values(&run.settings).map_err(|e| e.at(path.display()).of_kind(Kind::Input))?;
         Ok(run)

@@ -2,7 +2,7 @@
 
 use super::store::{self, Store};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use crate::identity::Data;
 use std::sync::Arc;
 
 /// Label of a token that is not scored.
@@ -193,8 +193,8 @@ pub struct Prepared {
     pub train: Dataset,
     /// Rows evaluated on.
     pub eval: Option<Dataset>,
-    /// What decides the rows, for the fingerprint: `data.*` and `tokenizer.*` keys to digests, counts, names.
-    pub identity: BTreeMap<String, String>,
+    /// What decides the rows.
+    pub identity: Data,
 }
 
 pub use super::prepare::{prepare, prepare_rows};

@@ -4,7 +4,7 @@ use super::prepare::Outcome;
 use super::rows::Content;
 use crate::config::Settings;
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use crate::identity::Template;
 
 /// Never made.
 pub(super) enum Renderer {}
@@ -15,7 +15,7 @@ impl Renderer {
             .hint("build with the feature `text`, or tokenise the rows first"))
     }
 
-    pub(super) fn identity(&self) -> BTreeMap<String, String> {
+    pub(super) fn identity(&self) -> (String, Template) {
         match *self {}
     }
 

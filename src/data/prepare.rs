@@ -13,10 +13,10 @@ use super::rows::{self, Content};
 use crate::config::Settings;
 use crate::config::settings::{RowFormat, TooLong};
 use crate::error::{Error, Result};
+use crate::identity::{Data, DataFile, RowSet};
 use crate::philox::{self, Stream};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the same inputs give other rows.
@@ -44,23 +44,26 @@ pub fn prepare(settings: &Settings, vocab_size: usize, observer: &mut dyn Observ
     if settings.train_files.is_empty() {
         return Err(Error::usage("there is no data to train on").hint("name it with --train-file FILE"));
     }
-    let mut source = Source { settings, vocab_size, renderer: None, identity: BTreeMap::new(), observer };
+    let mut source = Source { settings, vocab_size, renderer: None, identity: Data::default(), observer };
     let mut parts = Vec::new();
-    for (index, path) in settings.train_files.iter().enumerate() {
-        parts.push(source.file(path, &format!("data.train.{index}"))?);
+    for path in &settings.train_files {
+        let (part, file) = source.file(path)?;
+        parts.push(part);
+        source.identity.train.files.push(file);
     }
     let mut train = Dataset::join(parts);
-    let mut eval = None;
+    let (mut eval, mut eval_file) = (None, None);
     if let Some(path) = &settings.valid_file {
         if settings.val_set_size > 0.0 {
             source.warn("--val-set-size has no effect beside --valid-file");
         }
-        eval = Some(Dataset::join(vec![source.file(path, "data.eval.0")?]));
+        let (part, file) = source.file(path)?;
+        (eval, eval_file) = (Some(Dataset::join(vec![part])), Some(file));
     } else if settings.val_set_size > 0.0 {
         let (rest, moved) = split(&train, settings)?;
         (train, eval) = (rest, Some(moved));
     }
-    Ok(prepared(train, eval, source.identity))
+    Ok(prepared(train, eval, eval_file, source.identity))
 }
 
 /// As [`prepare`] for rows in memory: they are checked and limited as the rows of a tokenised file are. Their
@@ -74,7 +77,7 @@ pub fn prepare_rows(
     vocab_size: usize,
     observer: &mut dyn Observer,
 ) -> Result<Prepared> {
-    let mut source = Source { settings, vocab_size, renderer: None, identity: BTreeMap::new(), observer };
+    let mut source = Source { settings, vocab_size, renderer: None, identity: Data::default(), observer };
     let mut train = Dataset::join(vec![source.memory(rows.train, "training rows")?]);
     let mut eval = None;
     if !rows.eval.is_empty() {
@@ -83,16 +86,19 @@ pub fn prepare_rows(
         let (rest, moved) = split(&train, settings)?;
         (train, eval) = (rest, Some(moved));
     }
-    Ok(prepared(train, eval, source.identity))
+    Ok(prepared(train, eval, None, source.identity))
 }
 
-fn prepared(train: Dataset, eval: Option<Dataset>, mut identity: BTreeMap<String, String>) -> Prepared {
-    identity.insert("data.train.digest".into(), train.digest().into());
-    identity.insert("data.train.rows".into(), train.len().to_string());
-    if let Some(eval) = &eval {
-        identity.insert("data.eval.digest".into(), eval.digest().into());
-        identity.insert("data.eval.rows".into(), eval.len().to_string());
-    }
+fn prepared(
+    train: Dataset,
+    eval: Option<Dataset>,
+    eval_file: Option<DataFile>,
+    mut identity: Data,
+) -> Prepared {
+    let row_set =
+        |rows: &Dataset, files| RowSet { digest: rows.digest().into(), rows: rows.len() as u64, files };
+    identity.train = row_set(&train, identity.train.files);
+    identity.eval = eval.as_ref().map(|rows| row_set(rows, eval_file.into_iter().collect()));
     Prepared { train, eval, identity }
 }
 
@@ -119,7 +125,7 @@ struct Source<'a> {
     vocab_size: usize,
     /// Opened for the first row that is text.
     renderer: Option<Renderer>,
-    identity: BTreeMap<String, String>,
+    identity: Data,
     observer: &'a mut dyn Observer,
 }
 
@@ -128,19 +134,17 @@ impl Source<'_> {
         self.observer.on_event(&Event::Warning(what.into()));
     }
 
-    fn file(&mut self, path: &Path, name: &str) -> Result<Part> {
+    fn file(&mut self, path: &Path) -> Result<(Part, DataFile)> {
         let digest = self.digest_file(path)?;
-        self.identity.insert(format!("{name}.file"), digest.to_hex().to_string());
         let format = format_of(path, self.settings.format)?;
-        self.identity.insert(format!("{name}.format"), format!("{format:?}").to_lowercase());
         if format != RowFormat::Tokenized {
             self.open_renderer(format)?;
         }
         let key = self.key(&digest, format);
         let (part, report) = self.cached_or_made(path, format, &digest, key)?;
         self.tell(path, &report, part.lengths.len())?;
-        self.identity.insert(format!("{name}.skipped"), report.bad.to_string());
-        Ok(part)
+        let (digest, format) = (digest.to_hex().to_string(), format!("{format:?}").to_lowercase());
+        Ok((part, DataFile { digest, format, skipped: report.bad }))
     }
 
     /// Rows in memory; `name` stands where a file's path does.
@@ -169,7 +173,8 @@ impl Source<'_> {
     fn open_renderer(&mut self, format: RowFormat) -> Result<()> {
         if self.renderer.is_none() {
             let renderer = Renderer::open(self.settings, self.vocab_size)?;
-            self.identity.extend(renderer.identity());
+            let (tokenizer, template) = renderer.identity();
+            (self.identity.tokenizer, self.identity.template) = (Some(tokenizer), Some(template));
             self.renderer = Some(renderer);
         }
         match &self.renderer {

@@ -15,7 +15,7 @@ use super::tokenizer::{Recognise, Token, Tokenizer};
 use crate::config::Settings;
 use crate::config::settings::{Template, TooLong, TrainOn};
 use crate::error::{Error, Result};
-use std::collections::BTreeMap;
+use crate::identity;
 
 /// Renders rows for one run.
 pub(super) struct Renderer {
@@ -62,18 +62,16 @@ impl Renderer {
         Ok(Renderer { tokenizer, style })
     }
 
-    /// What decides how text becomes tokens.
-    pub(super) fn identity(&self) -> BTreeMap<String, String> {
+    /// What decides how text becomes tokens: the tokenizer's digest, and the template.
+    pub(super) fn identity(&self) -> (String, identity::Template) {
         let name = match &self.style {
             Ok(style) => {
                 serde_json::to_value(style.template).ok().and_then(|v| v.as_str().map(str::to_string))
             }
             Err(_) => None,
         };
-        BTreeMap::from([
-            ("tokenizer.digest".to_string(), self.tokenizer.digest().to_string()),
-            ("data.template".to_string(), name.unwrap_or_else(|| "unknown".to_string())),
-        ])
+        let name = name.unwrap_or_else(|| "unknown".to_string());
+        (self.tokenizer.digest().to_string(), identity::Template { name, ..identity::Template::default() })
     }
 
     /// The template, for rows that need one.

@@ -2,10 +2,10 @@
 //! `OUTPUT.partial`, in order, behind one line that says of which job they are; the same job continues there.
 
 use super::{Event, Generator, Model, Options, text};
-use crate::checkpoint::state::Identity;
 use crate::data::prompts::{PromptRow, Prompter, is_row, with_output};
 use crate::error::{Error, Kind, Result};
 use crate::formats::atomic_file;
+use crate::identity::canonical_json;
 use crate::report::event::{Event as Told, Observer};
 use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
@@ -113,9 +113,7 @@ fn header(
     add(prompter.identity().as_bytes());
     let Options { max_new_tokens, sampling, seed, ends, .. } = options;
     // On another kind of device an answer may differ.
-    let mut engine = Identity::default();
-    options.chosen()?.add_to_identity(&mut engine)?;
-    add(engine.canonical_json().as_bytes());
+    add(canonical_json(&options.chosen()?.engine()?).as_bytes());
     add(format!("{max_new_tokens} {sampling:?} {seed} {ends:?}").as_bytes());
     rows.iter().for_each(|row| add(row.text.as_bytes()));
     Ok(format!("{{\"generate\": \"{}\"}}", hasher.finalize().to_hex()))

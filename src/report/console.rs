@@ -137,8 +137,8 @@ impl Console {
         }
     }
 
-    fn step(&mut self, line: &StepLine, real_tokens: u64) {
-        self.window.add(line, real_tokens);
+    fn step(&mut self, line: &StepLine, seconds: f64, real_tokens: u64) {
+        self.window.add(line, seconds, real_tokens);
         let rates = self.window.rates();
         if let Some(bar) = &self.bar {
             bar.set_position(line.step);
@@ -158,16 +158,15 @@ impl Console {
         self.window = Window::default();
     }
 
-    fn eval(&self, line: &EvalLine) {
-        let time = line.seconds.map(|s| format!("  ({s:.1} s)")).unwrap_or_default();
-        self.line(&format!("step {}  eval_loss {:.4}{time}", line.step, line.eval_loss));
+    fn eval(&self, line: &EvalLine, seconds: f64) {
+        self.line(&format!("step {}  eval_loss {:.4}  ({seconds:.1} s)", line.step, line.eval_loss));
     }
 }
 
 impl Window {
-    fn add(&mut self, line: &StepLine, real: u64) {
+    fn add(&mut self, line: &StepLine, seconds: f64, real: u64) {
         self.steps += 1;
-        self.seconds += line.seconds.unwrap_or(0.0);
+        self.seconds += seconds;
         self.real += real;
         self.scored += line.tokens;
     }
@@ -211,8 +210,8 @@ impl Observer for Console {
                 }
             }
             Event::Started { step, total } => self.started(*step, *total),
-            Event::Step { line, real_tokens } => self.step(line, *real_tokens),
-            Event::Eval(line) => self.eval(line),
+            Event::Step { line, seconds, real_tokens } => self.step(line, *seconds, *real_tokens),
+            Event::Eval { line, seconds } => self.eval(line, *seconds),
             Event::Saved { path, .. } => self.line(&format!("saved {}", path.display())),
             Event::Repeated { first, last } if first == last => {
                 self.line(&format!("step {first} repeated: identical"));

@@ -1,39 +1,8 @@
 //! Everything a run tells, as plain values. Training emits events and nothing else; consoles, files and
 //! reports are observers.
 
+pub use super::line::{EvalLine, StepLine};
 use std::path::PathBuf;
-
-/// One optimizer step, as `metrics.jsonl` has it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StepLine {
-    /// The step just finished, counted from 1.
-    pub step: u64,
-    /// Epochs finished after this step, as a fraction.
-    pub epoch: f64,
-    /// Sum of the scored tokens' losses over their number, nats.
-    pub loss: f64,
-    /// Norm of the gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate used by this step.
-    pub lr: f64,
-    /// Scored tokens of this step.
-    pub tokens: u64,
-    /// Wall-clock seconds of this step; `None` where a line was rebuilt from a checkpoint, which keeps no clock.
-    pub seconds: Option<f64>,
-}
-
-/// One evaluation, as `metrics.jsonl` has it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct EvalLine {
-    /// The step after which it was made.
-    pub step: u64,
-    /// Epochs finished, as a fraction.
-    pub epoch: f64,
-    /// Token-weighted loss over the evaluation set, nats.
-    pub eval_loss: f64,
-    /// Wall-clock seconds it took; `None` as in [`StepLine`].
-    pub seconds: Option<f64>,
-}
 
 /// What a run tells while it goes on.
 #[derive(Clone, Debug)]
@@ -63,11 +32,18 @@ pub enum Event {
     Step {
         /// What `metrics.jsonl` holds.
         line: StepLine,
+        /// Wall-clock seconds it took.
+        seconds: f64,
         /// Tokens processed, padding left out.
         real_tokens: u64,
     },
     /// An evaluation is done.
-    Eval(EvalLine),
+    Eval {
+        /// What `metrics.jsonl` holds.
+        line: EvalLine,
+        /// Wall-clock seconds it took.
+        seconds: f64,
+    },
     /// A checkpoint is durable: written, synced, named.
     Saved {
         /// Its step.

@@ -1,6 +1,7 @@
 //! `report.html`: a run's curves as one page that needs nothing else: inline SVG, no script, light and dark.
 
-use super::event::{EvalLine, StepLine};
+use super::jsonl::Line;
+use super::line::{EvalLine, LogLine, StepLine};
 use std::fmt::Write;
 
 /// Points drawn for a curve at most; more steps are drawn as averages with the span of their values behind.
@@ -44,7 +45,18 @@ struct Curve {
 
 /// The page for a run. Text is escaped; `run_json` is shown as it is.
 #[must_use]
-pub fn render(title: &str, steps: &[StepLine], evals: &[EvalLine], run_json: &str) -> String {
+pub fn render(title: &str, lines: &[Line], run_json: &str) -> String {
+    let (mut steps, mut evals, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
+    for line in lines {
+        match (line.logged, line.seconds) {
+            (LogLine::Step(step), seconds) => {
+                steps.push(step);
+                let measured = seconds.filter(|seconds| *seconds > 0.0);
+                speeds.extend(measured.map(|seconds| (step.step, step.tokens as f64 / seconds)));
+            }
+            (LogLine::Eval(eval), _) => evals.push(eval),
+        }
+    }
     let mut page = String::new();
     let title = escape(title);
     let _ = write!(
@@ -53,7 +65,7 @@ pub fn render(title: &str, steps: &[StepLine], evals: &[EvalLine], run_json: &st
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
          <title>{title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n"
     );
-    page += &summary(steps, evals);
+    page += &summary(&steps, &evals);
     let losses = [
         curve("training loss", "a", steps.iter().map(|l| (l.step, l.loss))),
         curve("evaluation loss", "b", evals.iter().map(|l| (l.step, l.eval_loss))),
@@ -63,11 +75,11 @@ pub fn render(title: &str, steps: &[StepLine], evals: &[EvalLine], run_json: &st
     page += &chart("Learning rate", "of the step", &[curve("learning rate", "a", rates)]);
     let norms = steps.iter().map(|l| (l.step, l.grad_norm));
     page += &chart("Gradient norm", "before clipping", &[curve("gradient norm", "a", norms)]);
-    let speeds = steps.iter().filter_map(|l| match l.seconds {
-        Some(seconds) if seconds > 0.0 => Some((l.step, l.tokens as f64 / seconds)),
-        _ => None,
-    });
-    page += &chart("Throughput", "scored tokens per second", &[curve("scored tokens/s", "a", speeds)]);
+    page += &chart(
+        "Throughput",
+        "scored tokens per second",
+        &[curve("scored tokens/s", "a", speeds.into_iter())],
+    );
     if !run_json.is_empty() {
         let _ =
             writeln!(page, "<details><summary>run.json</summary><pre>{}</pre></details>", escape(run_json));

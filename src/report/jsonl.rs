@@ -1,63 +1,25 @@
 //! `metrics.jsonl`: one JSON object a line; floats parse back to the same bits.
 
-use super::event::{EvalLine, StepLine};
+use super::line::LogLine;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// One line of the file.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Line {
-    /// An optimizer step.
-    Step(StepLine),
-    /// An evaluation.
-    Eval(EvalLine),
-}
-
-/// A training line as written; the order of the fields is the order in the file.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StepWire {
-    step: u64,
-    epoch: f64,
-    loss: f64,
-    grad_norm: f64,
-    lr: f64,
-    tokens: u64,
-    seconds: Option<f64>,
-}
-
-/// An evaluation line as written.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EvalWire {
-    step: u64,
-    epoch: f64,
-    eval_loss: f64,
-    seconds: Option<f64>,
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// What was logged.
+    #[serde(flatten)]
+    pub logged: LogLine,
+    /// Wall-clock seconds it took; `None` where a line was rebuilt from a checkpoint, which keeps no clock.
+    pub seconds: Option<f64>,
 }
 
 impl Line {
     /// The line with its newline. All floats must be finite, `seconds` included.
     #[must_use]
     pub fn to_json(&self) -> String {
-        let text = match self {
-            Line::Step(l) => serde_json::to_string(&StepWire {
-                step: l.step,
-                epoch: l.epoch,
-                loss: l.loss,
-                grad_norm: l.grad_norm,
-                lr: l.lr,
-                tokens: l.tokens,
-                seconds: l.seconds,
-            }),
-            Line::Eval(l) => serde_json::to_string(&EvalWire {
-                step: l.step,
-                epoch: l.epoch,
-                eval_loss: l.eval_loss,
-                seconds: l.seconds,
-            }),
-        };
         // Plain numbers always serialise.
-        text.unwrap_or_default() + "\n"
+        serde_json::to_string(self).unwrap_or_default() + "\n"
     }
 
     /// Reads one line, without its newline.
@@ -65,23 +27,17 @@ impl Line {
     /// # Errors
     /// What is wrong with it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |e: serde_json::Error| e.to_string();
-        if text.contains("\"eval_loss\"") {
-            let EvalWire { step, epoch, eval_loss, seconds } = serde_json::from_str(text).map_err(wrong)?;
-            return Ok(Line::Eval(EvalLine { step, epoch, eval_loss, seconds }));
-        }
-        let StepWire { step, epoch, loss, grad_norm, lr, tokens, seconds } =
-            serde_json::from_str(text).map_err(wrong)?;
-        Ok(Line::Step(StepLine { step, epoch, loss, grad_norm, lr, tokens, seconds }))
-    }
-
-    /// The step it belongs to.
-    #[must_use]
-    pub fn step(&self) -> u64 {
-        match self {
-            Line::Step(l) => l.step,
-            Line::Eval(l) => l.step,
-        }
+        let mut fields: Map<String, Value> = serde_json::from_str(text).map_err(|e| e.to_string())?;
+        let seconds = fields.remove("seconds").ok_or("seconds are missing")?;
+        let seconds = Option::<f64>::deserialize(seconds).map_err(|e| format!("seconds: {e}"))?;
+        let is_evaluation = fields.contains_key("eval_loss");
+        let fields = Value::Object(fields);
+        let logged = if is_evaluation {
+            serde_json::from_value(fields).map(LogLine::Eval)
+        } else {
+            serde_json::from_value(fields).map(LogLine::Step)
+        };
+        Ok(Line { logged: logged.map_err(|e| e.to_string())?, seconds })
     }
 }
 

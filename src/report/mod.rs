@@ -4,3 +4,4 @@ pub mod console;
 pub mod event;
 pub mod html;
 pub mod jsonl;
+pub mod line;

@@ -6,11 +6,10 @@ pub mod reference;
 pub mod tiny;
 mod training;
 
-use crate::checkpoint::state::Identity;
 use crate::config::DeviceChoice;
 use crate::error::Result;
+use crate::identity::Engine;
 use crate::train::devices::{Chosen, Devices};
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is tested.
@@ -45,10 +44,8 @@ pub fn device(settings: &Settings) -> Result<String> {
 ///
 /// # Errors
 /// A device that is not there or cannot run the kernels.
-pub fn identity(settings: &Settings) -> Result<BTreeMap<String, String>> {
-    let mut identity = Identity::default();
-    settings.chosen()?.add_to_identity(&mut identity)?;
-    Ok(identity.0)
+pub fn engine(settings: &Settings) -> Result<Engine> {
+    settings.chosen()?.engine()
 }
 
 /// One thing that was checked.

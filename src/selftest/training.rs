@@ -2,7 +2,6 @@
 
 use super::tiny;
 use super::{Row, Settings as Options};
-use crate::checkpoint::state::LogLine;
 use crate::config::{Recompute, ResumeFrom, Settings};
 use crate::device::Planner;
 use crate::device::cpu::Rounding;
@@ -31,10 +30,8 @@ impl Course {
         let (mut losses, mut norms) = (Vec::new(), Vec::new());
         while !trainer.finished() {
             let Some(step) = trainer.train_step(&|| false)? else { break };
-            if let LogLine::Step { loss, grad_norm, .. } = step.line {
-                losses.push(loss);
-                norms.push(grad_norm);
-            }
+            losses.push(step.line.loss);
+            norms.push(step.line.grad_norm);
         }
         Ok(Course { losses, norms, adapter: trainer.parameters()? })
     }

@@ -1,9 +1,9 @@
 //! Which device a run uses, and what of that stands in its checkpoints.
 
-use crate::checkpoint::state::Identity;
 use crate::config::{DeviceChoice, Dtype, Settings};
 use crate::device::{Cpu, Device, Planner, Target};
 use crate::error::{Error, Result};
+use crate::identity::{Engine, Identity};
 
 #[cfg(feature = "cuda")]
 use crate::device::cuda::{Cuda, Driver, nvidia};
@@ -81,8 +81,8 @@ impl Devices {
     /// # Errors
     /// A device that was asked for is not there.
     pub fn choose(&self, s: &Settings, resumed: Option<&Identity>) -> Result<Chosen> {
-        let before = resumed.and_then(|identity| identity.0.get("device.kind"));
-        let on_cpu = before.is_some_and(|kind| kind == "cpu");
+        let before = resumed.map(|identity| identity.engine.device.as_str());
+        let on_cpu = before == Some("cpu");
         match s.device {
             DeviceChoice::Cpu => Ok(Chosen::Cpu(None)),
             DeviceChoice::Cuda(index) => self.open(index),
@@ -129,29 +129,34 @@ impl Chosen {
         }
     }
 
-    /// What decides a run's bits.
+    /// The arithmetic, which decides a run's bits.
     ///
     /// # Errors
     /// A GPU that cannot run the kernels.
-    pub fn add_to_identity(&self, identity: &mut Identity) -> Result<()> {
-        let mut add = |key: &str, value: String| {
-            identity.0.insert(key.into(), value);
-        };
+    pub fn engine(&self) -> Result<Engine> {
         match self {
-            Chosen::Cpu(_) => {
-                add("engine.arithmetic", CPU_ENGINE.into());
-                add("device.kind", "cpu".into());
-            }
+            Chosen::Cpu(_) => Ok(Engine {
+                device: "cpu".into(),
+                arithmetic: "f32".into(),
+                version: CPU_ENGINE.into(),
+                kernels: None,
+            }),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(driver) => {
-                add("engine.arithmetic", CUDA_ENGINE.into());
-                let Some(driver) = driver else { return Ok(()) };
-                let (major, minor) = driver.facts().capability;
-                add("device.kind", format!("cuda {major}.{minor}"));
-                add("engine.kernels", driver.identity()?);
+                let mut engine = Engine {
+                    device: "cuda".into(),
+                    arithmetic: "bf16".into(),
+                    version: CUDA_ENGINE.into(),
+                    kernels: None,
+                };
+                if let Some(driver) = driver {
+                    let (major, minor) = driver.facts().capability;
+                    engine.device = format!("cuda {major}.{minor}");
+                    engine.kernels = Some(driver.identity()?);
+                }
+                Ok(engine)
             }
         }
-        Ok(())
     }
 
     /// Bytes that a run may plan with; unlimited where nobody tells.

@@ -1,9 +1,9 @@
 //! The files of a run folder beside its checkpoints: `run.json`, adapters, the report.
 
-use crate::checkpoint::state::Identity;
 use crate::config::{self, RunFile, Settings};
 use crate::error::{Error, Result};
 use crate::formats::{atomic_file, peft};
+use crate::identity::Identity;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -41,7 +41,7 @@ impl RunFolder {
         if !self.holds_run() {
             return Ok(None);
         }
-        Ok(Some(Identity(RunFile::read(&self.path)?.fingerprints)))
+        Ok(Some(RunFile::read(&self.path)?.identity))
     }
 
     /// Writes `run.json`.
@@ -49,11 +49,12 @@ impl RunFolder {
     /// # Errors
     /// I/O errors.
     pub fn write(&self, settings: &Settings, identity: &Identity, command_line: &[String]) -> Result<()> {
-        let mut versions = BTreeMap::from([("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned())]);
-        if let Some(arithmetic) = identity.0.get("engine.arithmetic") {
-            versions.insert("arithmetic".to_owned(), arithmetic.clone());
-        }
-        let text = config::run_json(settings, command_line, &versions, &identity.0);
+        let engine = &identity.engine;
+        let versions = BTreeMap::from([
+            ("qwentune".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
+            ("arithmetic".to_owned(), engine.version.clone()),
+        ]);
+        let text = config::run_json(settings, command_line, &versions, identity);
         atomic_file::write(&self.join("run.json"), text.as_bytes())
     }
 

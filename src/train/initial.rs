@@ -1,9 +1,10 @@
 //! Where a run's adapter begins: fresh from the seed or with an adapter's weights, on a base with adapters
 //! folded into it.
 
-use crate::checkpoint::state::{Identity, State};
+use crate::checkpoint::state::{State, digest_of};
 use crate::config::Settings;
 use crate::error::Result;
+use crate::identity::InitialAdapter;
 use crate::model::{Adapter, AdapterSpec, Layout, Spec, Weights, fold};
 
 /// Adapter specification, layout and flat initial values. `--fold-adapters` are folded into `weights`; what
@@ -17,28 +18,27 @@ pub fn initial_adapter(
     spec: &Spec,
     weights: &mut Weights,
     resumed: Option<&State>,
-    identity: &mut Identity,
+    identity: &mut InitialAdapter,
 ) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
-    for (index, folder) in s.fold_adapters.iter().enumerate() {
+    for folder in &s.fold_adapters {
         let adapter = Adapter::read(folder, spec)?;
         fold::fold(weights, &adapter)?;
-        identity.0.insert(format!("adapter.folded.{index}"), adapter.digest());
+        identity.folded.push(adapter.digest());
     }
     let Some(folder) = s.init_adapter.clone() else {
         let (adapter, layout, values) = fresh(s, spec)?;
-        identity.0.insert("adapter.initial".into(), digest(&values));
+        identity.initial = digest(&values);
         return Ok((adapter, layout, values));
     };
     let read = match (Adapter::read(&folder, spec), resumed) {
         (Err(_), Some(state)) => {
             // The settings and the checkpoint have all it decided.
-            let known = state.identity.0.get("adapter.initial");
-            identity.0.extend(known.map(|digest| ("adapter.initial".into(), digest.clone())));
+            identity.initial.clone_from(&state.identity.adapter.initial);
             return fresh(s, spec);
         }
         (read, _) => read?,
     };
-    identity.0.insert("adapter.initial".into(), digest(&read.values));
+    identity.initial = digest(&read.values);
     read.spec.into_settings(s);
     Ok((AdapterSpec::from_settings(s), read.layout, read.values))
 }
@@ -51,6 +51,5 @@ fn fresh(s: &Settings, spec: &Spec) -> Result<(AdapterSpec, Layout, Vec<f32>)> {
 }
 
 fn digest(values: &[f32]) -> String {
-    let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    blake3::hash(&bytes).to_hex().to_string()
+    blake3::Hash::from_bytes(digest_of(values)).to_hex().to_string()
 }

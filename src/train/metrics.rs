@@ -1,11 +1,10 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
-use crate::checkpoint::state::LogLine;
 use crate::error::{Error, Result};
 use crate::failpoint;
 use crate::formats::atomic_file;
-use crate::report::event::{EvalLine, StepLine};
 use crate::report::jsonl::{self, Line};
+use crate::report::line::LogLine;
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
@@ -21,39 +20,6 @@ pub struct Metrics {
     exact: bool,
     /// Whether a write failed; the file is then rebuilt at the end.
     failed: bool,
-}
-
-/// A line without its clock.
-#[must_use]
-pub fn without_clock(line: &Line) -> LogLine {
-    match line {
-        Line::Step(l) => LogLine::Step {
-            step: l.step,
-            epoch: l.epoch,
-            loss: l.loss,
-            grad_norm: l.grad_norm,
-            lr: l.lr,
-            tokens: l.tokens,
-        },
-        Line::Eval(l) => LogLine::Eval { step: l.step, epoch: l.epoch, eval_loss: l.eval_loss },
-    }
-}
-
-/// A line with its clock, `None` where it is not known.
-#[must_use]
-pub fn with_clock(line: &LogLine, seconds: Option<f64>) -> Line {
-    match *line {
-        LogLine::Step { step, epoch, loss, grad_norm, lr, tokens } => {
-            Line::Step(StepLine { step, epoch, loss, grad_norm, lr, tokens, seconds })
-        }
-        LogLine::Eval { step, epoch, eval_loss } => Line::Eval(EvalLine { step, epoch, eval_loss, seconds }),
-    }
-}
-
-fn step_of(line: &LogLine) -> u64 {
-    match line {
-        LogLine::Step { step, .. } | LogLine::Eval { step, .. } => *step,
-    }
 }
 
 /// The whole lines of `path`; a torn tail and everything after a damaged line is left out.
@@ -74,10 +40,10 @@ impl Metrics {
     /// I/O errors, naming the path.
     pub fn open(path: &Path, log: &[LogLine], exact: bool) -> Result<Self> {
         let old = read_lines(path)?;
-        let known: Vec<LogLine> = old.iter().map(without_clock).collect();
+        let known: Vec<LogLine> = old.iter().map(|line| line.logged).collect();
         let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
         let mut lines: Vec<Line> = old[..kept].to_vec();
-        lines.extend(log[kept..].iter().map(|l| with_clock(l, None)));
+        lines.extend(log[kept..].iter().map(|logged| Line { logged: *logged, seconds: None }));
         let mut ahead = VecDeque::new();
         if kept == log.len() && exact {
             lines.extend(old[kept..].iter().cloned());
@@ -101,7 +67,7 @@ impl Metrics {
     /// # Errors
     /// [`crate::error::Kind::Check`] when a repeated step differs from what was logged.
     pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
-        let now = without_clock(line);
+        let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
             if failpoint::hit_halfway() {
@@ -114,12 +80,12 @@ impl Metrics {
         if before != now {
             return Err(Error::check(format!(
                 "step {} was computed again and differs from what {} holds:\n  logged   {before:?}\n  computed {now:?}",
-                step_of(&now),
+                now.step(),
                 self.path.display()
             ))
             .hint("this machine does not repeat itself, or the program changed; the file and all checkpoints are untouched"));
         }
-        let step = step_of(&now);
+        let step = now.step();
         let first = self.repeated.map_or(step, |(first, _)| first);
         self.repeated = Some((first, step));
         Ok(if self.ahead.is_empty() { self.repeated.take() } else { None })

@@ -1,17 +1,18 @@
 //! A run under way: from the state it begins with to the files it leaves.
 
 use super::folder::{self, RunFolder};
-use super::metrics::{Metrics, with_clock};
+use super::metrics::Metrics;
 use super::trainer::Trainer;
 use super::{Control, Request, Summary};
-use crate::checkpoint::state::{Identity, LogLine};
 use crate::checkpoint::store::{Outcome, Store, Wait};
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::formats::{peft, weight_map::WeightMap};
+use crate::identity::Identity;
 use crate::report::event::{Event, Observer};
 use crate::report::html;
 use crate::report::jsonl::Line;
+use crate::report::line::{EvalLine, LogLine};
 use std::time::{Duration, Instant};
 
 /// How long the forward pass after a stop may take: well inside the 30 seconds a scheduler grants.
@@ -112,7 +113,7 @@ impl<'a> Run<'a> {
     /// cut short after the state had been saved.
     fn owes_evaluation(&mut self) -> bool {
         let step = self.trainer.step();
-        let made = self.log.iter().rev().any(|l| matches!(l, LogLine::Eval { step: s, .. } if *s == step));
+        let made = self.log.iter().rev().any(|l| matches!(l, LogLine::Eval(line) if line.step == step));
         let due = if step == 0 { self.settings.eval_on_start } else { self.trainer.evaluation_due_now() };
         due && !made
     }
@@ -139,7 +140,7 @@ impl<'a> Run<'a> {
             let Some(done) = self.trainer.train_step(&|| control.stop_requested())? else {
                 return self.stop();
             };
-            self.record(&done.line, begin, done.real_tokens)?;
+            self.record(LogLine::Step(done.line), begin, done.real_tokens)?;
             self.write_snapshot(Wait::Skip)?;
             if self.trainer.evaluation_due(done.last_in_epoch) && !self.evaluate()? {
                 return self.stop();
@@ -155,17 +156,17 @@ impl<'a> Run<'a> {
     }
 
     /// Logs a line, or compares it with the one an interrupted run had logged.
-    fn record(&mut self, line: &LogLine, begin: Instant, real_tokens: u64) -> Result<()> {
-        let line_with_clock = with_clock(line, Some(begin.elapsed().as_secs_f64()));
-        let repeated = self.metrics.push(&line_with_clock)?;
-        self.log.push(*line);
-        match line_with_clock {
-            Line::Step(line) => {
+    fn record(&mut self, logged: LogLine, begin: Instant, real_tokens: u64) -> Result<()> {
+        let seconds = begin.elapsed().as_secs_f64();
+        let repeated = self.metrics.push(&Line { logged, seconds: Some(seconds) })?;
+        self.log.push(logged);
+        match logged {
+            LogLine::Step(line) => {
                 let first = self.summary.loss.map_or(line.loss, |(first, _)| first);
                 self.summary.loss = Some((first, line.loss));
-                self.observer.on_event(&Event::Step { line, real_tokens });
+                self.observer.on_event(&Event::Step { line, seconds, real_tokens });
             }
-            Line::Eval(line) => self.observer.on_event(&Event::Eval(line)),
+            LogLine::Eval(line) => self.observer.on_event(&Event::Eval { line, seconds }),
         }
         if let Some((first, last)) = repeated {
             self.observer.on_event(&Event::Repeated { first, last });
@@ -181,16 +182,16 @@ impl<'a> Run<'a> {
             return Ok(!control.stop_requested());
         };
         // Step 0 is no candidate: there is nothing to publish yet.
-        if self.trainer.step() > 0 && self.trainer.note_evaluation(eval_loss) {
-            let adapter = self.adapter()?;
+        if self.trainer.step() > 0
+            && let Some(values) = self.trainer.note_evaluation(eval_loss)?
+        {
+            let adapter = self.to_peft(&values)?;
             self.folder.write_adapter("best", &adapter)?;
             self.store.protect(Some(self.trainer.step()));
         }
-        let epoch = match self.log.last() {
-            Some(LogLine::Step { epoch, .. } | LogLine::Eval { epoch, .. }) => *epoch,
-            None => 0.0,
-        };
-        self.record(&LogLine::Eval { step: self.trainer.step(), epoch, eval_loss }, begin, 0)?;
+        let epoch = self.log.last().map_or(0.0, LogLine::epoch);
+        let line = EvalLine { step: self.trainer.step(), epoch, eval_loss };
+        self.record(LogLine::Eval(line), begin, 0)?;
         Ok(true)
     }
 
@@ -286,11 +287,15 @@ impl<'a> Run<'a> {
     /// The current adapter, in PEFT's form.
     fn adapter(&mut self) -> Result<peft::Adapter> {
         let values = self.trainer.parameters()?;
+        self.to_peft(&values)
+    }
+
+    fn to_peft(&self, values: &[f32]) -> Result<peft::Adapter> {
         if values.iter().any(|v| !v.is_finite()) {
             return Err(Error::diverged(format!("step {}: a parameter is not finite", self.trainer.step())));
         }
         let base = folder::base_name(&self.settings);
-        Ok(self.trainer.layout().to_peft(self.trainer.adapter(), &base, &values))
+        Ok(self.trainer.layout().to_peft(self.trainer.adapter(), &base, values))
     }
 
     /// Final adapter, report, and what the run leaves behind.
@@ -303,7 +308,7 @@ impl<'a> Run<'a> {
 
     fn publish(&mut self) -> Result<Summary> {
         self.metrics.finish(&self.log)?;
-        let best = self.trainer.cursor().best.map(|(_, step)| step);
+        let best = self.trainer.cursor().best.map(|best| best.step);
         let adapter = match best {
             Some(step) if self.settings.load_best_model_at_end && step != self.trainer.step() => {
                 let folder = self.folder.join("best");
@@ -317,7 +322,7 @@ impl<'a> Run<'a> {
         crate::formats::atomic_file::write(&self.folder.join("report.html"), page.as_bytes())?;
         let evals: Vec<f64> = lines
             .iter()
-            .filter_map(|l| if let Line::Eval(e) = l { Some(e.eval_loss) } else { None })
+            .filter_map(|l| if let LogLine::Eval(e) = l.logged { Some(e.eval_loss) } else { None })
             .collect();
         self.summary.eval_loss = evals.first().zip(evals.last()).map(|(a, b)| (*a, *b));
         self.summary.step = self.trainer.step();
@@ -329,16 +334,9 @@ impl<'a> Run<'a> {
 
     /// `report.html`.
     fn report(&self, lines: &[Line]) -> String {
-        let (mut steps, mut evals) = (Vec::new(), Vec::new());
-        for line in lines {
-            match line {
-                Line::Step(l) => steps.push(l.clone()),
-                Line::Eval(l) => evals.push(l.clone()),
-            }
-        }
         let title = self.folder.path.display().to_string();
         let run_json = std::fs::read_to_string(self.folder.join("run.json")).unwrap_or_default();
-        html::render(&title, &steps, &evals, &run_json)
+        html::render(&title, lines, &run_json)
     }
 
     fn already_finished(&mut self) -> Result<Summary> {

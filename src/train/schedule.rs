@@ -1,7 +1,7 @@
 //! Learning rate as a pure function of the step: the values of Hugging Face's `get_scheduler`
 //! (transformers, `optimization.py`), in f64.
 
-use crate::checkpoint::state::ScheduleSegment;
+use crate::checkpoint::state::Length;
 use crate::config::{Scheduler, Settings};
 use crate::error::{Error, Result};
 use serde_json::Value;
@@ -129,16 +129,16 @@ impl Schedule {
         Ok(Schedule { base: settings.learning_rate, shape: a.finish(shape)? })
     }
 
-    /// Learning rate of the step after `done` steps, where `segments` are the schedule's pieces: each runs
-    /// from its first step to its own horizon.
+    /// Learning rate of the step after `done` steps in a run of these lengths: each has a piece of schedule, from
+    /// its first step to its own horizon.
     #[must_use]
-    pub fn learning_rate(&self, done: u64, segments: &[ScheduleSegment]) -> f64 {
-        let Some(segment) = segments.iter().rev().find(|s| s.first_step <= done).or(segments.first()) else {
+    pub fn learning_rate(&self, done: u64, lengths: &[Length]) -> f64 {
+        let Some(length) = lengths.iter().rev().find(|l| l.from_step <= done).or(lengths.first()) else {
             return self.base;
         };
-        let step = done.saturating_sub(segment.first_step) as f64;
-        let total = segment.total_steps.saturating_sub(segment.first_step) as f64;
-        self.base * self.factor(step, segment.warmup_steps as f64, total)
+        let step = done.saturating_sub(length.from_step) as f64;
+        let total = length.total_steps.saturating_sub(length.from_step) as f64;
+        self.base * self.factor(step, length.warmup_steps as f64, total)
     }
 
     fn factor(&self, step: f64, warmup: f64, total: f64) -> f64 {

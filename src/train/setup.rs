@@ -4,14 +4,16 @@ use super::PlanReport;
 use super::devices::Chosen;
 use super::initial::initial_adapter;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use crate::checkpoint::state::{Identity, State};
+use crate::checkpoint::state::State;
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
 use crate::device::{Planner, Purpose, Target};
 use crate::error::{Error, Kind, Result};
+use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
 use crate::report::event::{Event, Observer};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Everything known before memory is allocated.
@@ -88,18 +90,15 @@ impl Setup {
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
-            initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity)?;
+            initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity.adapter)?;
         let prepared = match rows {
             Some(rows) => dataset::prepare_rows(rows, &settings, spec.vocab, observer)?,
             None => dataset::prepare(&settings, spec.vocab, observer)?,
         };
-        identity.0.extend(prepared.identity);
-        identity.0.extend(config::math_identity(&settings));
-        device.add_to_identity(&mut identity)?;
-        model_identity(&settings, &weights, &mut identity, observer)?;
-        if let Some(state) = resumed {
-            identity.carry(&state.identity);
-        }
+        identity.data = prepared.identity;
+        identity.settings = config::math_identity(&settings);
+        identity.engine = device.engine()?;
+        identity.model = base_model(&settings, &weights, observer)?;
         let train = Source {
             plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
             rows: prepared.train,
@@ -125,7 +124,7 @@ impl Setup {
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
-            initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity)?;
+            initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity.adapter)?;
         let rows = dataset::prepare(&settings, spec.vocab, observer)?.train;
         let plan = || Plan::new(rows.lengths(), eval_rules(&settings));
         let (train, eval) = (plan()?, plan()?);
@@ -254,20 +253,15 @@ fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
 }
 
 /// Digests of the model folder's files that decide the result.
-fn model_identity(
-    s: &Settings,
-    weights: &Weights,
-    identity: &mut Identity,
-    observer: &mut dyn Observer,
-) -> Result<()> {
+fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> Result<BaseModel> {
     let cache = cache_folder(s);
     let mut progress =
         |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
-    for (file, digest) in weights.map.digests(cache.as_deref(), &mut progress)? {
-        identity.0.insert(format!("model.{file}"), digest);
-    }
+    let mut files: BTreeMap<String, String> =
+        weights.map.digests(cache.as_deref(), &mut progress)?.into_iter().collect();
     let path = s.model.join("config.json");
     let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
-    identity.0.insert("model.config.json".into(), blake3::hash(&config).to_hex().to_string());
-    Ok(())
+    files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
+    let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
+    Ok(BaseModel { files, encoding })
 }

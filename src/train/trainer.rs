@@ -1,24 +1,26 @@
 //! The training step, evaluation, and the state between two steps. Knows no files but the base and the data.
 
 use super::schedule::{Schedule, warmup_steps};
-use crate::checkpoint::state::{Cursor, Identity, LogLine, ScheduleSegment, State, TensorEntry};
+use crate::checkpoint::state::{Best, Cursor, History, Length, State, TensorEntry, digest_of};
 use crate::config::{Settings, Strategy};
 use crate::data::batch::{self, MicroBatch};
 use crate::data::dataset::Dataset;
 use crate::data::plan::{Plan, Rules, StepPlan};
 use crate::device::{Device, Region};
 use crate::error::{Error, Result};
+use crate::identity::Identity;
 use crate::model::network::{DropoutKey, Input, Network};
 use crate::model::{AdapterSpec, Layout};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::Segment;
 use crate::ops::rows;
+use crate::report::line::{LogLine, StepLine};
 
 /// What one optimizer step gave.
 #[derive(Clone, Copy, Debug)]
 pub struct StepResult {
     /// The step's line, without its clock.
-    pub line: LogLine,
+    pub line: StepLine,
     /// Tokens processed, padding left out.
     pub real_tokens: u64,
     /// Whether it was the last step of its epoch.
@@ -44,9 +46,8 @@ pub struct Trainer {
     train: Source,
     eval: Option<Source>,
     cursor: Cursor,
+    history: History,
     step: u64,
-    /// By how many steps AdamW's count of updates is behind.
-    behind: u64,
     snapshot: Option<Snapshot>,
 }
 
@@ -125,12 +126,7 @@ impl Trainer {
     ) -> Result<Self> {
         let schedule = Schedule::new(&settings)?;
         let total_steps = train.plan.total_steps();
-        let first = ScheduleSegment {
-            first_step: 0,
-            total_steps,
-            warmup_steps: warmup_steps(&settings, total_steps),
-        };
-        let cursor = Cursor { schedule: vec![first], ..Cursor::default() };
+        let history = History::new(total_steps, warmup_steps(&settings, total_steps));
         let mut trainer = Trainer {
             settings,
             schedule,
@@ -140,9 +136,9 @@ impl Trainer {
             adapter,
             train,
             eval,
-            cursor,
+            cursor: Cursor::default(),
+            history,
             step: 0,
-            behind: 0,
             snapshot: None,
         };
         trainer.network.upload(&mut trainer.device, progress)?;
@@ -163,7 +159,7 @@ impl Trainer {
         self.train.plan.total_steps()
     }
 
-    /// Counters, schedule and best evaluation.
+    /// Counters and best evaluation.
     #[must_use]
     pub fn cursor(&self) -> &Cursor {
         &self.cursor
@@ -236,14 +232,14 @@ impl Trainer {
         if !grad_norm.is_finite() {
             return Err(self.diverged_gradient()?);
         }
-        let lr = self.schedule.learning_rate(self.step, &self.cursor.schedule);
+        let lr = self.schedule.learning_rate(self.step, &self.history.lengths);
         self.update(lr, grad_norm);
         let real_tokens = batches.iter().map(|b| b.real_tokens as u64).sum();
         self.step += 1;
         self.cursor.samples += plan.micro_batches.iter().map(|r| r.len() as u64).sum::<u64>();
         self.cursor.tokens += real_tokens;
         let epoch = plan.epoch as f64 + (plan.step_in_epoch + 1) as f64 / plan.steps_in_epoch as f64;
-        let line = LogLine::Step { step: self.step, epoch, loss, grad_norm, lr, tokens: tokens as u64 };
+        let line = StepLine { step: self.step, epoch, loss, grad_norm, lr, tokens: tokens as u64 };
         Ok(Some(StepResult { line, real_tokens, last_in_epoch: plan.last_in_epoch }))
     }
 
@@ -304,7 +300,7 @@ impl Trainer {
             beta2: s.adam_beta2,
             epsilon: s.adam_epsilon,
             weight_decay: s.weight_decay,
-            step: self.step + 1 - self.behind,
+            step: self.step + 1 - self.cursor.updates_behind,
             grad_scale: clip as f32,
         };
         let ratio = s.loraplus_lr_ratio;
@@ -349,16 +345,19 @@ impl Trainer {
         Err(Error::diverged(format!("step {}: the evaluation loss is {loss}", self.step)))
     }
 
-    /// Takes an evaluation into account; true when it is the best so far.
-    pub fn note_evaluation(&mut self, loss: f64) -> bool {
-        let better = self.cursor.best.is_none_or(|(best, _)| loss < best);
-        if better {
-            self.cursor.best = Some((loss, self.step));
-            self.cursor.stale_evaluations = 0;
-        } else {
+    /// Takes an evaluation into account; the adapter's values when it is the best so far.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn note_evaluation(&mut self, loss: f64) -> Result<Option<Vec<f32>>> {
+        if self.cursor.best.is_some_and(|best| loss >= best.loss) {
             self.cursor.stale_evaluations += 1;
+            return Ok(None);
         }
-        better
+        let values = self.parameters()?;
+        self.cursor.best = Some(Best { loss, step: self.step, adapter: digest_of(&values) });
+        self.cursor.stale_evaluations = 0;
+        Ok(Some(values))
     }
 
     /// Loss of the next step's first micro-batch: something to compare a continuation with. `None` when
@@ -395,6 +394,7 @@ impl Trainer {
         let entry = |(name, shape, offset)| TensorEntry { name, shape, offset };
         state.tensors = self.layout.tensors().into_iter().map(entry).collect();
         state.cursor = self.cursor.clone();
+        state.history = self.history.clone();
         state.log = log.to_vec();
         self.device.begin_snapshot(&self.network.state.kept())?;
         self.snapshot = Some(Snapshot { state, under_way: true, finite: false });
@@ -463,16 +463,13 @@ impl Trainer {
                 state.step, state.cursor.samples
             )));
         }
-        self.behind = state
-            .identity
-            .updates_behind(state.step)
-            .map_err(|what| Error::input(format!("checkpoint of step {}: {what}", state.step)))?;
         let places = self.network.state;
         self.device.write(places.params, &state.weights)?;
         self.device.write(places.m, &state.m)?;
         self.device.write(places.v, &state.v)?;
         self.step = state.step;
         self.cursor = state.cursor.clone();
+        self.history = state.history.clone();
         Ok(())
     }
 
@@ -480,21 +477,15 @@ impl Trainer {
     /// the new horizon. Returns whether anything changed.
     pub fn extend_schedule(&mut self) -> bool {
         let total_steps = self.total_steps();
-        let unchanged = self.cursor.schedule.last().is_some_and(|s| s.total_steps == total_steps);
+        let unchanged = self.history.length().is_some_and(|l| l.total_steps == total_steps);
         if unchanged || total_steps <= self.step {
             return false;
         }
-        let segment = if self.step == 0 {
-            self.cursor.schedule.clear();
-            ScheduleSegment {
-                first_step: 0,
-                total_steps,
-                warmup_steps: warmup_steps(&self.settings, total_steps),
-            }
+        if self.step == 0 {
+            self.history = History::new(total_steps, warmup_steps(&self.settings, total_steps));
         } else {
-            ScheduleSegment { first_step: self.step, total_steps, warmup_steps: 0 }
-        };
-        self.cursor.schedule.push(segment);
+            self.history.lengths.push(Length { from_step: self.step, total_steps, warmup_steps: 0 });
+        }
         true
     }
 

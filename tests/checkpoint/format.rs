@@ -4,7 +4,9 @@ use super::disk::Rng;
 use super::{sized_state, state};
 use qwentune::checkpoint::encode::file_len;
 use qwentune::checkpoint::format::{BLOCK, DIGEST_AT, ENTRY_LEN, SECTIONS, TABLE_AT, decode, encode};
-use qwentune::checkpoint::state::{Identity, LogLine, ScheduleSegment, State, TensorEntry};
+use qwentune::checkpoint::state::{Ancestor, Best, Change, Descent, Length, State, TensorEntry};
+use qwentune::identity::{Identity, RowSet, canonical_json, from_canonical_json};
+use qwentune::report::line::{EvalLine, LogLine, StepLine};
 use std::path::Path;
 
 fn error(bytes: &[u8]) -> String {
@@ -25,7 +27,7 @@ fn round_trip() {
     // The last one is long enough for several chunks of each array and of the log.
     for state in [state(1, 0), state(7, 3), no_tensors, sized_state(900, 1, 300_000), state(10_000, 1)] {
         let mut state = state;
-        state.cursor.schedule[0].total_steps = 10_000;
+        state.history.lengths[0].total_steps = 10_000;
         let bytes = encode(&state);
         assert_eq!(bytes.len() as u64, file_len(&state));
         let back = decode(Path::new("x"), &bytes).expect("own bytes");
@@ -41,7 +43,7 @@ fn bytes_are_pinned() {
     assert_eq!(digest.as_str(), PINNED);
 }
 
-const PINNED: &str = "49826edb010da8e89a96083c484805bd40a51b27a8444da1d132094d4b9437f5";
+const PINNED: &str = "3c804f998de54f9dfef257743ab0833b4e4f8ea22a83e735bb9db4ab0fb872b2";
 
 #[test]
 fn every_flipped_bit_is_refused() {
@@ -130,8 +132,8 @@ fn sealed_lies_are_refused_by_name() {
     let huge = u64::MAX.to_le_bytes();
     let section = |i: usize| u64_at(&good, table(i, 16)) as usize;
     let cases: [(String, &str); 17] = [
-        (set(8, &[2, 0]), "format 2.0, this build reads 1.0"),
-        (set(10, &[1, 0]), "format 1.1, this build reads 1.0"),
+        (set(8, &[1, 0]), "format 1.0, this build reads 2.0"),
+        (set(10, &[1, 0]), "format 2.1, this build reads 2.0"),
         (set(12, &[0, 32]), "lengths are not those"),
         (set(16, &huge), "sections do not fill"),
         (set(40, &[2]), "reserved bytes"),
@@ -144,7 +146,7 @@ fn sealed_lies_are_refused_by_name() {
         (set(table(4, 32), &huge), "raw length"),
         (set(section(0), b" "), "section META"),
         (set(section(1), &huge), "section IDX"),
-        (set(section(2) + 48, &huge), "section CUR"),
+        (set(section(2) + 32, &huge), "section CUR"),
         (set(section(3), &[7]), "section LOG: record of unknown kind 7"),
         (set(section(4) + 4, &f32::NAN.to_le_bytes()), "section W: element 1 (layers.0.q_proj.lora_A)"),
     ];
@@ -156,9 +158,10 @@ fn sealed_lies_are_refused_by_name() {
 /// States that are inconsistent in themselves are refused whole digests notwithstanding.
 #[test]
 fn inconsistent_states_are_refused() {
-    let line = |step, loss| LogLine::Step { step, epoch: 0.0, loss, grad_norm: 0.0, lr: 0.0, tokens: 1 };
-    type Change = (&'static str, fn(&mut State));
-    let changes: [Change; 15] = [
+    let line =
+        |step, loss| LogLine::Step(StepLine { step, epoch: 0.0, loss, grad_norm: 0.0, lr: 0.0, tokens: 1 });
+    type Lie = (&'static str, fn(&mut State));
+    let changes: [Lie; 19] = [
         ("twice", |s| s.tensors[1].name = s.tensors[0].name.clone()),
         ("begins at 14, expected 15", |s| s.tensors[1].offset = 14),
         ("has the shape", |s| s.tensors[0].shape = [0, 7]),
@@ -168,12 +171,22 @@ fn inconsistent_states_are_refused() {
         ("section M: 24 elements", |s| s.m.truncate(24)),
         ("section M: element 3", |s| s.m[3] = f32::INFINITY),
         ("section V: element 24", |s| s.v[24] = -1.0),
-        ("best loss", |s| s.cursor.best = Some((1.0, s.step + 1))),
-        ("best loss", |s| s.cursor.best = Some((f64::NAN, 1))),
-        ("no schedule", |s| s.cursor.schedule.clear()),
-        ("step 2 of 1", |s| s.cursor.schedule[0].total_steps = 1),
+        ("best loss", |s| s.cursor.best = Some(Best { loss: 1.0, step: s.step + 1, adapter: [0; 32] })),
+        ("best loss", |s| s.cursor.best = Some(Best { loss: f64::NAN, step: 1, adapter: [0; 32] })),
+        ("3 updates behind", |s| s.cursor.updates_behind = 3),
+        ("no length", |s| s.history.lengths.clear()),
+        ("step 2 of 1", |s| s.history.lengths[0].total_steps = 1),
         ("out of order", |s| {
-            s.cursor.schedule.push(ScheduleSegment { first_step: 3, total_steps: 9, warmup_steps: 0 });
+            s.history.lengths.push(Length { from_step: 3, total_steps: 9, warmup_steps: 0 });
+        }),
+        ("out of order", |s| {
+            s.history.lengths.insert(0, Length { from_step: 1, total_steps: 9, warmup_steps: 0 });
+        }),
+        ("out of order", |s| {
+            s.history.changes.push(Change { from_step: 0, setting: "a".into(), value: "b".into() });
+        }),
+        ("out of order", |s| {
+            s.history.lineage.push(Ancestor { descent: Descent::Import, step: 3, digest: "a".into() });
         }),
         ("tensor name", |s| s.tensors[0].name = "n".repeat(513)),
     ];
@@ -188,7 +201,7 @@ fn inconsistent_states_are_refused() {
         vec![line(1, 1.0), line(1, 1.0), line(2, 1.0)],
         vec![line(1, 1.0), line(2, 1.0), line(3, 1.0)],
         vec![line(1, f64::NAN), line(2, 1.0)],
-        vec![line(1, 1.0), LogLine::Eval { step: 2, epoch: 0.0, eval_loss: 1.0 }, line(2, 1.0)],
+        vec![line(1, 1.0), LogLine::Eval(EvalLine { step: 2, epoch: 0.0, eval_loss: 1.0 }), line(2, 1.0)],
     ];
     for log in logs {
         let text = error(&encode(&State { log, ..state(2, 0) }));
@@ -228,36 +241,60 @@ fn random_bytes_are_refused_or_canonical() {
 
 #[test]
 fn identities_are_canonical_and_compared() {
-    let old = state(1, 0).identity;
-    let text = old.canonical_json();
-    assert_eq!(text, "{\"model.digest\":\"\u{e9}\\\"\\\\\\n\",\"settings.seed\":\"0\"}");
-    assert_eq!(Identity::from_canonical_json(text.as_bytes()), Ok(old.clone()));
-    for other in [
-        "{ }",
-        "{\"b\":\"1\",\"a\":\"2\"}",
-        "{\"a\":\"1\",\"a\":\"1\"}",
-        "{\"a\":1}",
-        "{\"\\u0061\":\"1\"}",
-        "[]",
+    let old = super::identity(0);
+    let text = canonical_json(&old);
+    let expected = r#"{"adapter":{"folded":[],"initial":""},"data":{"train":{"digest":"","files":[],"rows":0}},"engine":{"arithmetic":"","device":"","version":""},"model":{"encoding":"bf16","files":{"a.safetensors":"\u{e9}\"\\\n"}},"objective":"supervised","settings":{"seed":"0"}}"#;
+    assert_eq!(text, expected.replace("\\u{e9}", "\u{e9}"));
+    assert_eq!(from_canonical_json::<Identity>(text.as_bytes()), Ok(old.clone()));
+    for (part, other) in [
+        (r#"{"adapter""#, r#"{ "adapter""#),
+        (r#""folded":[],"initial":"""#, r#""initial":"","folded":[]"#),
+        (r#""folded":[],"#, r#""folded":[],"folded":[],"#),
+        (r#""seed":"0""#, r#""seed":"1","seed":"0""#),
+        (r#""seed":"0""#, r#""seed":0"#),
+        (r#""seed""#, r#""\u0073eed""#),
+        (r#""rows":0"#, r#""rows":0.0"#),
+        (r#""rows":0"#, r#""rows":-1"#),
+        (r#""objective":"supervised""#, r#""objective":"other""#),
+        (r#""rows":0}"#, r#""rows":0},"eval":null"#),
+        (r#""encoding""#, r#""unknown":1,"encoding""#),
     ] {
-        assert!(Identity::from_canonical_json(other.as_bytes()).is_err(), "{other}");
+        let spelt = text.replacen(part, other, 1);
+        assert_ne!(spelt, text, "{part}");
+        assert!(from_canonical_json::<Identity>(spelt.as_bytes()).is_err(), "{spelt}");
     }
     let mut now = old.clone();
     assert!(old.differences(&now).is_empty());
-    now.0.insert("settings.seed".into(), "43".into());
-    now.0.insert("data.rows".into(), "61".into());
-    now.0.remove("model.digest");
+    now.settings.insert("seed".into(), "43".into());
+    now.data.eval = Some(RowSet { rows: 61, ..RowSet::default() });
+    now.model.files.clear();
     let found: Vec<(String, Option<String>, Option<String>)> =
         old.differences(&now).into_iter().map(|d| (d.field, d.old, d.new)).collect();
     let text = |s: &str| Some(s.to_owned());
     assert_eq!(
         found,
         [
-            ("data.rows".into(), None, text("61")),
-            ("model.digest".into(), text("\u{e9}\"\\\n"), None),
+            ("data.eval.digest".into(), None, text("")),
+            ("data.eval.rows".into(), None, text("61")),
+            ("model.files.a.safetensors".into(), text("\u{e9}\"\\\n"), None),
             ("settings.seed".into(), text("0"), text("43")),
         ]
     );
+}
+
+/// Records tell their own length; one of another length, or of a kind that is not known, is refused by name.
+#[test]
+fn log_records_have_kind_and_length() {
+    let good = encode(&state(2, 0));
+    let at = u64_at(&good, TABLE_AT + 3 * ENTRY_LEN + 16) as usize;
+    assert_eq!(good[at..at + 8], [1, 0, 0, 0, 48, 0, 0, 0]);
+    assert_eq!(good[at + 112..at + 120], [2, 0, 0, 0, 24, 0, 0, 0]);
+    for (place, value) in [(at, 3), (at, 2), (at + 4, 40), (at + 4, 47), (at + 7, 255)] {
+        let mut bytes = good.clone();
+        bytes[place] = value;
+        seal(&mut bytes);
+        assert!(error(&bytes).contains("section LOG"), "{}", error(&bytes));
+    }
 }
 
 /// Tensors must tile the arrays; a checkpoint of another model shape is another table.

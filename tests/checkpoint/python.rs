@@ -3,7 +3,8 @@
 
 use super::{fresh_folder, state};
 use qwentune::checkpoint::format::encode;
-use qwentune::checkpoint::state::{LogLine, State};
+use qwentune::checkpoint::state::State;
+use qwentune::report::line::LogLine;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -33,19 +34,24 @@ fn sum(values: &[f32]) -> f64 {
 fn compare(json: &Value, state: &State) {
     assert_eq!(json["step"], state.step);
     assert_eq!(json["tainted"], state.tainted);
-    assert_eq!(json["identity"], serde_json::to_value(&state.identity.0).expect("strings"));
+    assert_eq!(json["identity"], serde_json::to_value(&state.identity).expect("strings"));
     assert_eq!(json["cursor"]["samples"], state.cursor.samples);
     assert_eq!(json["cursor"]["tokens"], state.cursor.tokens);
-    assert_eq!(json["cursor"]["best"]["loss"].as_f64(), state.cursor.best.map(|b| b.0));
-    assert_eq!(json["cursor"]["schedule"][0]["total_steps"], state.cursor.schedule[0].total_steps);
+    assert_eq!(json["cursor"]["best"]["loss"].as_f64(), state.cursor.best.map(|b| b.loss));
+    let hex = |digest: [u8; 32]| blake3::Hash::from_bytes(digest).to_hex().to_string();
+    assert_eq!(
+        json["cursor"]["best"]["adapter"].as_str(),
+        state.cursor.best.map(|b| hex(b.adapter)).as_deref()
+    );
+    assert_eq!(json["history"], serde_json::to_value(&state.history).expect("plain values"));
     assert_eq!(json["log"].as_array().map(Vec::len), Some(state.log.len()));
     for (got, line) in json["log"].as_array().expect("lines").iter().zip(&state.log) {
         match line {
-            LogLine::Step { loss, lr, tokens, .. } => {
-                assert_eq!((got["loss"].as_f64(), got["lr"].as_f64()), (Some(*loss), Some(*lr)));
-                assert_eq!(got["tokens"], *tokens);
+            LogLine::Step(line) => {
+                assert_eq!((got["loss"].as_f64(), got["lr"].as_f64()), (Some(line.loss), Some(line.lr)));
+                assert_eq!(got["tokens"], line.tokens);
             }
-            LogLine::Eval { eval_loss, .. } => assert_eq!(got["eval_loss"].as_f64(), Some(*eval_loss)),
+            LogLine::Eval(line) => assert_eq!(got["eval_loss"].as_f64(), Some(line.eval_loss)),
         }
     }
     for (section, array) in [("W", &state.weights), ("M", &state.m), ("V", &state.v)] {

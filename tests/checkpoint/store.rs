@@ -5,6 +5,7 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
+use qwentune::checkpoint::state::Best;
 use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
 use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
 use qwentune::error::{Kind, Result};
@@ -134,7 +135,7 @@ fn retention_keeps_the_best_of_the_state() {
     let folder = fresh_folder("retention-best");
     for step in 1..=6 {
         let mut state = state(step, 0);
-        state.cursor.best = Some((0.5, step.min(2)));
+        state.cursor.best = Some(Best { loss: 0.5, step: step.min(2), adapter: [1; 32] });
         open(&folder, 2).save(state, Wait::Block).expect("saved");
     }
     let steps: Vec<u64> = names(&folder).iter().filter_map(|n| step_of(n)).collect();
@@ -251,7 +252,7 @@ fn a_newer_format_is_refused_and_left_alone() {
     let folder = run_folder("newer", 2, 2);
     let path = file(&folder, 2);
     let mut bytes = fs::read(&path).expect("there");
-    bytes[8] = 2;
+    bytes[8] = 3;
     let digest = *blake3::hash(&bytes[..4064]).as_bytes();
     bytes[4064..4096].copy_from_slice(&digest);
     fs::write(&path, bytes).expect("written");
@@ -259,7 +260,7 @@ fn a_newer_format_is_refused_and_left_alone() {
     for error in [store.newest().err(), inspect::load(&path).err(), inspect::verify(&path).err()] {
         let error = error.expect("of a newer format");
         assert_eq!(error.kind, Kind::Input);
-        assert!(error.what.contains("format 2.0, this build reads 1.0"), "{error}");
+        assert!(error.what.contains("format 3.0, this build reads 2.0"), "{error}");
     }
     assert!(store.save(state(2, 0), Wait::Block).is_err(), "its place is not taken");
     assert_eq!(names(&folder), ["step-00000001.qckpt", "step-00000002.qckpt"]);

@@ -3,15 +3,17 @@
 
 use super::import::trainer_epoch;
 use crate::checkpoint::inspect;
-use crate::checkpoint::state::{Identity, LogLine, State, TensorEntry};
+use crate::checkpoint::state::{State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
 use crate::config::{self, Layer, RunFile, Settings, Targets, value};
 use crate::error::{Error, Kind, Result};
 use crate::formats::atomic_file;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
+use crate::identity::Identity;
 use crate::model::names;
 use crate::report::event::{Event, Observer};
+use crate::report::line::{EvalLine, LogLine, StepLine};
 use crate::train::folder;
 use crate::train::schedule::Schedule;
 use serde_json::json;
@@ -48,7 +50,7 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
     refuse_occupied(out)?;
     let settings = settings_of(&state.identity).map_err(|e| e.at(source.display()))?;
     let adapter = adapter_of(&state, &settings, base_of(&source)?);
-    if state.identity.0.keys().any(|key| key.starts_with("adapter.folded.")) {
+    if !state.identity.adapter.folded.is_empty() {
         let text =
             "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
         observer.on_event(&Event::Warning(text.into()));
@@ -112,8 +114,8 @@ fn settings_of(identity: &Identity) -> Result<Settings> {
     let wanted = [Heading::Batches, Heading::Optimizer, Heading::Lora];
     let mut layer = Layer::default();
     for field in FIELDS.iter().filter(|f| f.class == Class::Math && wanted.contains(&f.group)) {
-        let key = format!("settings.{}", field.key);
-        let text = identity.0.get(&key).ok_or_else(|| Error::input(format!("it does not say {key}")))?;
+        let known = identity.settings.get(field.key);
+        let text = known.ok_or_else(|| Error::input(format!("it does not say settings.{}", field.key)))?;
         layer.set(field, value::from_text(field, text).map_err(|e| e.of_kind(Kind::Input))?);
     }
     config::resolve(&layer).map_err(|e| e.of_kind(Kind::Input))
@@ -154,8 +156,8 @@ fn is_of_one_block(target: &str) -> bool {
 /// `optimizer.pt` and `scheduler.pt`. Groups are Trainer's own two (with and without weight decay; every LoRA matrix
 /// decays), or with LoRA+ PEFT's four.
 fn optimizer_of(state: &State, s: &Settings) -> Result<(Vec<u8>, Vec<u8>)> {
-    let behind = state.identity.updates_behind(state.step).map_err(Error::input)?;
-    let next = Schedule::new(s)?.learning_rate(state.step, &state.cursor.schedule);
+    let behind = state.cursor.updates_behind;
+    let next = Schedule::new(s)?.learning_rate(state.step, &state.history.lengths);
     let factor = if s.learning_rate > 0.0 { next / s.learning_rate } else { 0.0 };
     let plus = s.loraplus_lr_ratio != 1.0;
     let count = state.tensors.len();
@@ -192,13 +194,12 @@ fn optimizer_of(state: &State, s: &Settings) -> Result<(Vec<u8>, Vec<u8>)> {
 }
 
 fn progress_of(state: &State, s: &Settings) -> Result<Progress> {
-    let rows = state.identity.0.get("data.train.rows").and_then(|text| text.parse::<u64>().ok());
-    let rows = rows.filter(|rows| *rows > 0);
+    let rows = Some(state.identity.data.train.rows).filter(|rows| *rows > 0);
     let rows =
         rows.ok_or_else(|| Error::input("the checkpoint does not say how many rows it was trained on"))?;
-    let max_steps = state.cursor.schedule.last().map_or(state.step, |segment| segment.total_steps);
+    let max_steps = state.history.length().map_or(state.step, |length| length.total_steps);
     let (batch, accumulation) = (s.per_device_train_batch_size as u64, s.gradient_accumulation_steps as u64);
-    let packed = state.identity.0.get("settings.packing").is_some_and(|text| text == "true");
+    let packed = state.identity.settings.get("packing").is_some_and(|text| text == "true");
     let (epoch, epochs) = if packed {
         // Micro-batches of Trainer's size do not exist.
         let epoch = state.cursor.samples as f64 / rows as f64;
@@ -208,17 +209,17 @@ fn progress_of(state: &State, s: &Settings) -> Result<Progress> {
         (trainer_epoch(rows, batch, accumulation, state.step), max_steps as f64 / steps as f64)
     };
     let num_train_epochs = epochs.ceil().max(1.0) as u64;
-    let best = state.cursor.best.map(|(loss, step)| (loss, Some(step)));
+    let best = state.cursor.best.map(|best| (best.loss, Some(best.step)));
     Ok(Progress { step: state.step, max_steps, epoch, num_train_epochs, batch_size: Some(batch), best })
 }
 
 /// A line of Trainer's `log_history`.
 fn log_entry(line: &LogLine) -> serde_json::Value {
     match *line {
-        LogLine::Step { step, epoch, loss, grad_norm, lr, .. } => {
+        LogLine::Step(StepLine { step, epoch, loss, grad_norm, lr, .. }) => {
             json!({ "epoch": epoch, "grad_norm": grad_norm, "learning_rate": lr, "loss": loss, "step": step })
         }
-        LogLine::Eval { step, epoch, eval_loss } => {
+        LogLine::Eval(EvalLine { step, epoch, eval_loss }) => {
             json!({ "epoch": epoch, "eval_loss": eval_loss, "step": step })
         }
     }
@@ -226,9 +227,9 @@ fn log_entry(line: &LogLine) -> serde_json::Value {
 
 /// What Trainer has to be told, since its checkpoints do not say it.
 fn notes(state: &State, s: &Settings) -> Vec<String> {
-    let text = |key: &str| state.identity.0.get(&format!("settings.{key}")).cloned().unwrap_or_default();
-    let last = state.cursor.schedule.last();
-    let (total, warmup) = last.map_or((state.step, 0), |segment| (segment.total_steps, segment.warmup_steps));
+    let text = |key: &str| state.identity.settings.get(key).cloned().unwrap_or_default();
+    let last = state.history.length();
+    let (total, warmup) = last.map_or((state.step, 0), |length| (length.total_steps, length.warmup_steps));
     let mut notes = vec![format!(
         "Trainer's arguments to resume it with: max_steps {total}, per_device_train_batch_size {}, gradient_accumulation_steps {}, learning_rate {}, lr_scheduler_type {}, lr_scheduler_kwargs {}, warmup_steps {warmup}, max_grad_norm {}, seed {}",
         s.per_device_train_batch_size,
@@ -239,7 +240,7 @@ fn notes(state: &State, s: &Settings) -> Vec<String> {
         s.max_grad_norm,
         s.seed
     )];
-    if state.cursor.schedule.len() > 1 {
+    if state.history.lengths.len() > 1 {
         notes.push("this run was extended; Trainer knows one schedule from step 0, so its learning rate will be another".into());
     }
     if s.loraplus_lr_ratio != 1.0 {

@@ -3,7 +3,7 @@
 use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
-use crate::checkpoint::state::{Cursor, IMPORTED, ScheduleSegment, State, TensorEntry};
+use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, State, TensorEntry};
 use crate::checkpoint::storage::FileSystem;
 use crate::checkpoint::store::{RunLock, Store, Wait};
 use crate::config::Settings;
@@ -101,30 +101,26 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
     let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
-    let segment = ScheduleSegment {
-        first_step: 0,
-        total_steps,
-        warmup_steps: warmup_steps(&setup.settings, total_steps),
-    };
-    let rate = check_schedule(foreign, &setup.settings, segment)?;
+    let mut history = History::new(total_steps, warmup_steps(&setup.settings, total_steps));
+    let rate = check_schedule(foreign, &setup.settings, &history.lengths)?;
     let place = check_place(foreign, setup)?;
     let tokens = tokens_before(setup, step);
     let samples = setup.train.plan.samples_before(step);
-    let mut identity = setup.identity.clone();
     let digest = digest_of([&weights, &flat.m, &flat.v]);
-    identity.0.insert(IMPORTED.into(), format!("Hugging Face Trainer, step {step}, state {digest}"));
-    identity.set_updates_behind(step - flat.updates);
+    history.lineage.push(Ancestor { descent: Descent::Import, step, digest });
+    let updates_behind = step - flat.updates;
     let entry = |(name, shape, offset)| TensorEntry { name, shape, offset };
-    let notes = notes(foreign, &setup.settings, rate, &place, step - flat.updates);
+    let notes = notes(foreign, &setup.settings, rate, &place, updates_behind);
     let state = State {
         step,
         tainted: true,
-        identity,
+        identity: setup.identity.clone(),
+        history,
         tensors: setup.layout.tensors().into_iter().map(entry).collect(),
         weights,
         m: flat.m,
         v: flat.v,
-        cursor: Cursor { samples, tokens, schedule: vec![segment], ..Cursor::default() },
+        cursor: Cursor { samples, tokens, updates_behind, ..Cursor::default() },
         log: Vec::new(),
     };
     state
@@ -162,9 +158,9 @@ fn tokens_before(setup: &mut Setup, step: u64) -> u64 {
 }
 
 /// The learning rate of the next step, if the settings give the one that the checkpoint has.
-fn check_schedule(foreign: &Foreign, s: &Settings, segment: ScheduleSegment) -> Result<f64> {
+fn check_schedule(foreign: &Foreign, s: &Settings, lengths: &[Length]) -> Result<f64> {
     let step = foreign.progress.step;
-    let ours = Schedule::new(s)?.learning_rate(step, &[segment]);
+    let ours = Schedule::new(s)?.learning_rate(step, lengths);
     let Some(theirs) = foreign.next_rate() else { return Ok(ours) };
     if close(ours, theirs, 1e-6) || s.allow_inexact {
         return Ok(ours);

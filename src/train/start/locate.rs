@@ -1,11 +1,12 @@
 //! Where a run begins: new, from an adapter's weights, or from a checkpoint; and what is refused.
 
 use crate::checkpoint::inspect;
-use crate::checkpoint::state::{Difference, Identity, State};
+use crate::checkpoint::state::State;
 use crate::checkpoint::store::Store;
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
 use crate::formats::{hf_trainer, peft};
+use crate::identity::{Difference, Identity};
 use crate::report::event::{Event, Observer};
 use crate::train::Request;
 use crate::train::folder::RunFolder;
@@ -133,7 +134,7 @@ fn elsewhere(path: &Path, observer: &mut dyn Observer) -> Result<Start> {
 /// [`crate::error::Kind::Refused`] listing every field, old and new.
 pub fn compare(old: &Identity, now: &Identity, s: &Settings) -> Result<bool> {
     let differences = old.differences(now);
-    let forgivable = |d: &Difference| d.field.starts_with("engine.") || d.field.starts_with("device.");
+    let forgivable = |d: &Difference| d.field.starts_with("engine.");
     if differences.is_empty() || (s.allow_inexact && differences.iter().all(forgivable)) {
         return Ok(!differences.is_empty());
     }
