@@ -9,7 +9,7 @@ use crate::error::{Error, Kind, Result};
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Weights, spec};
 use crate::report::event::Event;
-use crate::train::devices::Chosen;
+use crate::train::devices::{Chosen, OnCpu};
 use crate::train::setup::Setup;
 use crate::train::trainer::Trainer;
 use crate::train::{Control, Request, run_on};
@@ -65,7 +65,7 @@ pub(super) fn beside_the_cpu(options: &Options, folder: &Path) -> Result<Vec<Row
     let mut rows = Vec::new();
     for family in tiny::FAMILIES {
         let settings = prepare(family, &folder.join(family.name), options.steps.unwrap_or(STEPS))?;
-        let mut reference = trainer(&settings, Chosen::Cpu(None))?;
+        let mut reference = trainer(&settings, Chosen::Cpu(OnCpu::f32()))?;
         if let Some(cpu) = reference.device_mut().cpu_mut() {
             cpu.rounding = Rounding::Bf16;
         }
@@ -180,7 +180,7 @@ pub(super) fn generation(options: &Options, folder: &Path) -> Result<Vec<Row>> {
         let model = folder.join(family.name);
         tiny::write_model(family, &model)?;
         let prompts: [&[u32]; 2] = [&first, &first[..5]];
-        let want = generated(&model, Chosen::Cpu(None), Rounding::Bf16, &prompts)?;
+        let want = generated(&model, Chosen::Cpu(OnCpu::f32()), Rounding::Bf16, &prompts)?;
         let got = generated(&model, options.chosen()?, Rounding::None, &prompts)?;
         let error = distance(&wide(&got), &wide(&want));
         rows.push(Row::compared("generation", format!("{} logits", family.name), error, 2e-2));

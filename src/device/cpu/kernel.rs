@@ -24,6 +24,15 @@ pub enum Arithmetic {
 }
 
 impl Arithmetic {
+    /// `f32` or `bf16`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arithmetic::F32 => "f32",
+            Arithmetic::Bf16 => "bf16",
+        }
+    }
+
     /// Length of a block of the inner dimension.
     pub(super) const fn block(self) -> usize {
         match self {
@@ -138,6 +147,12 @@ unsafe fn panel<S: Simd, const N: usize, const BF16: bool>(
                 tile::<S, 4, N, BF16>(left, 4, place);
             }
             _ if S::WIDE || N == 1 => tile::<S, 12, N, BF16>(left, 0, place),
+            // Taking pairs apart needs registers of its own.
+            _ if BF16 => {
+                tile::<S, 4, N, BF16>(left, 0, place);
+                tile::<S, 4, N, BF16>(left, 4, place);
+                tile::<S, 4, N, BF16>(left, 8, place);
+            }
             _ => {
                 tile::<S, 6, N, BF16>(left, 0, place);
                 tile::<S, 6, N, BF16>(left, 6, place);

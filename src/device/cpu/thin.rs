@@ -86,18 +86,31 @@ unsafe fn blocks<S: Narrow, E: Stored, F: Form, const M: usize, const BF16: bool
     let mut accumulate = target.accumulate;
     for k0 in (0..weight.depth).step_by(block) {
         let depth = block.min(weight.depth - k0);
-        let from = weight.from.wrapping_add(k0 * E::BYTES);
-        let part = Weight { from, depth, ..weight };
+        let part = Weight { from: weight.from.wrapping_add(k0 * E::BYTES), depth, ..weight };
         // SAFETY: passed on from the caller.
         unsafe {
             let x: [*const f32; M] = std::array::from_fn(|m| left.base.add(m * left.row + k0));
             let mut sums = [[S::zero(); M]; GROUPS];
+            let done = match M {
+                _ if weight.columns < 8 * GROUPS => 0,
+                1 => add_units::<S, E, F, M, GROUPS, BF16>(x, part, &mut sums),
+                // The sums of more rows fill the registers sooner.
+                _ => {
+                    let [a, b, c, d] = sums;
+                    let (mut left, mut right) = ([a, b], [c, d]);
+                    let next = part.from.wrapping_add(16 * part.stride);
+                    add_units::<S, E, F, M, 2, BF16>(x, part, &mut left);
+                    let done = add_units::<S, E, F, M, 2, BF16>(x, Weight { from: next, ..part }, &mut right);
+                    sums = [left[0], left[1], right[0], right[1]];
+                    done
+                }
+            };
             for (group, sums) in sums.iter_mut().enumerate() {
                 let first = group * 8;
                 if first < weight.columns {
                     let columns = weight.columns - first;
                     let from = part.from.wrapping_add(first * part.stride);
-                    add_products::<S, E, F, M, BF16>(x, Weight { from, columns, ..part }, sums);
+                    add_rest::<S, E, M, BF16>(x, Weight { from, columns, ..part }, done, sums);
                 }
             }
             store::<S, M>(&sums, Target { accumulate, ..target }, weight.columns);
@@ -107,43 +120,67 @@ unsafe fn blocks<S: Narrow, E: Stored, F: Form, const M: usize, const BF16: bool
     M
 }
 
-/// Adds the products with up to eight columns over a block of k.
+/// Adds the products of as many k as whole vectors of units hold; returns their number. The groups take turns, so that the
+/// sums of one are computed while another is transposed.
+///
+/// # Safety
+/// As for [`blocks`]; the weight has `8 * G` columns.
+#[inline(always)]
+unsafe fn add_units<S: Narrow, E: Stored, F: Form, const M: usize, const G: usize, const BF16: bool>(
+    x: [*const f32; M],
+    weight: Weight,
+    sums: &mut [[S::V; M]; G],
+) -> usize {
+    let Weight { from, stride, depth, .. } = weight;
+    let mut acc = *sums;
+    let mut done = 0;
+    while done + 8 * F::DEPTH <= depth {
+        for (group, sums) in acc.iter_mut().enumerate() {
+            let from = from.wrapping_add(group * 8 * stride + done * E::BYTES);
+            // SAFETY: elements are read below `depth` in rows of the weight; prefetches read nothing.
+            unsafe {
+                if done * E::BYTES % LINE == 0 {
+                    for i in 0..8 {
+                        S::prefetch(from.wrapping_add((8 * G + i) * stride).cast());
+                    }
+                }
+                let lines = S::transposed::<E, F>(from, stride);
+                for u in 0..8 {
+                    let k = done + u * F::DEPTH;
+                    if F::SHAPE == Shape::Plain {
+                        add::<S, M>(x, k, lines[u], sums);
+                    } else {
+                        let halves = [S::even(lines[u]), S::odd(lines[u])];
+                        add::<S, M>(x, k, halves[usize::from(BF16)], sums);
+                        add::<S, M>(x, k + 1, halves[usize::from(!BF16)], sums);
+                    }
+                }
+            }
+        }
+        done += 8 * F::DEPTH;
+    }
+    *sums = acc;
+    done
+}
+
+/// Adds the products with up to eight columns from element `done` on, one by one.
 ///
 /// # Safety
 /// As for [`blocks`].
 #[inline(always)]
-unsafe fn add_products<S: Narrow, E: Stored, F: Form, const M: usize, const BF16: bool>(
+unsafe fn add_rest<S: Narrow, E: Stored, const M: usize, const BF16: bool>(
     x: [*const f32; M],
     weight: Weight,
+    done: usize,
     sums: &mut [S::V; M],
 ) {
     let Weight { from, stride, columns, depth } = weight;
-    let mut done = 0;
-    // SAFETY: elements are read below `depth` and `columns`; prefetches read nothing.
-    unsafe {
-        while columns >= 8 && done + 8 * F::DEPTH <= depth {
-            let from = from.add(done * E::BYTES);
-            if done * E::BYTES % LINE == 0 {
-                for i in 0..8 {
-                    S::prefetch(from.wrapping_add((8 * GROUPS + i) * stride).cast());
-                }
-            }
-            for (u, line) in S::transposed::<E, F>(from, stride).into_iter().enumerate() {
-                let k = done + u * F::DEPTH;
-                if F::SHAPE == Shape::Plain {
-                    add::<S, M>(x, k, line, sums);
-                } else {
-                    let halves = [S::even(line), S::odd(line)];
-                    add::<S, M>(x, k, halves[usize::from(BF16)], sums);
-                    add::<S, M>(x, k + 1, halves[usize::from(!BF16)], sums);
-                }
-            }
-            done += 8 * F::DEPTH;
-        }
-        let end = if BF16 { depth.next_multiple_of(2) } else { depth };
-        for at in done..end {
-            let k = if BF16 { at ^ 1 } else { at };
-            let mut line = [0.0f32; 8];
+    let end = if BF16 { depth.next_multiple_of(2) } else { depth };
+    for at in done..end {
+        let k = if BF16 { at ^ 1 } else { at };
+        let mut line = [0.0f32; 8];
+        // SAFETY: elements are read below `depth` and `columns`.
+        unsafe {
             for (i, v) in line.iter_mut().enumerate().take(columns) {
                 if k < depth {
                     let w = E::widen(from.add(i * stride + k * E::BYTES));

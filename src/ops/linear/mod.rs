@@ -95,12 +95,14 @@ impl Group {
         self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).sum()
     }
 
-    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients.
+    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients; on the CPU
+    /// for dA of all adapters, or for dB of those of one rank.
     #[must_use]
     pub fn partial_len(&self, target: Target, tokens: usize) -> usize {
         let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
+        let widest = self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).max().unwrap_or(0);
         match target {
-            Target::Cpu => 0,
+            Target::Cpu => (self.rank_sum() * self.input).max(widest * self.output),
             Target::Cuda => tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>(),
         }
     }

@@ -117,22 +117,58 @@ impl<const BF16: bool> Narrow for Ymm<BF16> {
     unsafe fn transpose(r: [Self::V; 8]) -> [Self::V; 8] {
         // SAFETY: the caller vouches for AVX2.
         unsafe {
-            let mut columns = r;
-            // Row i beside row i + 4 in each 128-bit half: then four 4 × 4 transpositions side by side.
             let low = |i: usize| _mm256_permute2f128_ps::<0x20>(r[i], r[i + 4]);
             let high = |i: usize| _mm256_permute2f128_ps::<0x31>(r[i], r[i + 4]);
-            let halves = [[low(0), low(1), low(2), low(3)], [high(0), high(1), high(2), high(3)]];
-            for (half, [r0, r1, r2, r3]) in halves.into_iter().enumerate() {
-                let (t0, t1) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
-                let (t2, t3) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
-                columns[4 * half] = _mm256_shuffle_ps::<0x44>(t0, t2);
-                columns[4 * half + 1] = _mm256_shuffle_ps::<0xee>(t0, t2);
-                columns[4 * half + 2] = _mm256_shuffle_ps::<0x44>(t1, t3);
-                columns[4 * half + 3] = _mm256_shuffle_ps::<0xee>(t1, t3);
-            }
-            columns
+            in_quarters([[low(0), low(1), low(2), low(3)], [high(0), high(1), high(2), high(3)]])
         }
     }
+
+    #[inline(always)]
+    unsafe fn transposed<E: Stored, F: Form>(from: *const u8, stride: usize) -> [Self::V; 8] {
+        // SAFETY: the caller vouches for the instructions and for eight units of eight rows.
+        unsafe {
+            let small = F::SHAPE == Shape::Pairs && E::ELEMENT == Element::Bf16;
+            if small || F::SHAPE == Shape::Stored || (F::SHAPE == Shape::Plain && E::ELEMENT == Element::F32) {
+                // Memory is as the units are: the halves of two rows are loaded beside each other.
+                let beside = |i: usize, bytes: usize| {
+                    let half = |row: usize| _mm_loadu_ps(from.add(row * stride + bytes).cast());
+                    _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(half(i)), half(i + 4))
+                };
+                let rows = |bytes| [beside(0, bytes), beside(1, bytes), beside(2, bytes), beside(3, bytes)];
+                let mut columns = in_quarters([rows(0), rows(16)]);
+                if small {
+                    for column in &mut columns {
+                        *column = _mm256_castsi256_ps(without_small(_mm256_castps_si256(*column)));
+                    }
+                }
+                return columns;
+            }
+            let row = |i: usize| Self::units8::<E, F>(from.add(i * stride), stride);
+            Self::transpose([row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)])
+        }
+    }
+}
+
+/// The transpose of an 8 × 8 block whose row i lies beside row i + 4 in the 128-bit halves of a vector: first the left half of
+/// the rows, then the right one.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn in_quarters(rows: [[__m256; 4]; 2]) -> [__m256; 8] {
+    let mut columns = [rows[0][0]; 8];
+    for (half, [r0, r1, r2, r3]) in rows.into_iter().enumerate() {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let (t0, t1) = (_mm256_unpacklo_ps(r0, r1), _mm256_unpackhi_ps(r0, r1));
+            let (t2, t3) = (_mm256_unpacklo_ps(r2, r3), _mm256_unpackhi_ps(r2, r3));
+            columns[4 * half] = _mm256_shuffle_ps::<0x44>(t0, t2);
+            columns[4 * half + 1] = _mm256_shuffle_ps::<0xee>(t0, t2);
+            columns[4 * half + 2] = _mm256_shuffle_ps::<0x44>(t1, t3);
+            columns[4 * half + 3] = _mm256_shuffle_ps::<0xee>(t1, t3);
+        }
+    }
+    columns
 }
 
 /// Eight elements as f32.

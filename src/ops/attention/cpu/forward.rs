@@ -55,7 +55,14 @@ struct Softmax {
 }
 
 #[inline(always)]
-fn forward_block(isa: Isa, [q, k, v]: [Columns<'_>; 3], scale: f32, block: Block, mut out: Tile<'_>, lse: &mut [f32]) {
+fn forward_block(
+    isa: Isa,
+    [q, k, v]: [Columns<'_>; 3],
+    scale: f32,
+    block: Block,
+    mut out: Tile<'_>,
+    lse: &mut [f32],
+) {
     let d = q.width;
     let mut panels: Vec<Softmax> = (0..block.rows)
         .step_by(LANES)
