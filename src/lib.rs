@@ -16,7 +16,7 @@
 //!  │                           ├────▶ data ─────────▶ formats
 //!  │                           └────▶ checkpoint ───▶ formats
 //!  └─ may use everything below; model may use formats;
-//!     everything may use error, config and identity (plain values), philox, report's events and sys
+//!     everything may use error, files, config and identity (plain values), philox, report's events and sys
 //! ```
 
 pub mod checkpoint;
@@ -27,6 +27,7 @@ pub mod device;
 pub mod element;
 pub mod error;
 pub mod failpoint;
+pub mod files;
 pub mod formats;
 pub mod generate;
 pub mod identity;

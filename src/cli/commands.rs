@@ -115,6 +115,7 @@ pub fn program() -> Command {
         .subcommand(export())
         .subcommand(evaluate().arg(json()))
         .subcommand(merge())
+        .subcommand(report())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
@@ -215,6 +216,18 @@ fn merge() -> Command {
         .arg(model("Folder of the base model"))
         .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
         .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
+fn report() -> Command {
+    command("report", "Makes report.html of a run again, or one page that compares several runs")
+        .arg(Arg::new("runs").value_name("OUTPUT_DIR").required(true).num_args(1..).help("Folders of runs"))
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .default_value("comparison.html")
+                .help("Where the page of several runs goes; that of one is the folder's report.html"),
+        )
 }
 
 fn tokenize() -> Command {

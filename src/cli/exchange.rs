@@ -3,6 +3,7 @@
 use super::{commands, option, show, training};
 use crate::config::{self, fields};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::report::console::{Console, say};
 use crate::train::exchange::{self, Form};
 use crate::train::{Devices, Request};
@@ -45,7 +46,7 @@ pub fn export(matches: &ArgMatches) -> Result<()> {
         "hf-trainer" => Form::HfTrainer,
         other => return Err(Error::usage(format!("--format {other}: peft or hf-trainer"))),
     };
-    if from.join("adapter_config.json").is_file() {
+    if files::exists(&from.join("adapter_config.json"))? {
         return Err(Error::usage(format!("{} is an adapter in PEFT's format already", from.display()))
             .hint("export takes a .qckpt file or the folder of a run"));
     }

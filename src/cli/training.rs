@@ -207,6 +207,7 @@ fn plan_table(report: &PlanReport) -> Vec<String> {
     lines.extend(report.arena.iter().map(|(purpose, bytes)| row(purpose, size(*bytes))));
     let arena = report.arena.iter().map(|(_, bytes)| bytes).sum();
     lines.push(row("all of it", size(arena)));
+    lines.push(row("to evaluate alone", size(report.evaluation)));
     lines.push("memory of the process".to_owned());
     lines.push(row("base weights, mapped", size(report.base_weights)));
     lines.push(row("expected peak", size(report.peak)));

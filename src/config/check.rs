@@ -2,6 +2,7 @@
 
 use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
+use crate::files;
 use std::path::Path;
 
 /// Checks every setting by itself and the combinations that contradict each other.
@@ -176,16 +177,19 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
     }
     model_folder(&s.model)?;
     for file in s.train_files.iter().chain(&s.valid_file) {
-        if !file.is_file() {
+        if !files::exists(file)? {
             return Err(Error::input(format!("{}: no such data file", file.display())));
         }
+        files::open(file)?;
     }
     // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
     let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
-    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
-        Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
-        None => Ok(()),
+    for adapter in s.fold_adapters.iter().chain(first) {
+        if !files::is_folder(adapter)? {
+            return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+        }
     }
+    Ok(())
 }
 
 /// Checks that a model folder is there.
@@ -193,7 +197,7 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
 /// # Errors
 /// Input, with the way from a hub name to a folder.
 pub fn model_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
+    if files::is_folder(folder)? {
         return Ok(());
     }
     let error = Error::input(format!("{}: no such model folder", folder.display()));

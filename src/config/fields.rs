@@ -328,6 +328,8 @@ pub static FIELDS: &[Field] = &[
         "Start over in a folder that holds a run; its files are moved aside"),
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
         "Resume although engine or device differ; recorded in the run for ever"),
+    field("verify_base", "verify_base", &[], Switch, Start, Group::Start, "",
+        "Read and digest the whole base model again, in place of the digest kept for an unchanged file"),
     field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
         "For a Hugging Face checkpoint without moments: they begin at zero; recorded in the run for ever"),
     field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),

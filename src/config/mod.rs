@@ -10,7 +10,7 @@ pub mod settings;
 pub mod value;
 
 pub use check::{check, check_inputs, check_values};
-pub use identity::{changed, math_identity, may_change_on_resume};
+pub use identity::{changed, math_identity, may_change_on_resume, text_of};
 pub use read::{Layer, resolve};
 pub use run_file::{RunFile, run_json};
 pub use settings::*;

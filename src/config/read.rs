@@ -3,6 +3,7 @@
 use super::fields::{self, FIELDS, Field};
 use super::{Settings, foreign, value};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +13,9 @@ use std::path::Path;
 pub struct Layer {
     given: BTreeMap<&'static str, Value>,
 }
+
+/// Largest settings file that is read: a parser's tree takes some tens of times its text.
+const MAX_BYTES: u64 = 1 << 20;
 
 impl Layer {
     /// Sets a field to a value in `Settings`' form.
@@ -60,7 +64,7 @@ impl Layer {
     /// # Errors
     /// Input when the file cannot be read, usage when what it says is wrong.
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
+        let text = files::read_text(path, MAX_BYTES)?;
         let is_json = text.trim_start().starts_with('{');
         let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
         let map = match map.get("settings") {

@@ -3,6 +3,7 @@
 use super::Settings;
 use super::fields::{Class, FIELDS};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::identity::Identity;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,6 +27,9 @@ pub struct RunFile {
     /// What decides its result.
     pub identity: Identity,
 }
+
+/// Largest `run.json` that is read: settings and digests make some kilobytes.
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// The layout this build writes and reads.
 pub const FORMAT: u32 = 2;
@@ -66,16 +70,20 @@ impl RunFile {
     /// Input: it is not there, damaged, or says something this build does not know.
     pub fn read(run_folder: &Path) -> Result<Self> {
         let path = run_folder.join("run.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| {
-            if e.kind() == std::io::ErrorKind::NotFound {
-                Error::input(format!("{}: no run in this folder (run.json is missing)", run_folder.display()))
-                    .caused_by(e)
-            } else {
-                Error::reading(&path, e)
-            }
-        })?;
+        if !files::exists(&path)? {
+            let folder = run_folder.display();
+            return Err(Error::input(format!("{folder}: no run in this folder (run.json is missing)")));
+        }
+        Self::parse(&path, &files::read_text(&path, MAX_BYTES)?)
+    }
+
+    /// The text of the `run.json` that is called `path` in messages.
+    ///
+    /// # Errors
+    /// Input: it is damaged, or says something this build does not know.
+    pub fn parse(path: &Path, text: &str) -> Result<Self> {
         let wrong = |e: serde_json::Error| Error::input(format!("{}: {e}", path.display())).caused_by(e);
-        let value: Value = serde_json::from_str(&text).map_err(wrong)?;
+        let value: Value = serde_json::from_str(text).map_err(wrong)?;
         // First: a layout of another version may have any fields.
         if let Some(format) = value["format"].as_u64().filter(|format| *format != u64::from(FORMAT)) {
             return Err(Error::input(format!(
@@ -85,7 +93,7 @@ impl RunFile {
             .hint("use the version of this program that wrote it"));
         }
         // From the text: a value would have lost keys that come twice.
-        let run: RunFile = serde_json::from_str(&text).map_err(wrong)?;
+        let run: RunFile = serde_json::from_str(text).map_err(wrong)?;
         // Combinations are left to the start: evaluation rows, for one, may have come from memory.
         super::check_values(&run.settings).map_err(|e| e.at(path.display()).of_kind(Kind::Input))?;
         Ok(run)

@@ -270,6 +270,8 @@ pub struct Settings {
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
+    /// Digest the base again, whatever digest of it was kept.
+    pub verify_base: bool,
     pub fresh_optimizer: bool,
     /// Print nothing but errors.
     pub quiet: bool,
@@ -340,6 +342,7 @@ impl Default for Settings {
             init_adapter: None,
             fold_adapters: Vec::new(),
             allow_inexact: false,
+            verify_base: false,
             fresh_optimizer: false,
             quiet: false,
         }

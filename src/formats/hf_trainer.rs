@@ -20,7 +20,7 @@ pub const OPTIMIZER: &str = "optimizer.pt";
 pub const SCHEDULER: &str = "scheduler.pt";
 
 /// Largest `trainer_state.json` that is read: a line of its log takes about 200 bytes.
-const MAX_STATE_BYTES: u64 = 256 << 20;
+const MAX_STATE_BYTES: u64 = 64 << 20;
 /// Most steps a run may claim.
 const MAX_STEPS: u64 = 100_000_000;
 
@@ -48,7 +48,7 @@ pub struct Progress {
 /// # Errors
 /// Names the file and the field.
 pub fn read_progress(path: &Path) -> Result<Progress> {
-    let keys = json::read_python_object(path, MAX_STATE_BYTES)?;
+    let keys = json::read_python_scalars(path, MAX_STATE_BYTES)?;
     let fault = |what: String| Error::input(format!("{}: {what}", path.display()));
     let get = |key: &str| keys.get(key).filter(|v| !v.is_null());
     let count = |key: &str, least: u64| {

@@ -5,9 +5,10 @@
 
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
 use super::torch_file::TorchFile;
-use super::{atomic_file, json};
+use super::{json, publish};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::files;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
 /// Largest `adapter_config.json` that is read.
+/// Largest adapter that is read: about 2 billion parameters in f32, which stay in memory.
+const MAX_WEIGHT_BYTES: u64 = 8 << 30;
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Stands for every linear layer of the blocks.
@@ -77,7 +80,7 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     let config = read_config(&folder.join(CONFIG))?;
     let safe = folder.join(WEIGHTS);
     let pickled = folder.join(PICKLED);
-    if !safe.exists() && pickled.exists() {
+    if !files::exists(&safe)? && files::exists(&pickled)? {
         return Ok(Adapter { tensors: read_pickled(pickled, config.one_rank())?, config });
     }
     let tensors = read_safetensors(safe, config.one_rank())?;
@@ -85,7 +88,7 @@ pub fn read(folder: &Path) -> Result<Adapter> {
 }
 
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+    let bytes = files::read(&path, MAX_WEIGHT_BYTES)?;
     let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
@@ -110,19 +113,25 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
-/// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
+/// Writes the files into the folder `folder`, each whole, the config last.
 ///
 /// # Errors
 /// I/O errors, naming the path.
 pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+    let files = encode(adapter);
+    files.iter().try_for_each(|(name, bytes)| publish::replace_file(&folder.join(name), bytes))
+}
+
+/// The folder's files: names and bytes, which are a function of the adapter alone.
+#[must_use]
+pub fn encode(adapter: &Adapter) -> [(&'static str, Vec<u8>); 2] {
     let tensors: Vec<F32Tensor<'_>> = adapter
         .tensors
         .iter()
         .map(|t| F32Tensor { name: &t.name, shape: &t.shape, values: &t.values })
         .collect();
-    atomic_file::write(&folder.join(WEIGHTS), &safetensors::encode_f32(&tensors))?;
-    atomic_file::write(&folder.join(CONFIG), config_text(&adapter.config).as_bytes())
+    [(WEIGHTS, safetensors::encode_f32(&tensors)), (CONFIG, config_text(&adapter.config).into_bytes())]
 }
 
 // ---- tensors ----------------------------------------------------------------------------------------------

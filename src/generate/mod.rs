@@ -12,9 +12,11 @@ pub use sampling::Sampling;
 use crate::config::{CpuIsa, DeviceChoice, Dtype, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::json;
+use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
-use crate::model::{Adapter, Decoder, Spec, Weights, spec};
+use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::train::devices::{Chosen, Devices};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -43,7 +45,7 @@ impl Model {
     /// # Errors
     /// Names the file, key or tensor that is wrong.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Self> {
-        let spec = spec::read(folder)?;
+        let spec = Spec::read(folder)?;
         let adapter = adapter.map_or_else(|| Ok(Adapter::none()), |path| Adapter::read(path, &spec))?;
         let mut ends = configured_ends(&folder.join("generation_config.json"))?;
         ends.extend(&spec.eos);
@@ -52,9 +54,15 @@ impl Model {
     }
 }
 
+impl MadeFrom for Model {
+    fn check_unchanged(&self) -> Result<()> {
+        self.weights.map.check_unchanged()
+    }
+}
+
 /// `eos_token_id` of a generation config: one id, several, or none.
 fn configured_ends(path: &Path) -> Result<Vec<u32>> {
-    if !path.exists() {
+    if !files::exists(path)? {
         return Ok(Vec::new());
     }
     let keys = json::read_object(path, MAX_CONFIG_BYTES)?;
@@ -156,7 +164,7 @@ impl Generator {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
         let chosen = options.chosen()?;
-        let mut planner = Planner::new(chosen.target());
+        let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots, capacity, rows };
         let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
         let (need, available) = (planner.bytes() as u64, chosen.available()?);

@@ -2,7 +2,7 @@
 
 use crate::config::{DeviceChoice, Dtype, Settings};
 use crate::device::cpu::{Arithmetic, Isa};
-use crate::device::{Cpu, Device, Planner, Target};
+use crate::device::{Capabilities, Cpu, Device, Planner};
 use crate::error::{Error, Result};
 use crate::identity::{Engine, Identity};
 
@@ -169,13 +169,13 @@ impl Devices {
 }
 
 impl Chosen {
-    /// What memory is planned for.
+    /// What it can: memory is planned for that.
     #[must_use]
-    pub fn target(&self) -> Target {
+    pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Chosen::Cpu(_) => Target::Cpu,
+            Chosen::Cpu(_) => Cpu::CAPABILITIES,
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(_) => Target::Cuda,
+            Chosen::Cuda(_) => Cuda::CAPABILITIES,
         }
     }
 

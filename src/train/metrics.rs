@@ -1,19 +1,20 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
+use super::folder::{METRICS, RunFolder};
+use crate::checkpoint::storage::{self, Stored};
 use crate::error::{Error, Result};
-use crate::failpoint;
-use crate::formats::atomic_file;
 use crate::report::jsonl::{self, Line};
 use crate::report::line::LogLine;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
-    path: PathBuf,
-    file: File,
+    folder: RunFolder,
+    file: Box<dyn Stored>,
+    /// Bytes of the file.
+    length: u64,
+    /// Every line of the file.
+    lines: Vec<Line>,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
@@ -22,13 +23,14 @@ pub struct Metrics {
     failed: bool,
 }
 
-/// The whole lines of `path`; a torn tail and everything after a damaged line is left out.
-fn read_lines(path: &Path) -> Result<Vec<Line>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(jsonl::read(&bytes).lines),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("reading", path, e)),
-    }
+/// Largest log that is read: at 300 bytes a line, ten million steps.
+pub const MAX_BYTES: u64 = 3 << 30;
+
+/// The whole lines of the folder's log; a torn tail and everything after a damaged line is left out.
+fn read_lines(folder: &RunFolder) -> Result<Vec<Line>> {
+    let bytes = storage::read_file(folder.open(), METRICS, MAX_BYTES);
+    let bytes = bytes.map_err(|e| Error::io("reading", &folder.join(METRICS), e))?;
+    Ok(bytes.map_or_else(Vec::new, |bytes| jsonl::read(&bytes).lines))
 }
 
 impl Metrics {
@@ -38,8 +40,8 @@ impl Metrics {
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn open(path: &Path, log: &[LogLine], exact: bool) -> Result<Self> {
-        let old = read_lines(path)?;
+    pub fn open(folder: &RunFolder, log: &[LogLine], exact: bool) -> Result<Self> {
+        let old = read_lines(folder)?;
         let known: Vec<LogLine> = old.iter().map(|line| line.logged).collect();
         let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
         let mut lines: Vec<Line> = old[..kept].to_vec();
@@ -50,9 +52,10 @@ impl Metrics {
             ahead.extend(known[kept..].iter().copied());
         }
         let text: String = lines.iter().map(Line::to_json).collect();
-        atomic_file::write(path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, e))?;
-        Ok(Metrics { path: path.to_owned(), file, ahead, repeated: None, exact, failed: false })
+        let put = storage::put_file(folder.open(), METRICS, text.as_bytes());
+        let file = put.map_err(|e| Error::io("writing", &folder.join(METRICS), e))?;
+        let (folder, length) = (folder.clone(), text.len() as u64);
+        Ok(Metrics { folder, file, length, lines, ahead, repeated: None, exact, failed: false })
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -66,22 +69,20 @@ impl Metrics {
     ///
     /// # Errors
     /// [`crate::error::Kind::Check`] when a repeated step differs from what was logged.
-    pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
+    pub fn push(&mut self, line: Line) -> Result<Option<(u64, u64)>> {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
-            if failpoint::hit_halfway() {
-                let _ = self.file.write_all(&text.as_bytes()[..text.len() / 2]);
-                failpoint::die_if_halfway();
-            }
-            self.failed |= self.file.write_all(text.as_bytes()).is_err();
+            self.failed |= storage::write_all(&*self.file, self.length, text.as_bytes()).is_err();
+            self.length += text.len() as u64;
+            self.lines.push(line);
             return Ok(None);
         };
         if before != now {
             return Err(Error::check(format!(
                 "step {} was computed again and differs from what {} holds:\n  logged   {before:?}\n  computed {now:?}",
                 now.step(),
-                self.path.display()
+                self.folder.join(METRICS).display()
             ))
             .hint("this machine does not repeat itself, or the program changed; the file and all checkpoints are untouched"));
         }
@@ -93,7 +94,7 @@ impl Metrics {
 
     /// Makes the lines so far durable; best effort, the checkpoint holds them too.
     pub fn sync(&mut self) {
-        let _ = self.file.sync_data();
+        let _ = self.file.sync();
     }
 
     /// At the end: rebuilds the file if a write had failed, and makes it durable.
@@ -103,17 +104,15 @@ impl Metrics {
     pub fn finish(&mut self, log: &[LogLine]) -> Result<()> {
         self.sync();
         if self.failed {
-            *self = Metrics::open(&self.path, log, self.exact)?;
+            *self = Metrics::open(&self.folder.clone(), log, self.exact)?;
             self.sync();
         }
         Ok(())
     }
 
     /// Every line of the file.
-    ///
-    /// # Errors
-    /// I/O errors, naming the path.
-    pub fn lines(&self) -> Result<Vec<Line>> {
-        read_lines(&self.path)
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
     }
 }

@@ -1,13 +1,18 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
 pub mod devices;
+pub mod engine;
 pub mod evaluate;
 pub mod exchange;
 pub mod folder;
 mod initial;
 pub mod metrics;
+pub mod objective;
 pub mod origin;
+pub mod publish;
+pub mod report;
 mod run;
+pub mod saver;
 pub mod schedule;
 pub mod setup;
 pub mod start;
@@ -117,6 +122,8 @@ pub struct PlanReport {
     pub device: String,
     /// (purpose, bytes) of the device arena.
     pub arena: Vec<(String, u64)>,
+    /// Bytes of the device arena of `evaluate` with these rows: no gradients, no moments, nothing kept for them.
+    pub evaluation: u64,
     /// Bytes of mapped base weights.
     pub base_weights: u64,
     /// Expected peak of resident memory, bytes.

@@ -17,8 +17,10 @@ pub use isa::Isa;
 pub use kernel::{Arithmetic, BLOCK};
 pub use matmul::Engine;
 
-use super::{Planner, Region};
-use crate::error::{Error, Result};
+use super::{Capabilities, Planner, Region};
+use crate::element::Element;
+use crate::error::Result;
+use crate::sys;
 use buffer::Buffer;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
@@ -34,6 +36,8 @@ pub enum Rounding {
 pub struct Cpu {
     arena: Buffer,
     packed: Buffer,
+    /// Copied regions that were not asked for yet.
+    copied: Option<[Vec<f32>; 3]>,
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
@@ -44,18 +48,28 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// f32 throughout, over what the host has in memory.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cpu",
+        activation: Element::F32,
+        own_memory: false,
+        queued: false,
+        sums_in_parts: false,
+        head_sizes: None,
+        row_multiple: 1,
+        logits: 1 << 25,
+    };
+
     /// Allocates the planned arena, zeroed, and a pool of `threads` (`None`: all cores).
     ///
     /// # Errors
     /// When the pool or the memory cannot be had.
     pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .build()
-            .map_err(|e| Error::device(format!("cannot start threads: {e}")).caused_by(e))?;
+        let pool = sys::pool(threads)?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),
+            copied: None,
             pool,
             rounding: Rounding::None,
             isa: Isa::best(),
@@ -117,6 +131,20 @@ impl Cpu {
             shared.collect(),
             exclusive.collect(),
         )
+    }
+
+    /// Copies `regions` into the memory of `into`, whose content is lost.
+    pub(super) fn begin_copy(&mut self, regions: [Region; 3], mut into: [Vec<f32>; 3]) {
+        assert!(self.copied.is_none(), "one copy at a time");
+        for (region, out) in regions.into_iter().zip(&mut into) {
+            out.clear();
+            out.extend_from_slice(self.read(region));
+        }
+        self.copied = Some(into);
+    }
+
+    pub(super) fn end_copy(&mut self) -> [Vec<f32>; 3] {
+        self.copied.take().expect("a copy that was begun")
     }
 
     /// Rounds stored activations, where that is asked for.

@@ -6,14 +6,14 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::{Device, Indices, Matrix, Region, Target};
+use crate::device::{Capabilities, Device, Indices, Matrix, Region};
 
 /// One adapter: `A` [r, in], `B` [out, r] and their gradients, f32 ranges of the flat buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Lora {
     /// Rank.
     pub rank: usize,
-    /// Columns in `s`: [`width`] of the rank.
+    /// Columns in `s`: the rank, in whole pieces of the device.
     pub width: usize,
     /// alpha / r, or alpha / sqrt(r) with rsLoRA.
     pub scale: f32,
@@ -27,15 +27,6 @@ pub struct Lora {
     pub grad_b: Region,
     /// What the products of a GPU read: A [width, in] and B [out, width] in bf16, zero beyond the rank; see [`pack`].
     pub packed: [Region; 2],
-}
-
-/// Columns that an adapter of rank `rank` has in `s`: the rank, on a GPU in 16-byte pieces.
-#[must_use]
-pub fn width(target: Target, rank: usize) -> usize {
-    match target {
-        Target::Cpu => rank,
-        Target::Cuda => rank.next_multiple_of(8),
-    }
 }
 
 /// One layer of the group: `W` [out, in], its bias `[out]`, and where its output columns begin.
@@ -98,13 +89,13 @@ impl Group {
     /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients; on the CPU
     /// for dA of all adapters, or for dB of those of one rank.
     #[must_use]
-    pub fn partial_len(&self, target: Target, tokens: usize) -> usize {
+    pub fn partial_len(&self, device: &Capabilities, tokens: usize) -> usize {
         let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
-        let widest = self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).max().unwrap_or(0);
-        match target {
-            Target::Cpu => (self.rank_sum() * self.input).max(widest * self.output),
-            Target::Cuda => tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>(),
+        if device.sums_in_parts {
+            return tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>();
         }
+        let widest = self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).max().unwrap_or(0);
+        (self.rank_sum() * self.input).max(widest * self.output)
     }
 }
 

@@ -7,9 +7,10 @@ use crate::checkpoint::state::{State, TensorEntry};
 use crate::config::fields::{Class, FIELDS, Group as Heading};
 use crate::config::{self, Layer, RunFile, Settings, Targets, value};
 use crate::error::{Error, Kind, Result};
-use crate::formats::atomic_file;
+use crate::files;
 use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
+use crate::formats::publish::{FolderDraft, Memory, check_free};
 use crate::identity::Identity;
 use crate::model::names;
 use crate::report::event::{Event, Observer};
@@ -47,7 +48,7 @@ const EMBEDDING_RATE: f64 = 1e-6;
 /// No whole checkpoint; [`crate::error::Kind::Output`] where `out` holds something; I/O errors.
 pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) -> Result<Exported> {
     let (source, state) = load(from, observer)?;
-    refuse_occupied(out)?;
+    check_free(out)?;
     let settings = settings_of(&state.identity).map_err(|e| e.at(source.display()))?;
     let adapter = adapter_of(&state, &settings, base_of(&source)?);
     if !state.identity.adapter.folded.is_empty() {
@@ -55,25 +56,27 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
             "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
         observer.on_event(&Event::Warning(text.into()));
     }
+    let mut parts = Vec::from(peft::encode(&adapter));
     if form == Form::HfTrainer {
         let (optimizer, scheduler) = optimizer_of(&state, &settings)?;
         let progress = progress_of(&state, &settings)?;
         let log = state.log.iter().map(log_entry).collect();
-        std::fs::create_dir_all(out).map_err(|e| Error::io("creating", out, e))?;
-        atomic_file::write(&out.join(hf_trainer::OPTIMIZER), &optimizer)?;
-        atomic_file::write(&out.join(hf_trainer::SCHEDULER), &scheduler)?;
-        peft::write(out, &adapter)?;
-        atomic_file::write(&out.join(hf_trainer::STATE), hf_trainer::state_text(&progress, log).as_bytes())?;
+        parts.push((hf_trainer::OPTIMIZER, optimizer));
+        parts.push((hf_trainer::SCHEDULER, scheduler));
+        parts.push((hf_trainer::STATE, hf_trainer::state_text(&progress, log).into_bytes()));
         notes(&state, &settings).into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
-    } else {
-        peft::write(out, &adapter)?;
     }
+    let folder = FolderDraft::beside(out)?;
+    for (name, bytes) in parts {
+        folder.file(name, |sink| sink.write(&bytes))?;
+    }
+    folder.publish(&Memory)?;
     Ok(Exported { source, step: state.step })
 }
 
 /// The file itself, or the newest whole checkpoint of a run folder.
 fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
-    if !from.is_dir() {
+    if !files::is_folder(from)? {
         return Ok((from.to_owned(), inspect::load(from)?));
     }
     let files = inspect::list(from)?;
@@ -88,23 +91,11 @@ fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
         .hint("give a .qckpt file or the folder of a run"))
 }
 
-fn refuse_occupied(out: &Path) -> Result<()> {
-    let empty = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
-        Err(e) => return Err(Error::output(format!("cannot use {}: {e}", out.display()))),
-    };
-    if empty {
-        return Ok(());
-    }
-    Err(Error::output(format!("{} is not empty", out.display())).hint("choose a new folder"))
-}
-
 /// The base model's name in the run the checkpoint lies in, as its own adapters have it.
 fn base_of(source: &Path) -> Result<String> {
     let source = std::path::absolute(source).map_err(|e| Error::reading(source, e))?;
     match source.parent().and_then(Path::parent) {
-        Some(run) if run.join("run.json").exists() => Ok(folder::base_name(&RunFile::read(run)?.settings)),
+        Some(run) if folder::holds_run(run)? => Ok(folder::base_name(&RunFile::read(run)?.settings)),
         _ => Ok(String::new()),
     }
 }

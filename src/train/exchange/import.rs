@@ -4,15 +4,15 @@ use super::foreign::{Foreign, close};
 use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, State, TensorEntry};
-use crate::checkpoint::storage::FileSystem;
-use crate::checkpoint::store::{RunLock, Store, Wait};
+use crate::checkpoint::store::Store;
 use crate::config::Settings;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::hf_trainer;
 use crate::report::event::{Event, Observer};
 use crate::train::Request;
 use crate::train::devices::Devices;
-use crate::train::folder::RunFolder;
+use crate::train::folder::{RunFolder, holds_run};
 use crate::train::schedule::{Schedule, warmup_steps};
 use crate::train::setup::{self, Setup};
 use std::path::{Path, PathBuf};
@@ -44,21 +44,20 @@ pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) 
     let Some(from) = trainer_checkpoint(s) else {
         return Err(not_a_checkpoint(s));
     };
-    let folder = RunFolder::new(&s.output_dir);
-    refuse_occupied(request, &folder)?;
+    refuse_occupied(request)?;
     let foreign = Foreign::read(from, s.fresh_optimizer)?;
     foreign.check_settings(s)?;
     let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
     let (state, notes) = state_of(&foreign, &mut setup)?;
-    let lock = RunLock::take(&FileSystem, &folder.path)?;
-    refuse_occupied(request, &folder)?;
-    let mut store = Store::open(&lock, s.save_total_limit)?;
+    let folder = RunFolder::lock(&s.output_dir)?;
+    refuse_occupied(request)?;
+    let mut store = Store::open(folder.run_lock(), s.save_total_limit)?;
     let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
-    store.save(state, Wait::Block)?;
+    store.save(&state)?;
     // Last: a folder that names itself a run has the checkpoint to continue from.
     folder.write(&setup.settings, &identity, &request.command_line)?;
     notes.into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
-    Ok(Imported { step, total_steps, checkpoint: inspect::path_of_step(&folder.path, step) })
+    Ok(Imported { step, total_steps, checkpoint: inspect::path_of_step(&s.output_dir, step) })
 }
 
 fn not_a_checkpoint(s: &Settings) -> Error {
@@ -73,17 +72,18 @@ fn not_a_checkpoint(s: &Settings) -> Error {
     .hint("--init-adapter starts at step 0 from the weights of an adapter alone")
 }
 
-fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
-    let shown = folder.path.display();
+fn refuse_occupied(request: &Request) -> Result<()> {
+    let folder = &request.settings.output_dir;
+    let shown = folder.display();
     let step = |path: &Path| path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
-    if folder.holds_run() {
+    if holds_run(folder)? {
         return Err(Error::output(format!("{shown} already holds a run"))
             .hint(format!("continue it: {} resume {shown}   or choose a new folder", request.program())));
     }
     let own =
         trainer_checkpoint(&request.settings).map(|p| hf_trainer::read_progress(&p.join(hf_trainer::STATE)));
-    let own = own.transpose()?.map(|p| step(&inspect::path_of_step(&folder.path, p.step)));
-    let listed = if folder.path.is_dir() { inspect::list(&folder.path)? } else { Vec::new() };
+    let own = own.transpose()?.map(|p| step(&inspect::path_of_step(folder, p.step)));
+    let listed = if files::is_folder(folder)? { inspect::list(folder)? } else { Vec::new() };
     // That of an import that was interrupted is written again.
     match listed.iter().map(|l| step(&l.path)).find(|name| Some(name) != own.as_ref()) {
         Some(name) => {

@@ -27,18 +27,19 @@ pub struct Start {
 /// [`crate::error::Kind::Output`] naming both continuations.
 pub fn claim(request: &Request, folder: &RunFolder, observer: &mut dyn Observer) -> Result<()> {
     let s = &request.settings;
-    let (continuation, shown) = (request.continuation(None), folder.path.display());
-    if !folder.holds_run() || request.must_resume {
+    let (continuation, shown) = (request.continuation(None), folder.path());
+    let shown = shown.display();
+    if !folder.holds_run()? || request.must_resume {
         return Ok(());
     }
     match &s.resume_from_checkpoint {
-        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) && !s.overwrite_output_dir => {
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path()) && !s.overwrite_output_dir => {
             return Err(Error::output(format!("{shown} already holds a run, {} is another", path.display()))
                 .hint(format!(
                     "continue the one that is here: {continuation}   or choose a new --output-dir"
                 )));
         }
-        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path) => {}
+        Some(ResumeFrom::Path(path)) if !is_inside(path, &folder.path()) => {}
         Some(_) => return Ok(()),
         None => {}
     }

@@ -6,11 +6,12 @@ use super::devices::Devices;
 use super::folder::RunFolder;
 use super::metrics::Metrics;
 use super::run::{Begun, Run};
+use super::saver::Saver;
 use super::setup::{self, Setup};
 use super::trainer::Trainer;
 use super::{Control, PlanReport, Request, Summary, exchange, origin};
-use crate::checkpoint::storage::FileSystem;
-use crate::checkpoint::store::{RunLock, Store};
+use crate::checkpoint::inspect;
+use crate::checkpoint::store::Store;
 use crate::config::{ResumeFrom, Settings};
 use crate::error::{Error, Result};
 use crate::report::event::{Event, Observer};
@@ -53,11 +54,10 @@ pub fn run_on(
         request.settings.fresh_optimizer = false;
         request.must_resume = true;
     }
-    let folder = RunFolder::new(&request.settings.output_dir);
-    let lock = RunLock::take(&FileSystem, &folder.path)?;
+    let folder = RunFolder::lock(&request.settings.output_dir)?;
     // What is moved aside is moved before anything in the folder is open.
     locate::claim(&request, &folder, observer)?;
-    let mut store = Store::open(&lock, request.settings.save_total_limit)?;
+    let mut store = Store::open(folder.run_lock(), request.settings.save_total_limit)?;
     let found = locate::find(&request, &mut store, observer)?;
     let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
     // They are kept encoded from here on; that there were any is remembered.
@@ -70,38 +70,41 @@ pub fn run_on(
         inexact = locate::compare(&state.identity, &setup.identity, &settings)?;
         tainted = inexact || state.tainted;
     }
-    let (mut trainer, weights, identity) = setup.trainer(observer)?;
-    if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
+    let checkpoint = setup.checkpoint_bytes();
+    let (mut trainer, weights) = setup.allocate(observer)?.trainer()?;
+    if let Some(text) = store.space_warning(checkpoint) {
         observer.on_event(&Event::Warning(text));
     }
-    let mut log = Vec::new();
+    let whole = found.state.as_ref().map(|state| state.step);
+    let whole = whole.filter(|step| inspect::path_of_step(&folder.path(), *step).is_file());
     if let Some(state) = found.state {
-        trainer.restore(&state)?;
-        log = state.log;
+        trainer.restore(state)?;
     }
+    trainer.state_mut().tainted = tainted;
     let extended = trainer.extend_schedule();
     introduce(&request, &trainer, &found.origin, extended, tainted, observer);
     // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
-    let same_run = before.is_none_or(|b| b == identity);
+    let same_run = before.is_none_or(|b| b == trainer.state().identity);
     let exact = !inexact && !extended && (trainer.step() > 0 || same_run);
     if !exact && trainer.step() > 0 {
         for text in store.set_aside_newer(trainer.step())? {
             observer.on_event(&Event::Warning(text));
         }
     }
-    let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
-    folder.write(&settings, &identity, &request.command_line)?;
+    for text in store.take_warnings() {
+        observer.on_event(&Event::Warning(text));
+    }
+    let state = trainer.state();
+    let metrics = Metrics::open(&folder, &state.log, exact)?;
+    folder.write(&settings, &state.identity, &request.command_line)?;
     let begun = Begun {
         settings,
         folder,
-        store,
+        saver: Saver::new(store, whole)?,
         trainer,
-        identity,
-        tainted,
         inexact,
-        log,
         metrics,
-        weights: weights.map,
+        base: Box::new(weights.map),
         request,
     };
     Run::new(begun, control, observer).train()

@@ -128,7 +128,8 @@ impl<const BF16: bool> Narrow for Ymm<BF16> {
         // SAFETY: the caller vouches for the instructions and for eight units of eight rows.
         unsafe {
             let small = F::SHAPE == Shape::Pairs && E::ELEMENT == Element::Bf16;
-            if small || F::SHAPE == Shape::Stored || (F::SHAPE == Shape::Plain && E::ELEMENT == Element::F32) {
+            if small || F::SHAPE == Shape::Stored || (F::SHAPE == Shape::Plain && E::ELEMENT == Element::F32)
+            {
                 // Memory is as the units are: the halves of two rows are loaded beside each other.
                 let beside = |i: usize, bytes: usize| {
                     let half = |row: usize| _mm_loadu_ps(from.add(row * stride + bytes).cast());
