@@ -125,6 +125,16 @@ pub fn ignore_file_size_signal() {
     }
 }
 
+/// Whether the process was started with `signal` ignored, as `nohup` starts it.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action only the present one is written, into memory of its type.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it was written when the call succeeded.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
 /// Most threads of a pool on a machine with fewer cores: a mistyped number must not ask for a hundred thousand.
 pub const MOST_THREADS: usize = 64;
 

@@ -21,7 +21,7 @@ fn philox_gives_the_published_words() {
 use qwentune::config::Settings;
 use qwentune::data::batch::{assemble, bucket};
 use qwentune::data::dataset::{Dataset, IGNORED, Prepared, Row, prepare};
-use qwentune::data::plan::{Plan, Rules};
+use qwentune::data::plan::{Origin, Plan, Rules};
 use qwentune::error::Kind;
 use qwentune::philox::philox4x32;
 use qwentune::report::event::Event;
@@ -38,6 +38,7 @@ fn rules() -> Rules {
         seed: 42,
         epochs: 3.0,
         max_steps: None,
+        origin: Origin::default(),
     }
 }
 
@@ -451,13 +452,13 @@ fn wrong_files_are_named_with_row_and_reason() {
         (b" \n\n".to_vec(), &["0 usable rows of 0"]),
         (b"[]".to_vec(), &["0 usable rows of 0"]),
         (b"\x1f\x8b\x08\0\0\0".to_vec(), &["looks like gzip"]),
-        (b"PAR1....".to_vec(), &["looks like Parquet"]),
+        (b"PAR1....".to_vec(), &["Parquet"]),
         (b"PK\x03\x04....".to_vec(), &["looks like a zip"]),
         (utf16, &["looks like UTF-16"]),
         (b"\xff\xfe{\0".to_vec(), &["looks like UTF-16"]),
         (format!("{good}{{\"input_ids\":[1,2").into_bytes(), &["rows:2:", "still being written"]),
         (format!("{good}{{\"input_ids\":[1,2\n{good}").into_bytes(), &["rows:2:", "column"]),
-        (format!("[{},{}", good.trim(), good.trim()).into_bytes(), &["rows:1:", "array's `]`"]),
+        (format!("[{},{}", good.trim(), good.trim()).into_bytes(), &["rows:1 (row 2):", "array's `]`"]),
         (format!("[{},]", good.trim()).into_bytes(), &["missing beside a comma"]),
         (format!("[{0}] {0}", good.trim()).into_bytes(), &["after the array"]),
         (

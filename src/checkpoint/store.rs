@@ -89,6 +89,14 @@ impl Store {
         self.shelf.newest()
     }
 
+    /// Renames damaged files that a look told of, name and reason, to `.bad`, and says so.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`] when it cannot be done.
+    pub fn set_aside_damaged(&mut self, damaged: &[(String, String)]) -> Result<Vec<String>> {
+        self.shelf.set_aside_damaged(damaged)
+    }
+
     /// Renames the checkpoints of later steps than `step` to `.old` and says so: for a run that goes on from an
     /// older checkpoint and may come to other results.
     ///

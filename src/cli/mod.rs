@@ -1,5 +1,6 @@
 //! The command line: words in, text and an exit status out. It holds no logic a user of the library would miss.
 
+mod bench;
 mod checkpoint;
 pub mod commands;
 pub mod dialect;
@@ -101,6 +102,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("merge", m)) => merge::merge(m),
         Some(("report", m)) => report::report(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("bench", m)) => bench::bench(m),
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }?;

@@ -1,5 +1,6 @@
 //! Strict JSON of untrusted files: bounded size and depth, no key twice.
 
+use super::lfs;
 use crate::error::{Error, Result};
 use crate::files;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -31,7 +32,14 @@ pub fn read_python_scalars(path: &Path, max_bytes: u64) -> Result<Object> {
     object_in(path, parse_as(Strict { depth: 0, shallow: true }, &text))
 }
 
-fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+/// The object that `text`, the content of `path`, holds.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+    if lfs::is_pointer(text) {
+        return Err(lfs::pointer(path));
+    }
     object_in(path, parse(text))
 }
 

@@ -72,9 +72,9 @@ struct Window {
 }
 
 impl Console {
-    /// A console for one command. `logging_steps`: steps between plain lines.
+    /// A console for one command.
     #[must_use]
-    pub fn new(quiet: bool, logging_steps: u64) -> Self {
+    pub fn new(quiet: bool) -> Self {
         let drawn = !quiet && std::io::stderr().is_terminal();
         let bar = drawn.then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
@@ -83,15 +83,7 @@ impl Console {
         });
         let only_bar = drawn && std::io::stdout().is_terminal();
         let plain = !quiet && !only_bar;
-        Console {
-            quiet,
-            logging_steps: logging_steps.max(1),
-            bar,
-            plain,
-            total: 0,
-            window: Window::default(),
-            progress: None,
-        }
+        Console { quiet, logging_steps: 1, bar, plain, total: 0, window: Window::default(), progress: None }
     }
 
     /// A line of text, above the bar when there is one.
@@ -231,7 +223,10 @@ impl Observer for Console {
                     self.progress(what, *done, *total);
                 }
             }
-            Event::Started { step, total } => self.started(*step, *total),
+            Event::Started { step, total, logging_steps } => {
+                self.logging_steps = (*logging_steps).max(1);
+                self.started(*step, *total);
+            }
             Event::Step { line, seconds, real_tokens } => self.step(line, *seconds, *real_tokens),
             Event::Eval { line, seconds } => self.eval(line, *seconds),
             Event::Saved { path, .. } => self.line(&format!("saved {}", path.display())),

@@ -2,6 +2,7 @@
 
 use super::tiny;
 use super::{Row, Settings as Options};
+use crate::checkpoint::state::PlanOrigin;
 use crate::config::{Recompute, ResumeFrom, Settings};
 use crate::device::cpu::Rounding;
 use crate::device::{Device, Planner};
@@ -12,8 +13,9 @@ use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
 use crate::train::devices::{Chosen, OnCpu};
 use crate::train::setup::Setup;
+use crate::train::start::history;
 use crate::train::trainer::Trainer;
-use crate::train::{Control, Request, run_on};
+use crate::train::{self, Control, Request};
 use std::path::Path;
 
 /// Steps beside the CPU device.
@@ -41,9 +43,11 @@ impl Course {
 /// A trainer on a device that was adjusted.
 fn trainer(settings: &Settings, chosen: Chosen, adjust: impl FnOnce(&mut Device)) -> Result<Trainer> {
     let mut silent = |_: &Event| {};
-    let mut ready = Setup::open(settings, None, None, chosen, &mut silent)?.allocate(&mut silent)?;
+    let mut ready = Setup::open(settings, None, None, &|_| PlanOrigin::default(), chosen, &mut silent)?
+        .allocate(&mut silent)?;
     adjust(&mut ready.engine.device);
-    Ok(ready.trainer()?.0)
+    let history = history::new(&ready.settings, ready.train.plan.total_steps());
+    Ok(ready.trainer(history)?.0)
 }
 
 /// ‖a − b‖ / ‖b‖.
@@ -120,9 +124,9 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
             asker.request_stop();
         }
     };
-    let request =
-        Request { settings: settings.clone(), command_line: vec!["selftest".into()], ..Request::default() };
-    match run_on(options.devices, request, &control, &mut observer) {
+    let command_line = vec!["selftest".into()];
+    let request = Request { devices: options.devices, command_line, ..Request::new(settings) };
+    match train::train(request, &control, &mut observer) {
         Err(error) if error.kind == Kind::Stopped && stop.is_some() => Ok(()),
         done => done.map(|_| ()),
     }

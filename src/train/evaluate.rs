@@ -2,9 +2,10 @@
 
 use super::devices::Devices;
 use super::engine::Engine;
-use super::origin::weights_in;
 use super::setup::{Ready, Setup};
+use super::start::weights_in;
 use super::trainer::{Source, mean_loss};
+use crate::checkpoint::storage::FileSystem;
 use crate::config::Settings;
 use crate::error::{Error, Result};
 use crate::formats::publish::MadeFrom;
@@ -50,7 +51,8 @@ pub fn evaluate(settings: &Settings, observer: &mut dyn Observer) -> Result<Repo
     let Some(file) = settings.valid_file.clone() else {
         return Err(Error::usage("there are no rows to evaluate").hint("name them with --valid-file FILE"));
     };
-    let init_adapter = settings.init_adapter.as_deref().map(weights_in).transpose()?;
+    let init_adapter =
+        settings.init_adapter.as_deref().map(|path| weights_in(&FileSystem, path)).transpose()?;
     let rows = Settings { train_files: vec![file], valid_file: None, val_set_size: 0.0, ..settings.clone() };
     let device = Devices::default().choose(settings, None)?;
     let setup = Setup::for_evaluation(&Settings { init_adapter, ..rows }, device, observer)?;

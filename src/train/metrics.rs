@@ -1,61 +1,76 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
-use super::folder::{METRICS, RunFolder};
+use super::folder::RunFolder;
 use crate::checkpoint::storage::{self, Stored};
 use crate::error::{Error, Result};
 use crate::report::jsonl::{self, Line};
 use crate::report::line::LogLine;
 use std::collections::VecDeque;
+use std::path::PathBuf;
+
+/// The file in a run folder.
+pub const NAME: &str = "metrics.jsonl";
+/// Lines that were set aside.
+const OLD: &str = "metrics.jsonl.old";
+/// Largest log that is read: at 300 bytes a line, ten million steps.
+pub const MAX_BYTES: u64 = 3 << 30;
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
-    folder: RunFolder,
+    path: PathBuf,
     file: Box<dyn Stored>,
-    /// Bytes of the file.
-    length: u64,
+    /// Where its next line goes.
+    end: u64,
     /// Every line of the file.
     lines: Vec<Line>,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
-    exact: bool,
     /// Whether a write failed; the file is then rebuilt at the end.
     failed: bool,
 }
 
-/// Largest log that is read: at 300 bytes a line, ten million steps.
-pub const MAX_BYTES: u64 = 3 << 30;
-
-/// The whole lines of the folder's log; a torn tail and everything after a damaged line is left out.
-fn read_lines(folder: &RunFolder) -> Result<Vec<Line>> {
-    let bytes = storage::read_file(folder.open(), METRICS, MAX_BYTES);
-    let bytes = bytes.map_err(|e| Error::io("reading", &folder.join(METRICS), e))?;
-    Ok(bytes.map_or_else(Vec::new, |bytes| jsonl::read(&bytes).lines))
+/// What becomes of lines that were logged beyond the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The same plan logged them: they must come again, bit for bit.
+    Repeats,
+    /// Another plan did: they are kept in a file of their own.
+    SetAside,
 }
 
 impl Metrics {
-    /// Opens the file for a run that stands right after the lines of `log`. Lines of the file beyond them
-    /// are what the continuation must repeat; where the file and `log` differ, the file is rebuilt from
-    /// `log`. With `exact` false nothing needs to repeat: the file is cut back to `log`.
+    /// Opens the file for a run that stands right after the lines of `log`; where the file and `log` differ, it is
+    /// rebuilt from `log`. Gives a sentence on lines that were set aside.
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn open(folder: &RunFolder, log: &[LogLine], exact: bool) -> Result<Self> {
-        let old = read_lines(folder)?;
-        let known: Vec<LogLine> = old.iter().map(|line| line.logged).collect();
-        let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
-        let mut lines: Vec<Line> = old[..kept].to_vec();
+    pub fn open(folder: &RunFolder, log: &[LogLine], proof: Proof) -> Result<(Self, Option<String>)> {
+        let path = folder.tree().path().join(NAME);
+        // A torn tail and everything after a damaged line is left out.
+        let old = folder.read(NAME, MAX_BYTES)?.map(|bytes| jsonl::read(&bytes).lines).unwrap_or_default();
+        let kept = old.iter().zip(log).take_while(|(line, logged)| line.logged == **logged).count();
+        let beyond = old[kept..].to_vec();
+        let mut lines = old[..kept].to_vec();
         lines.extend(log[kept..].iter().map(|logged| Line { logged: *logged, seconds: None }));
         let mut ahead = VecDeque::new();
-        if kept == log.len() && exact {
-            lines.extend(old[kept..].iter().cloned());
-            ahead.extend(known[kept..].iter().copied());
+        let mut told = None;
+        if kept == log.len() && proof == Proof::Repeats {
+            ahead.extend(beyond.iter().map(|line| line.logged));
+            lines.extend(beyond);
+        } else if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
+            folder.put(OLD, text(&beyond).as_bytes())?;
+            told = Some(format!(
+                "what was logged of the steps {} to {} is of another plan and is not compared; kept in {OLD}",
+                first.logged.step(),
+                last.logged.step()
+            ));
         }
-        let text: String = lines.iter().map(Line::to_json).collect();
-        let put = storage::put_file(folder.open(), METRICS, text.as_bytes());
-        let file = put.map_err(|e| Error::io("writing", &folder.join(METRICS), e))?;
-        let (folder, length) = (folder.clone(), text.len() as u64);
-        Ok(Metrics { folder, file, length, lines, ahead, repeated: None, exact, failed: false })
+        let text = text(&lines);
+        let file = storage::put_file(folder.tree(), NAME, text.as_bytes())
+            .map_err(|e| Error::io("writing", &path, e))?;
+        let end = text.len() as u64;
+        Ok((Metrics { path, file, end, lines, ahead, repeated: None, failed: false }, told))
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -73,8 +88,8 @@ impl Metrics {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
-            self.failed |= storage::write_all(&*self.file, self.length, text.as_bytes()).is_err();
-            self.length += text.len() as u64;
+            self.failed |= storage::write_all(&*self.file, self.end, text.as_bytes()).is_err();
+            self.end += text.len() as u64;
             self.lines.push(line);
             return Ok(None);
         };
@@ -82,7 +97,7 @@ impl Metrics {
             return Err(Error::check(format!(
                 "step {} was computed again and differs from what {} holds:\n  logged   {before:?}\n  computed {now:?}",
                 now.step(),
-                self.folder.join(METRICS).display()
+                self.path.display()
             ))
             .hint("this machine does not repeat itself, or the program changed; the file and all checkpoints are untouched"));
         }
@@ -97,15 +112,15 @@ impl Metrics {
         let _ = self.file.sync();
     }
 
-    /// At the end: rebuilds the file if a write had failed, and makes it durable.
+    /// At the end: writes the file anew if a write had failed, and makes it durable.
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn finish(&mut self, log: &[LogLine]) -> Result<()> {
+    pub fn finish(&mut self, folder: &RunFolder) -> Result<()> {
         self.sync();
         if self.failed {
-            *self = Metrics::open(&self.folder.clone(), log, self.exact)?;
-            self.sync();
+            folder.put(NAME, text(&self.lines).as_bytes())?;
+            self.failed = false;
         }
         Ok(())
     }
@@ -115,4 +130,8 @@ impl Metrics {
     pub fn lines(&self) -> &[Line] {
         &self.lines
     }
+}
+
+fn text(lines: &[Line]) -> String {
+    lines.iter().map(Line::to_json).collect()
 }

@@ -38,10 +38,11 @@ pub(super) fn final_adapter(run: &mut Begun) -> Result<(peft::Adapter, Option<St
 }
 
 fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<String>)> {
-    let Begun { request, settings, folder, saver, trainer, base, .. } = run;
-    let path = folder.join("best");
-    let why = match peft::read(&path) {
-        Ok(found) => {
+    let Begun { commands, settings, folder, saver, trainer, base, .. } = run;
+    let path = folder.shown("best");
+    let why = match folder.read_adapter("best") {
+        Ok(None) => format!("{} is missing", path.display()),
+        Ok(Some(found)) => {
             let values = trainer.engine().values_of(&found);
             if values.is_some_and(|values| digest_of(&values) == best.adapter) {
                 return Ok((found, None));
@@ -61,8 +62,8 @@ fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<S
             best.step
         ))
         .hint(format!(
-            "put the folder back, or publish the adapter of the last step: {} --load-best-model-at-end false",
-            request.continuation(None)
+            "put the folder back, or publish the adapter of the last step: {}",
+            commands.last_instead_of_best()
         )));
     };
     let found = adapter(trainer, &state.weights, settings)?;

@@ -1,10 +1,11 @@
 //! `report.html` of a run folder made again, and the page that compares several.
 
-use super::folder::{METRICS, REPORT, RUN_FILE};
+use super::folder::REPORT;
 use super::metrics;
+use super::run_file::{self, RunFile};
+use crate::checkpoint::storage::FileSystem;
+use crate::config;
 use crate::config::fields::{Class, FIELDS};
-use crate::config::run_file;
-use crate::config::{self, RunFile};
 use crate::error::Result;
 use crate::files;
 use crate::formats::publish;
@@ -14,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// The lines a run has logged; what a damaged file holds before the damage.
 fn lines(run: &Path) -> Result<Vec<Line>> {
-    let path = run.join(METRICS);
+    let path = run.join(metrics::NAME);
     if !files::exists(&path)? {
         return Ok(Vec::new());
     }
@@ -26,8 +27,8 @@ fn lines(run: &Path) -> Result<Vec<Line>> {
 /// # Errors
 /// Input: there is no run; I/O errors.
 pub fn write(run: &Path) -> Result<PathBuf> {
-    RunFile::read(run)?;
-    let run_json = files::read_text(&run.join(RUN_FILE), run_file::MAX_BYTES)?;
+    RunFile::read(&FileSystem, run)?;
+    let run_json = files::read_text(&run.join(run_file::NAME), run_file::MAX_BYTES)?;
     let page = html::render(&run.display().to_string(), &lines(run)?, &run_json);
     let path = run.join(REPORT);
     publish::replace_file(&path, page.as_bytes())?;
@@ -44,7 +45,7 @@ pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
 }
 
 fn compared(run: &Path) -> Result<Compared> {
-    let settings = RunFile::read(run)?.settings;
+    let settings = RunFile::read(&FileSystem, run)?.settings;
     let shown = FIELDS.iter().filter(|field| field.class != Class::Start && field.key != "output_dir");
     let settings = shown.map(|field| (field.name.to_owned(), config::text_of(&settings, field))).collect();
     Ok(Compared { name: run.display().to_string(), lines: lines(run)?, settings })

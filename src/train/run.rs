@@ -1,11 +1,12 @@
 //! A run under way: from the state it begins with to the files it leaves.
 
-use super::folder::RunFolder;
+use super::folder::{REPORT, RunFolder};
 use super::metrics::Metrics;
 use super::publish;
 use super::saver::Saver;
+use super::start::Commands;
 use super::trainer::Trainer;
-use super::{Control, Request, Summary};
+use super::{Control, Summary};
 use crate::config::{Settings, Strategy};
 use crate::error::{Error, Kind, Result};
 use crate::formats::publish::MadeFrom;
@@ -28,7 +29,6 @@ pub(super) struct Run<'a> {
 
 /// What a run begins with: its folder is its own, its state is in place, nothing has been computed yet.
 pub(super) struct Begun {
-    pub request: Request,
     pub settings: Settings,
     pub folder: RunFolder,
     pub saver: Saver,
@@ -36,8 +36,10 @@ pub(super) struct Begun {
     /// This process need not repeat what an earlier one computed: it continues inexactly.
     pub inexact: bool,
     pub metrics: Metrics,
-    /// The frozen model, which stays mapped.
+    /// What adapters are made for: it must not change meanwhile.
     pub base: Box<dyn MadeFrom>,
+    /// What messages offer.
+    pub commands: Commands,
 }
 
 impl<'a> Run<'a> {
@@ -52,7 +54,9 @@ impl<'a> Run<'a> {
         if step > 0 && self.begun.trainer.finished() && !owed {
             return self.already_finished();
         }
-        self.observer.on_event(&Event::Started { step, total });
+        let logging_steps = self.begun.settings.logging_steps;
+        self.control.begin();
+        self.observer.on_event(&Event::Started { step, total, logging_steps });
         let ended = self.check_next_loss().and_then(|()| self.train_to_the_end(owed));
         // Whatever ended the run: a save that has begun is ended and told, and the page shows what was logged.
         let (_, engine) = self.begun.trainer.to_save();
@@ -129,8 +133,7 @@ impl<'a> Run<'a> {
         self.begun.trainer.state_mut().log.push(logged);
         match logged {
             LogLine::Step(line) => {
-                let first = self.summary.loss.map_or(line.loss, |(first, _)| first);
-                self.summary.loss = Some((first, line.loss));
+                self.summary.trained += 1;
                 self.observer.on_event(&Event::Step { line, seconds, real_tokens });
             }
             LogLine::Eval(line) => self.observer.on_event(&Event::Eval { line, seconds }),
@@ -219,7 +222,7 @@ impl<'a> Run<'a> {
             Kind::Stopped,
             format!("stopped at step {} of {}, saved", trainer.step(), trainer.total_steps()),
         )
-        .hint(format!("to continue: {}", self.begun.request.continuation(None))))
+        .hint(format!("to continue: {}", self.begun.commands.resume())))
     }
 
     /// What stands after a divergence, and how to go on from it.
@@ -228,8 +231,8 @@ impl<'a> Run<'a> {
             Some(step) => format!("the checkpoint of step {step} stands"),
             None => "no checkpoint was saved".into(),
         };
-        let remedy = format!("{stands}; {}", error.remedy);
-        error.hint(remedy)
+        let commands = self.begun.commands.after_divergence(self.begun.saver.newest().is_some());
+        error.hint(format!("{stands}; {commands}"))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -280,23 +283,42 @@ impl<'a> Run<'a> {
 
     fn publish(&mut self) -> Result<Summary> {
         let (adapter, note) = publish::final_adapter(&mut self.begun)?;
-        let Begun { folder, trainer, metrics, base, .. } = &mut self.begun;
-        metrics.finish(&trainer.state().log)?;
+        let Begun { commands, settings, folder, trainer, metrics, base, .. } = &mut self.begun;
+        metrics.finish(folder)?;
         if let Some(text) = note {
             self.observer.on_event(&Event::Warning(text));
         }
-        self.summary.adapter = folder.write_adapter("adapter", &adapter, &**base)?;
-        let evals = metrics.lines().iter().filter_map(|line| match line.logged {
-            LogLine::Eval(line) => Some(line.eval_loss),
-            LogLine::Step(_) => None,
-        });
-        let evals: Vec<f64> = evals.collect();
-        self.summary.eval_loss = evals.first().zip(evals.last()).map(|(a, b)| (*a, *b));
-        self.summary.step = trainer.step();
-        self.summary.total_steps = trainer.total_steps();
-        self.summary.tainted = trainer.state().tainted;
+        let best = trainer.state().cursor.best;
+        let of_best = best.filter(|_| settings.load_best_model_at_end).map(|best| best.step);
+        let (step, total_steps) = (trainer.step(), trainer.total_steps());
+        let patience = trainer.patience().filter(|_| trainer.out_of_patience() && step < total_steps);
+        let log = &trainer.state().log;
+        self.summary = Summary {
+            step,
+            total_steps,
+            trained: self.summary.trained,
+            loss: first_and_last(log.iter().filter_map(|line| match line {
+                LogLine::Step(line) => Some(line.loss),
+                LogLine::Eval(_) => None,
+            })),
+            eval_loss: first_and_last(log.iter().filter_map(|line| match line {
+                LogLine::Eval(line) => Some(line.eval_loss),
+                LogLine::Step(_) => None,
+            })),
+            best: best.map(|best| (best.step, best.loss)),
+            patience,
+            adapter: folder.write_adapter("adapter", &adapter, &**base)?,
+            published: of_best.unwrap_or(step),
+            report: folder.shown(REPORT),
+            tainted: trainer.state().tainted,
+            look_in: commands.look_in(),
+            train_on: match patience {
+                Some(patience) => commands.more_patience(2 * patience),
+                None => commands.longer(2 * step.max(1)),
+            },
+        };
         self.write_report();
-        self.observer.on_event(&Event::Finished { step: self.summary.step });
+        self.observer.on_event(&Event::Finished { step });
         Ok(self.summary.clone())
     }
 
@@ -304,21 +326,24 @@ impl<'a> Run<'a> {
     fn write_report(&mut self) {
         let Begun { folder, metrics, .. } = &self.begun;
         let title = folder.path().display().to_string();
-        let page = folder
-            .run_file()
-            .map(|run_json| html::render(&title, metrics.lines(), &run_json.unwrap_or_default()));
-        if let Err(error) = page.and_then(|page| folder.write_report(&page)) {
+        let page = folder.run_json().and_then(|run_json| {
+            let page = html::render(&title, metrics.lines(), &run_json);
+            folder.put(REPORT, page.as_bytes())
+        });
+        if let Err(error) = page {
             self.observer.on_event(&Event::Warning(error.what));
         }
     }
 
     fn already_finished(&mut self) -> Result<Summary> {
         let step = self.begun.trainer.step();
-        let note = format!(
-            "training complete at step {step}; adapter written again; to train on: {}",
-            self.begun.request.continuation(Some(step + step.max(1)))
-        );
-        self.observer.on_event(&Event::Note(note));
+        self.observer
+            .on_event(&Event::Note(format!("training complete at step {step}; adapter written again")));
         self.publish()
     }
+}
+
+fn first_and_last(mut values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    let first = values.next()?;
+    Some((first, values.last().unwrap_or(first)))
 }

@@ -1,12 +1,12 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
 use super::PlanReport;
-use super::devices::Chosen;
+use super::devices::{Chosen, Devices};
 use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
 use super::objective;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use crate::checkpoint::state::State;
+use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
@@ -15,12 +15,13 @@ use crate::element::Element;
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::formats::digest_cache::DigestCache;
+use crate::formats::publish::MadeFrom;
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::ops::reduce::Sums;
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything known before memory is allocated.
 pub struct Setup {
@@ -47,6 +48,26 @@ pub struct Setup {
     device: Chosen,
 }
 
+/// A base model before anything is put on top of it.
+pub struct Base {
+    /// Its shapes.
+    pub spec: Spec,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+impl Base {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// Names the key, file or tensor that is wrong.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let spec = Spec::read(folder)?;
+        let weights = Weights::open(folder, &spec)?;
+        Ok(Base { spec, weights })
+    }
+}
+
 /// What memory is planned for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Work {
@@ -61,10 +82,6 @@ enum Work {
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
     config::check_values(s)?;
-    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
-        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
-            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
-    }
     if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
         return Err(Error::usage("rows were handed over, and the settings name data files as well")
             .hint("leave train_files and valid_file empty"));
@@ -84,7 +101,7 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
 
 impl Setup {
     /// Reads and checks everything the run on `device` reads; `rows` stand in for data files, `resumed` is the checkpoint
-    /// it continues from.
+    /// it continues from, and `origin` says for the run's identity where its plan of the data begins.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
@@ -92,17 +109,33 @@ impl Setup {
         settings: &Settings,
         rows: Option<Rows>,
         resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         refuse_unsupported(settings, rows.as_ref())?;
+        Self::over(Base::open(&settings.model)?, settings, rows, resumed, origin, device, observer)
+    }
+
+    /// As [`Setup::open`], over a base that was read already, or that no file holds.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn over(
+        base: Base,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        device: Chosen,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let Base { spec, mut weights } = base;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity.adapter)?;
@@ -113,9 +146,11 @@ impl Setup {
         identity.data = prepared.identity;
         identity.settings = config::math_identity(&settings);
         identity.engine = device.engine()?;
-        identity.model = base_model(&settings, &weights, observer)?;
+        if !weights.map.files().is_empty() {
+            identity.model = base_model(&settings, &weights, observer)?;
+        }
         let train = Source {
-            plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
+            plan: Plan::new(prepared.train.lengths(), train_rules(&settings, origin(&identity)))?,
             rows: prepared.train,
         };
         let eval = match prepared.eval {
@@ -149,8 +184,7 @@ impl Setup {
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
         let mut settings = settings.clone();
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
+        let Base { spec, mut weights } = Base::open(&settings.model)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity.adapter)?;
@@ -218,12 +252,6 @@ impl Setup {
             }
             Work::Evaluation => Network::plan_evaluation(planner, spec, weights, layout, self.tokens),
         }
-    }
-
-    /// Bytes of one checkpoint, but for its log.
-    #[must_use]
-    pub fn checkpoint_bytes(&self) -> u64 {
-        snapshot_bytes(&self.layout)
     }
 
     /// What the run would need.
@@ -310,13 +338,101 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// The trainer, and the base.
+    /// The trainer of a run with this history, and the base.
     ///
     /// # Errors
-    /// Wrong schedule arguments.
-    pub fn trainer(self) -> Result<(Trainer, Weights)> {
+    /// Wrong schedule arguments; a history that this build cannot read.
+    pub fn trainer(self, history: History) -> Result<(Trainer, Weights)> {
         let Ready { engine, settings, identity, train, eval, weights } = self;
-        Ok((Trainer::new(settings, identity, Box::new(engine), train, eval)?, weights))
+        Ok((Trainer::new(settings, identity, history, Box::new(engine), train, eval)?, weights))
+    }
+}
+
+/// What reads a run's model and data.
+pub trait Prepare {
+    /// Whether the device that was asked for is there; takes nothing, and comes before any folder is touched.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn check(&self, settings: &Settings) -> Result<()>;
+
+    /// Reads and checks them, as [`Setup::open`]; nothing is allocated on a device yet.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>>;
+}
+
+/// Model and data that were read and checked.
+pub trait Prepared {
+    /// The settings, with what files decide filled in.
+    fn settings(&self) -> &Settings;
+    /// What decides the result.
+    fn identity(&self) -> &Identity;
+    /// Steps of the run by its settings.
+    fn total_steps(&self) -> u64;
+    /// Bytes of one checkpoint, but for its log.
+    fn checkpoint_bytes(&self) -> u64;
+    /// The trainer of a run with this history, and the base, which must not change.
+    ///
+    /// # Errors
+    /// When memory cannot be had; wrong schedule arguments.
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)>;
+}
+
+impl Prepare for Devices {
+    fn check(&self, settings: &Settings) -> Result<()> {
+        Devices::check(self, settings)
+    }
+
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>> {
+        let device = self.choose(settings, resumed.map(|state| &state.identity))?;
+        Ok(Box::new(Setup::open(settings, rows, resumed, origin, device, observer)?))
+    }
+}
+
+impl Prepared for Setup {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.train.plan.total_steps()
+    }
+
+    fn checkpoint_bytes(&self) -> u64 {
+        snapshot_bytes(&self.layout)
+    }
+
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)> {
+        let (trainer, weights) = self.allocate(observer)?.trainer(history)?;
+        Ok((trainer, Box::new(weights.map)))
     }
 }
 

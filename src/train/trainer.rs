@@ -2,12 +2,13 @@
 //! due. The numbers are the engine's; files are the run's.
 
 use super::engine::{Engine, Gradients, Update};
-use super::schedule::{Schedule, warmup_steps};
-use crate::checkpoint::state::{Best, History, Length, State, digest_of};
+use super::schedule::Schedule;
+use super::start::history::{recorded, settings_at};
+use crate::checkpoint::state::{Best, History, PlanOrigin, State, digest_of};
 use crate::config::{Settings, Strategy};
 use crate::data::batch::MicroBatch;
 use crate::data::dataset::Dataset;
-use crate::data::plan::{Plan, Rules, StepPlan};
+use crate::data::plan::{Origin, Plan, Rules, StepPlan};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::report::line::StepLine;
@@ -50,7 +51,7 @@ pub struct Trainer {
 
 /// The plan's rules for training.
 #[must_use]
-pub fn train_rules(s: &Settings) -> Rules {
+pub fn train_rules(s: &Settings, origin: PlanOrigin) -> Rules {
     Rules {
         batch_size: s.per_device_train_batch_size,
         accumulation: s.gradient_accumulation_steps,
@@ -60,6 +61,7 @@ pub fn train_rules(s: &Settings) -> Rules {
         seed: s.seed,
         epochs: s.num_train_epochs,
         max_steps: s.max_steps,
+        origin: Origin { step: origin.step, epoch: origin.epoch, samples: origin.samples },
     }
 }
 
@@ -72,7 +74,7 @@ pub fn eval_rules(s: &Settings) -> Rules {
         shuffle: false,
         epochs: 1.0,
         max_steps: None,
-        ..train_rules(s)
+        ..train_rules(s, PlanOrigin::default())
     }
 }
 
@@ -103,22 +105,24 @@ pub fn mean_loss(
 }
 
 impl Trainer {
-    /// A trainer at step 0, with the values the engine holds.
+    /// A trainer at step 0, with the values the engine holds. `history` is all of the run's, also what counts only from
+    /// a later step on; its recorded settings win over those in `settings`.
     ///
     /// # Errors
     /// Wrong schedule arguments.
     pub fn new(
         settings: Settings,
         identity: Identity,
+        history: History,
         engine: Box<dyn Engine>,
         train: Source,
         eval: Option<Source>,
     ) -> Result<Self> {
         let schedule = Schedule::new(&settings)?;
-        let total_steps = train.plan.total_steps();
-        let history = History::new(total_steps, warmup_steps(&settings, total_steps));
         let state = State { identity, history, tensors: engine.tensors(), ..State::default() };
-        Ok(Trainer { settings, schedule, engine, train, eval, state })
+        let mut trainer = Trainer { settings, schedule, engine, train, eval, state };
+        trainer.follow_history(0)?;
+        Ok(trainer)
     }
 
     /// The state without its arrays: step, identity, history, counters, log.
@@ -163,7 +167,39 @@ impl Trainer {
     /// Whether early stopping ended the run.
     #[must_use]
     pub fn out_of_patience(&self) -> bool {
-        self.settings.early_stopping_patience.is_some_and(|p| self.state.cursor.stale_evaluations >= p)
+        self.patience().is_some_and(|p| self.state.cursor.stale_evaluations >= p)
+    }
+
+    /// Evaluations without a better one after which the run ends, as it counts for the next step.
+    #[must_use]
+    pub fn patience(&self) -> Option<u64> {
+        let ahead = recorded(&self.state.history, "early_stopping_patience", self.step());
+        // Nothing is written as a word.
+        ahead.map_or(self.settings.early_stopping_patience, |text| text.parse().ok())
+    }
+
+    /// Takes the recorded settings as they count after `done` steps. What was made after a step follows those of the
+    /// step; the next step those that count from there on.
+    fn follow_history(&mut self, done: u64) -> Result<()> {
+        let settings = settings_at(&self.settings, &self.state.history, done)?;
+        if settings.per_device_eval_batch_size != self.settings.per_device_eval_batch_size
+            && let Some(eval) = &mut self.eval
+        {
+            eval.plan = Plan::new(eval.rows.lengths(), eval_rules(&settings))?;
+        }
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// Whether recorded settings change with the step after `done`.
+    fn changes_after(&self, done: u64) -> bool {
+        self.state.history.changes.iter().any(|change| change.from_step == done)
+    }
+
+    /// Steps of the run as planned when the step just done was made.
+    fn total_so_far(&self) -> u64 {
+        let length = self.state.history.at(self.step().saturating_sub(1));
+        length.map_or_else(|| self.total_steps(), |length| length.total_steps)
     }
 
     /// The evaluation rows.
@@ -186,6 +222,9 @@ impl Trainer {
     /// # Errors
     /// I/O errors of the token cache; a device that failed.
     pub fn begin_step(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<StepUnderWay>> {
+        if self.step() > 0 && self.changes_after(self.step()) {
+            self.follow_history(self.step())?;
+        }
         let plan = self.train.plan.step(self.state.step);
         let batch = |rows: &Vec<u32>| self.engine.batch(&self.train.rows, rows);
         let batches: Vec<MicroBatch> = plan.micro_batches.iter().map(batch).collect::<Result<_>>()?;
@@ -283,7 +322,7 @@ impl Trainer {
         Ok(self.engine.losses(&batch, cancelled)?.map(|losses| sum(&losses)))
     }
 
-    /// Takes over a checkpoint's state, all but its identity.
+    /// Takes over a checkpoint's state, all but its identity and history, which the trainer has.
     ///
     /// # Errors
     /// Names the tensor that does not fit the model and adapter.
@@ -312,25 +351,9 @@ impl Trainer {
         let [weights, m, v] = [&mut state.weights, &mut state.m, &mut state.v].map(std::mem::take);
         self.engine.restore(&weights, &m, &v)?;
         state.identity = std::mem::take(&mut self.state.identity);
+        state.history = std::mem::take(&mut self.state.history);
         self.state = state;
-        Ok(())
-    }
-
-    /// Records that the run now ends at another step: a new piece of schedule, without warm-up, from here to
-    /// the new horizon. Returns whether anything changed.
-    pub fn extend_schedule(&mut self) -> bool {
-        let (step, total_steps) = (self.step(), self.total_steps());
-        let history = &mut self.state.history;
-        let unchanged = history.length().is_some_and(|l| l.total_steps == total_steps);
-        if unchanged || total_steps <= step {
-            return false;
-        }
-        if step == 0 {
-            *history = History::new(total_steps, warmup_steps(&self.settings, total_steps));
-        } else {
-            history.lengths.push(Length { from_step: step, total_steps, warmup_steps: 0 });
-        }
-        true
+        self.follow_history(self.step().saturating_sub(1))
     }
 
     /// Whether an evaluation is due after the step just done.
@@ -340,7 +363,7 @@ impl Trainer {
             return false;
         }
         let every = self.settings.eval_steps.unwrap_or(self.settings.logging_steps as f64);
-        self.due(self.settings.eval_strategy, every, last_in_epoch) || self.step() >= self.total_steps()
+        self.due(self.settings.eval_strategy, every, last_in_epoch) || self.step() >= self.total_so_far()
     }
 
     /// Whether a checkpoint is due after the step just done.
@@ -369,7 +392,7 @@ impl Trainer {
 
     /// A value of `every` below 1 is a ratio of all steps, rounded up, as in Hugging Face.
     fn due(&self, strategy: Strategy, every: f64, last_in_epoch: bool) -> bool {
-        let steps = if every < 1.0 { (every * self.total_steps() as f64).ceil() } else { every };
+        let steps = if every < 1.0 { (every * self.total_so_far() as f64).ceil() } else { every };
         match strategy {
             Strategy::Steps => self.step().is_multiple_of(steps.max(1.0) as u64),
             Strategy::Epoch => last_in_epoch,

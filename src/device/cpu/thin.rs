@@ -145,12 +145,12 @@ unsafe fn add_units<S: Narrow, E: Stored, F: Form, const M: usize, const G: usiz
                     }
                 }
                 let lines = S::transposed::<E, F>(from, stride);
-                for u in 0..8 {
+                for (u, line) in lines.iter().enumerate() {
                     let k = done + u * F::DEPTH;
                     if F::SHAPE == Shape::Plain {
-                        add::<S, M>(x, k, lines[u], sums);
+                        add::<S, M>(x, k, *line, sums);
                     } else {
-                        let halves = [S::even(lines[u]), S::odd(lines[u])];
+                        let halves = [S::even(*line), S::odd(*line)];
                         add::<S, M>(x, k, halves[usize::from(BF16)], sums);
                         add::<S, M>(x, k + 1, halves[usize::from(!BF16)], sums);
                     }
