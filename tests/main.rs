@@ -21,6 +21,7 @@ mod generate;
 mod golden;
 mod house;
 mod limits;
+mod linear;
 mod llama_factory;
 mod loss;
 mod matmul;

@@ -11,7 +11,7 @@ pub mod text;
 pub use defaults::Defaults;
 pub use sampling::Sampling;
 
-use crate::config::{DeviceChoice, Settings};
+use crate::config::{CpuIsa, DeviceChoice, Dtype, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::formats::publish::MadeFrom;
@@ -77,13 +77,18 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Where it is computed.
     pub device: DeviceChoice,
+    /// Arithmetic of products with the model's weights.
+    pub dtype: Dtype,
+    /// Vector instructions of the CPU; all give the same bits.
+    pub cpu_isa: CpuIsa,
     /// How GPUs are found.
     pub devices: Devices,
 }
 
 impl Options {
     fn chosen(&self) -> Result<Chosen> {
-        self.devices.choose(&Settings { device: self.device, ..Settings::default() }, None)
+        let (device, dtype, cpu_isa) = (self.device, self.dtype, self.cpu_isa);
+        self.devices.choose(&Settings { device, dtype, cpu_isa, ..Settings::default() }, None)
     }
 }
 
