@@ -27,6 +27,7 @@ fn main() {
         rank: 16,
         layers: 24,
         head_norm: false,
+        delta: None,
     };
     for operation in OPERATIONS.iter().filter(|o| only.is_none_or(|name| name == o.name)) {
         for case in (operation.in_model)(&shape) {

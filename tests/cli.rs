@@ -298,7 +298,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("--train_on_inputs True", "--train-on all"),
         ("--prompt_template_name alpaca", "say --template"),
         ("--eval_delay 5", "--eval-delay 5"),
-        ("--device cpu --dtype bf16", "dtype bf16"),
+        ("--device cuda --dtype f32", "dtype f32"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let error = train_settings(&words).expect_err(line);

@@ -59,6 +59,8 @@ fn options(max_new_tokens: usize) -> Options {
         ends: Vec::new(),
         threads: Some(2),
         device: DeviceChoice::Cpu,
+        dtype: qwentune::config::Dtype::F32,
+        cpu_isa: qwentune::config::CpuIsa::Auto,
         devices: Devices::default(),
     }
 }

@@ -10,6 +10,7 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod encodings;
 mod errors;
 mod evaluate;
 mod exchange;
@@ -21,6 +22,7 @@ mod generate;
 mod golden;
 mod house;
 mod limits;
+mod linear;
 mod llama_factory;
 mod loss;
 mod matmul;

@@ -8,14 +8,13 @@ mod delta;
 mod elementwise;
 mod linear;
 mod norm_rope;
-mod plain_rig;
 pub mod rig;
 mod state;
 
 use qwentune::device::cpu::{Cpu, Isa, Rounding};
 use qwentune::device::{Capabilities, Region, Storage};
 use qwentune::element::Element;
-use qwentune::ops::check::{Case, Finding, Operation, Rig, Shape};
+use qwentune::ops::check::{Case, DeltaShape, Finding, Operation, Rig, Shape};
 use qwentune::ops::{OPERATIONS, rows};
 use std::collections::BTreeSet;
 
@@ -83,7 +82,7 @@ fn stored_activations_are_rounded_where_asked() {
             }
         }
     }
-    let kept = ["adamw", "attention", "linear", "logits", "loss", "rmsnorm"];
+    let kept = ["adamw", "attention", "delta_rule", "linear", "logits", "loss", "rmsnorm"];
     assert_eq!(statistics, BTreeSet::from(kept), "operations whose f32 results are not rounded");
 }
 
@@ -101,12 +100,19 @@ fn gradients_of_the_f64_forms_match_finite_differences() {
     let all = [
         ("attention", "dqk"),
         ("attention", "dv"),
+        ("delta_rule", "db, da"),
+        ("delta_rule", "dqkv"),
+        ("gated_norm", "dx"),
+        ("gated_norm", "dz"),
         ("linear", "dA"),
         ("linear", "dB"),
         ("linear", "dx"),
         ("loss", "dx"),
+        ("output_gate", "dgate"),
+        ("output_gate", "dx"),
         ("rmsnorm", "dx"),
         ("rope", "dqkv"),
+        ("short_convolution", "dx"),
         ("swiglu", "dx"),
     ];
     assert_eq!(differentiated, BTreeSet::from(all));
@@ -126,6 +132,7 @@ fn every_operation_has_its_part_of_a_model() {
         rank: 8,
         layers: 1,
         head_norm: true,
+        delta: Some(DeltaShape { key_heads: 1, value_heads: 2, key_dim: 16, value_dim: 16, taps: 4 }),
     };
     for operation in OPERATIONS {
         let cases = (operation.in_model)(&shape);

@@ -158,6 +158,8 @@ const GENERATING: &[(&str, &str)] = &[
     ),
     ("seed", "Decides what is drawn (default: 42)"),
     ("device", ""),
+    ("dtype", ""),
+    ("cpu_isa", ""),
     ("threads", ""),
     ("quiet", ""),
 ];

@@ -102,6 +102,8 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
         ends: Vec::new(),
         threads: settings.threads,
         device: settings.device,
+        dtype: settings.dtype,
+        cpu_isa: settings.cpu_isa,
         devices: Devices::default(),
     })
 }

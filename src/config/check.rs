@@ -159,9 +159,6 @@ pub fn one_beginning(resume: Option<&ResumeFrom>, adapter: bool) -> Result<()> {
 }
 
 fn check_device(s: &Settings) -> Result<()> {
-    need(s.device != DeviceChoice::Cpu || s.dtype != Dtype::Bf16, || {
-        "dtype bf16 is CUDA's; the CPU computes in f32 whatever the weights are (--dtype auto or f32)".into()
-    })?;
     need(!matches!(s.device, DeviceChoice::Cuda(_)) || s.dtype != Dtype::F32, || {
         "dtype f32 is the CPU's; CUDA computes in bf16 with f32 accumulation (--dtype auto or bf16)".into()
     })

@@ -379,7 +379,9 @@ pub static FIELDS: &[Field] = &[
 
     field("device", "device", &[], Kind::Device, Free, Group::Device, "", "auto, cpu, cuda or cuda:N"),
     field("dtype", "dtype", &["torch_dtype", "compute_dtype"], Choice(&["auto", "bf16", "f32"]), Free, Group::Device, "",
-        "Arithmetic; the CPU computes in f32 whatever the weights are"),
+        "Arithmetic of products with the model's weights; CUDA has bf16 alone"),
+    field("cpu_isa", "cpu_isa", &[], Choice(&["auto", "portable", "avx2", "avx512", "avx512bf16"]), Free, Group::Device, "",
+        "Vector instructions of the CPU; the numbers are the same with all of them"),
     field("recompute", "recompute", &[], Choice(&["auto", "none", "mlp", "full"]), Free, Group::Device, "",
         "Activations computed again instead of kept: less memory, more time, the same numbers"),
     field("threads", "threads", &["num_threads"], OptionalCount, Free, Group::Device, "all cores",

@@ -138,7 +138,7 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Fills in the defaults. What contradicts another setting is left to [`super::check`].
+/// Fills in the defaults. What contradicts another setting is left to [`super::check()`].
 ///
 /// # Errors
 /// Usage, naming a setting whose value does not have its type.

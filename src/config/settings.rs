@@ -128,7 +128,7 @@ impl DeviceChoice {
     }
 }
 
-/// Arithmetic asked for. The CPU computes in f32 whatever the weights are.
+/// Arithmetic of products with frozen weights. CUDA has bf16 alone, with activations in bf16 as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
@@ -136,6 +136,32 @@ pub enum Dtype {
     Auto,
     Bf16,
     F32,
+}
+
+/// Vector instructions of the CPU; all give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum CpuIsa {
+    Auto,
+    Portable,
+    Avx2,
+    Avx512,
+    Avx512Bf16,
+}
+
+impl CpuIsa {
+    /// Its name; `None` for the best there is.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            CpuIsa::Auto => None,
+            CpuIsa::Portable => Some("portable"),
+            CpuIsa::Avx2 => Some("avx2"),
+            CpuIsa::Avx512 => Some("avx512"),
+            CpuIsa::Avx512Bf16 => Some("avx512bf16"),
+        }
+    }
 }
 
 /// Which activations are computed again in the backward pass instead of kept. Never changes bits.
@@ -262,6 +288,7 @@ pub struct Settings {
     // device
     pub device: DeviceChoice,
     pub dtype: Dtype,
+    pub cpu_isa: CpuIsa,
     pub recompute: Recompute,
     pub threads: Option<usize>,
     // start
@@ -338,6 +365,7 @@ impl Default for Settings {
             eval_on_start: false,
             device: DeviceChoice::Auto,
             dtype: Dtype::Auto,
+            cpu_isa: CpuIsa::Auto,
             recompute: Recompute::Auto,
             threads: None,
             resume_from_checkpoint: None,

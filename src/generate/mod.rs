@@ -11,13 +11,13 @@ pub mod text;
 pub use defaults::Defaults;
 pub use sampling::Sampling;
 
-use crate::config::{DeviceChoice, Settings};
+use crate::config::{CpuIsa, DeviceChoice, Dtype, Settings};
+use crate::device::{Chosen, Devices};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
-use crate::train::devices::{Chosen, Devices};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -77,13 +77,18 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Where it is computed.
     pub device: DeviceChoice,
+    /// Arithmetic of products with the model's weights.
+    pub dtype: Dtype,
+    /// Vector instructions of the CPU; all give the same bits.
+    pub cpu_isa: CpuIsa,
     /// How GPUs are found.
     pub devices: Devices,
 }
 
 impl Options {
     fn chosen(&self) -> Result<Chosen> {
-        self.devices.choose(&Settings { device: self.device, ..Settings::default() }, None)
+        let (device, dtype, cpu_isa) = (self.device, self.dtype, self.cpu_isa);
+        self.devices.choose(&Settings { device, dtype, cpu_isa, ..Settings::default() }, None)
     }
 }
 
@@ -159,7 +164,7 @@ impl Generator {
             ))
             .hint("make it fit with a smaller --batch-size or --max-new-tokens"));
         }
-        let mut device = chosen.device(&planner, options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, options.threads)?;
         decoder.upload(&mut device, &model.adapter)?;
         Ok(Generator { device, decoder, options, vocab: model.spec.vocab, longest: most })
     }

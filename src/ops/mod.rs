@@ -20,21 +20,41 @@ pub mod rows;
 pub mod short_convolution;
 pub mod swiglu;
 
+use crate::device::{Chosen, Device, Planner};
+use crate::error::Result;
+
 /// All operations.
 pub const OPERATIONS: &[check::Operation] = &[
     adamw::check::OPERATION,
     attention::check::OPERATION,
     decode_attention::check::OPERATION,
+    delta_rule::check::OPERATION,
     embedding::check::OPERATION,
+    gated_norm::check::OPERATION,
     linear::check::OPERATION,
     logits::check::OPERATION,
     loss::check::OPERATION,
+    output_gate::check::OPERATION,
     reduce::check::OPERATION,
     rmsnorm::check::OPERATION,
     rope::check::OPERATION,
     rows::check::OPERATION,
+    short_convolution::check::OPERATION,
     swiglu::check::OPERATION,
 ];
+
+/// Allocates the planned memory on the chosen device; a GPU gets the kernels of all operations.
+///
+/// # Errors
+/// As [`Chosen::device`].
+pub fn device(chosen: Chosen, plan: &Planner, threads: Option<usize>) -> Result<Device> {
+    chosen.device(
+        plan,
+        threads,
+        #[cfg(feature = "cuda")]
+        &kernels(),
+    )
+}
 
 /// All kernels of a GPU.
 #[cfg(feature = "cuda")]

@@ -2,7 +2,7 @@
 
 use super::rig::normal;
 use qwentune::device::cpu::math;
-use qwentune::ops::swiglu::check::sigmoid;
+use qwentune::ops::check::forms::sigmoid;
 
 /// Units in the last place of the f32 next to `want`.
 fn ulps(got: f32, want: f64) -> f64 {

@@ -1,6 +1,6 @@
 //! Attention: segments around the tiles of rows, groups of heads, sharp and flat softmaxes.
 
-use super::{Attention, Backward, Segment, Segments, work};
+use super::{Attention, Backward, Segment, Segments, placed, work};
 use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
 use crate::ops::check::forms::{add, dot, softmax};
@@ -20,20 +20,11 @@ pub struct Case {
     pub segments: Cow<'static, [u32]>,
     /// Standard deviation of the queries: large ones make a softmax with one weight near 1.
     pub peak: f32,
+    /// Whether each query is followed by its output's gate in the projected rows.
+    pub gated: bool,
 }
 
 impl Case {
-    /// The segments in their places.
-    #[must_use]
-    pub fn placed(&self) -> Vec<Segment> {
-        let mut start = 0;
-        let place = |len: &u32| {
-            start += len;
-            Segment { start: start - len, len: *len }
-        };
-        self.segments.iter().map(place).collect()
-    }
-
     /// Tokens in all.
     #[must_use]
     pub fn tokens(&self) -> usize {
@@ -43,16 +34,18 @@ impl Case {
 
 /// Attention.
 pub const CASES: &[Case] = &[
-    Case { heads: 1, kv_heads: 1, head_dim: 16, segments: Borrowed(&[1]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 16, segments: Borrowed(&[5, 1, 17, 2]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 2, head_dim: 24, segments: Borrowed(&[16, 15, 33]), peak: 1.0 },
-    Case { heads: 7, kv_heads: 1, head_dim: 64, segments: Borrowed(&[63, 64, 65]), peak: 1.0 },
-    Case { heads: 14, kv_heads: 2, head_dim: 64, segments: Borrowed(&[130]), peak: 1.0 },
-    Case { heads: 4, kv_heads: 2, head_dim: 128, segments: Borrowed(&[96, 31]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 6, segments: Borrowed(&[20]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 16, segments: Borrowed(&[90]), peak: 40.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 64, segments: Borrowed(&[1, 2, 33]), peak: 20.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 128, segments: Borrowed(&[200]), peak: 1.0 },
+    Case { heads: 1, kv_heads: 1, head_dim: 16, segments: Borrowed(&[1]), peak: 1.0, gated: false },
+    Case { heads: 2, kv_heads: 1, head_dim: 16, segments: Borrowed(&[5, 1, 17, 2]), peak: 1.0, gated: false },
+    Case { heads: 2, kv_heads: 2, head_dim: 24, segments: Borrowed(&[16, 15, 33]), peak: 1.0, gated: false },
+    Case { heads: 7, kv_heads: 1, head_dim: 64, segments: Borrowed(&[63, 64, 65]), peak: 1.0, gated: false },
+    Case { heads: 14, kv_heads: 2, head_dim: 64, segments: Borrowed(&[130]), peak: 1.0, gated: false },
+    Case { heads: 4, kv_heads: 2, head_dim: 128, segments: Borrowed(&[96, 31]), peak: 1.0, gated: false },
+    Case { heads: 2, kv_heads: 1, head_dim: 6, segments: Borrowed(&[20]), peak: 1.0, gated: false },
+    Case { heads: 2, kv_heads: 1, head_dim: 16, segments: Borrowed(&[90]), peak: 40.0, gated: false },
+    Case { heads: 2, kv_heads: 1, head_dim: 64, segments: Borrowed(&[1, 2, 33]), peak: 20.0, gated: false },
+    Case { heads: 2, kv_heads: 1, head_dim: 128, segments: Borrowed(&[200]), peak: 1.0, gated: false },
+    Case { heads: 4, kv_heads: 2, head_dim: 24, segments: Borrowed(&[3, 40]), peak: 1.0, gated: true },
+    Case { heads: 2, kv_heads: 1, head_dim: 256, segments: Borrowed(&[70, 1, 65]), peak: 1.0, gated: true },
 ];
 
 /// The operation.
@@ -72,6 +65,7 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
         head_dim: s.head_dim,
         segments: Cow::Owned(vec![s.tokens as u32]),
         peak: 1.0,
+        gated: s.delta.is_some(),
     }])
 }
 
@@ -93,8 +87,8 @@ impl Form {
     }
 
     fn v(&self, t: usize, h: usize) -> usize {
-        let before = self.p.heads + self.p.kv_heads + h * self.p.kv_heads / self.p.heads;
-        (t * (self.p.heads + 2 * self.p.kv_heads) + before) * self.p.head_dim
+        let width = self.p.qkv_width() / self.p.head_dim;
+        (t * width + width - self.p.kv_heads + h * self.p.kv_heads / self.p.heads) * self.p.head_dim
     }
 
     fn o(&self, t: usize, h: usize) -> usize {
@@ -169,21 +163,26 @@ impl Case {
 
 impl check::Case for Case {
     fn runs_on(&self, device: &Capabilities) -> bool {
-        takes_heads(device, self.head_dim)
+        takes_heads(device, self.head_dim) && (!self.gated || device.gated_mixers)
     }
 
     fn set_up(&self, rig: &mut Rig) {
         let Case { heads, kv_heads, head_dim: d, peak, .. } = *self;
-        let p =
-            Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
-        let (segments, tokens) = (self.placed(), self.tokens());
+        let p = Attention {
+            heads,
+            kv_heads,
+            head_dim: d,
+            gated: self.gated,
+            scale: (1.0 / (d as f64).sqrt()) as f32,
+        };
+        let (segments, tokens) = (placed(&self.segments), self.tokens());
         rig.seed(7);
         let mut input = rig.normal(tokens * (heads + kv_heads) * d, 1.0);
         for row in input.chunks_exact_mut((heads + kv_heads) * d) {
             row[..heads * d].iter_mut().for_each(|q| *q = half::bf16::from_f32(*q * peak).to_f32());
         }
         let qk = rig.holding(Activation, input);
-        let qkv = rig.random(Activation, tokens * (heads + 2 * kv_heads) * d, 1.0);
+        let qkv = rig.random(Activation, tokens * p.qkv_width(), 1.0);
         let dout = rig.random(Activation, tokens * heads * d, 1.0);
         let out = rig.space(Activation, tokens * heads * d);
         let [lse, delta] = [(); 2].map(|()| rig.space(F32, tokens * heads));

@@ -22,6 +22,17 @@ pub struct Segment {
     pub len: u32,
 }
 
+/// Segments of those lengths, one after the other.
+#[must_use]
+pub fn placed(lens: &[u32]) -> Vec<Segment> {
+    let mut start = 0;
+    let place = |len: &u32| {
+        start += len;
+        Segment { start: start - len, len: *len }
+    };
+    lens.iter().map(place).collect()
+}
+
 /// The segments of a micro-batch, in order and covering all T rows; and, for a device that wants them, the pieces of
 /// work they make.
 #[derive(Clone, Copy, Debug)]

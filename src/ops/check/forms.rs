@@ -53,6 +53,12 @@ pub fn put_columns(to: &mut [f64], width: usize, first: usize, count: usize, fro
     }
 }
 
+/// The logistic function.
+#[must_use]
+pub fn sigmoid(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
+}
+
 /// Softmax weights of `scores`, and their log-sum-exp.
 #[must_use]
 pub fn softmax(scores: &[f64]) -> (Vec<f64>, f64) {

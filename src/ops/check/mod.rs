@@ -75,6 +75,23 @@ pub struct Shape {
     pub layers: usize,
     /// Whether queries and keys are normed by head.
     pub head_norm: bool,
+    /// The layers of a model that mixes most of its tokens by the delta rule, and gates the output of its attention.
+    pub delta: Option<DeltaShape>,
+}
+
+/// Gated DeltaNet of a model.
+#[derive(Clone, Copy, Debug)]
+pub struct DeltaShape {
+    /// Heads of queries and of keys.
+    pub key_heads: usize,
+    /// Heads of values.
+    pub value_heads: usize,
+    /// Size of a head of keys.
+    pub key_dim: usize,
+    /// Size of a head of values.
+    pub value_dim: usize,
+    /// Tokens that the short convolution sees.
+    pub taps: usize,
 }
 
 impl Shape {

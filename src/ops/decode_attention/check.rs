@@ -23,6 +23,8 @@ pub struct Case {
     pub seen: Cow<'static, [u32]>,
     /// Standard deviation of the queries.
     pub peak: f32,
+    /// Whether each query is followed by its output's gate in the projected rows.
+    pub gated: bool,
 }
 
 impl Case {
@@ -36,11 +38,52 @@ impl Case {
 
 /// Decoding attention.
 pub const CASES: &[Case] = &[
-    Case { heads: 1, kv_heads: 1, head_dim: 6, capacity: 1, seen: Borrowed(&[1]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 24, capacity: 70, seen: Borrowed(&[1, 17, 70]), peak: 1.0 },
-    Case { heads: 14, kv_heads: 2, head_dim: 64, capacity: 130, seen: Borrowed(&[128, 5]), peak: 1.0 },
-    Case { heads: 4, kv_heads: 4, head_dim: 128, capacity: 300, seen: Borrowed(&[299]), peak: 1.0 },
-    Case { heads: 2, kv_heads: 1, head_dim: 16, capacity: 90, seen: Borrowed(&[90, 33]), peak: 40.0 },
+    Case { heads: 1, kv_heads: 1, head_dim: 6, capacity: 1, seen: Borrowed(&[1]), peak: 1.0, gated: false },
+    Case {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 24,
+        capacity: 70,
+        seen: Borrowed(&[1, 17, 70]),
+        peak: 1.0,
+        gated: false,
+    },
+    Case {
+        heads: 14,
+        kv_heads: 2,
+        head_dim: 64,
+        capacity: 130,
+        seen: Borrowed(&[128, 5]),
+        peak: 1.0,
+        gated: false,
+    },
+    Case {
+        heads: 4,
+        kv_heads: 4,
+        head_dim: 128,
+        capacity: 300,
+        seen: Borrowed(&[299]),
+        peak: 1.0,
+        gated: false,
+    },
+    Case {
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 16,
+        capacity: 90,
+        seen: Borrowed(&[90, 33]),
+        peak: 40.0,
+        gated: false,
+    },
+    Case {
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 256,
+        capacity: 40,
+        seen: Borrowed(&[40, 3]),
+        peak: 1.0,
+        gated: true,
+    },
 ];
 
 /// The operation.
@@ -62,6 +105,7 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
         capacity: s.tokens,
         seen: Cow::Owned(vec![s.tokens as u32; 8]),
         peak: 1.0,
+        gated: s.delta.is_some(),
     }])
 }
 
@@ -85,17 +129,22 @@ fn form(p: &Attention, runs: &[Segment], qk: &[f64], k: &[f64], v: &[f64]) -> Ve
 
 impl check::Case for Case {
     fn runs_on(&self, device: &Capabilities) -> bool {
-        takes_heads(device, self.head_dim)
+        takes_heads(device, self.head_dim) && (!self.gated || device.gated_mixers)
     }
 
     fn set_up(&self, rig: &mut Rig) {
         let Case { heads, kv_heads, head_dim: d, capacity, peak, .. } = *self;
-        let p =
-            Attention { heads, kv_heads, head_dim: d, gated: false, scale: (1.0 / (d as f64).sqrt()) as f32 };
+        let p = Attention {
+            heads,
+            kv_heads,
+            head_dim: d,
+            gated: self.gated,
+            scale: (1.0 / (d as f64).sqrt()) as f32,
+        };
         let (count, kv, width) = (self.seen.len(), kv_heads * d, (heads + kv_heads) * d);
         rig.seed(23);
         let qk = rig.random(Activation, count * width, peak);
-        let qkv = rig.random(Activation, count * (width + kv), 1.0);
+        let qkv = rig.random(Activation, count * p.qkv_width(), 1.0);
         let [k, v] = [(); 2].map(|()| rig.random(Activation, count * capacity * kv, 1.0));
         let table = rig.random(F32, count, 1.0);
         let out = rig.space(Activation, count * heads * d);
@@ -135,7 +184,7 @@ impl check::Case for Case {
             for (row, place) in places.iter().enumerate() {
                 let to = *place as usize * kv;
                 keys[to..to + kv].copy_from_slice(&queries[(row + 1) * width - kv..][..kv]);
-                values[to..to + kv].copy_from_slice(&projected[(row + 1) * (width + kv) - kv..][..kv]);
+                values[to..to + kv].copy_from_slice(&projected[(row + 1) * p.qkv_width() - kv..][..kv]);
             }
             let attended = form(&p, &runs, &queries, &keys, &values);
             let mut scaled = queries;

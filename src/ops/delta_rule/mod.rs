@@ -8,7 +8,8 @@
 //!
 //! with S [dk, dv] zero where a segment begins. Value head h reads key head `h / (value_heads / key_heads)`.
 
-pub(super) mod cpu;
+pub mod check;
+mod cpu;
 
 use crate::device::{Device, Indices, Region};
 use crate::ops::attention::Segments;

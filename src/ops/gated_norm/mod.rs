@@ -1,6 +1,7 @@
 //! RMSNorm of each head, multiplied by a gate: `y = w ∘ x / sqrt(mean(x²) + eps) ∘ silu(z)`.
 
-pub(super) mod cpu;
+pub mod check;
+mod cpu;
 
 use crate::device::{Device, Region};
 

@@ -1,6 +1,7 @@
 //! The gate of an attention's output: `y = x ∘ σ(gate)`, each head by its own gate.
 
-pub(super) mod cpu;
+pub mod check;
+mod cpu;
 
 use crate::device::{Device, Region};
 

@@ -23,14 +23,66 @@ pub struct Case {
     pub norm: bool,
     /// Position of the first token; they ascend from there.
     pub position: u32,
+    /// Leading elements of a head that are turned where each query has a gate beside it; `None`: all, and no gates.
+    pub gated: Option<usize>,
+}
+
+impl Case {
+    /// Elements of a head that are turned.
+    fn turned(&self) -> usize {
+        self.gated.unwrap_or(self.head_dim)
+    }
+
+    /// Heads' widths of a query in the projected rows.
+    fn parts(&self) -> usize {
+        if self.gated.is_some() { 2 } else { 1 }
+    }
 }
 
 /// Rotary embedding.
 pub const CASES: &[Case] = &[
-    Case { tokens: 1, heads: 1, kv_heads: 1, head_dim: 2, theta: 1e4, norm: false, position: 0 },
-    Case { tokens: 5, heads: 3, kv_heads: 1, head_dim: 24, theta: 1e4, norm: true, position: 7 },
-    Case { tokens: 70, heads: 14, kv_heads: 2, head_dim: 64, theta: 1e6, norm: false, position: 0 },
-    Case { tokens: 33, heads: 16, kv_heads: 8, head_dim: 128, theta: 1e6, norm: true, position: 900 },
+    Case { tokens: 1, heads: 1, kv_heads: 1, head_dim: 2, theta: 1e4, norm: false, position: 0, gated: None },
+    Case { tokens: 5, heads: 3, kv_heads: 1, head_dim: 24, theta: 1e4, norm: true, position: 7, gated: None },
+    Case {
+        tokens: 70,
+        heads: 14,
+        kv_heads: 2,
+        head_dim: 64,
+        theta: 1e6,
+        norm: false,
+        position: 0,
+        gated: None,
+    },
+    Case {
+        tokens: 33,
+        heads: 16,
+        kv_heads: 8,
+        head_dim: 128,
+        theta: 1e6,
+        norm: true,
+        position: 900,
+        gated: None,
+    },
+    Case {
+        tokens: 7,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        theta: 1e7,
+        norm: true,
+        position: 3,
+        gated: Some(8),
+    },
+    Case {
+        tokens: 70,
+        heads: 8,
+        kv_heads: 2,
+        head_dim: 256,
+        theta: 1e7,
+        norm: true,
+        position: 0,
+        gated: Some(64),
+    },
 ];
 
 /// The operation.
@@ -52,15 +104,16 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
         theta: 1e6,
         norm: s.head_norm,
         position: 0,
+        gated: s.delta.map(|_| s.head_dim / 4),
     }])
 }
 
 /// Added to the norm's mean square.
 const EPS: f32 = 1e-6;
 
-/// One head turned by a row of the table, or back with `turn` -1.
+/// One head whose leading elements are turned by a row of the table, or back with `turn` -1.
 fn rotated(x: &[f64], angles: &[f64], turn: f64) -> Vec<f64> {
-    let half = x.len() / 2;
+    let half = angles.len() / 2;
     let mut y = x.to_vec();
     for i in 0..half {
         let (c, s) = (angles[2 * i], angles[2 * i + 1] * turn);
@@ -82,11 +135,14 @@ impl Form {
     /// Calls `f` with the first elements of each head in `qkv` and in `qk`, its row of the table and its norm.
     fn heads(&self, mut f: impl FnMut(usize, usize, &[f64], Option<&[f64]>)) {
         let Case { heads, kv_heads, head_dim: d, .. } = self.case;
+        let (turned, parts) = (self.case.turned(), self.case.parts());
         for t in 0..self.case.tokens {
-            let angles = &self.table[(self.case.position as usize + t) * d..][..d];
+            let angles = &self.table[(self.case.position as usize + t) * turned..][..turned];
             for h in 0..heads + kv_heads {
                 let norm = self.case.norm.then_some(&self.norms[usize::from(h >= heads)][..]);
-                f((t * (heads + 2 * kv_heads) + h) * d, (t * (heads + kv_heads) + h) * d, angles, norm);
+                let before = if h < heads { h * parts } else { heads * parts + h - heads };
+                let raw = (t * (heads * parts + 2 * kv_heads) + before) * d;
+                f(raw, (t * (heads + kv_heads) + h) * d, angles, norm);
             }
         }
     }
@@ -117,23 +173,24 @@ impl Form {
 
 impl check::Case for Case {
     fn runs_on(&self, device: &Capabilities) -> bool {
-        takes_heads(device, self.head_dim)
+        takes_heads(device, self.head_dim) && (self.gated.is_none() || device.gated_mixers)
     }
 
     fn set_up(&self, rig: &mut Rig) {
-        let Case { tokens, heads, kv_heads, head_dim: d, theta, norm, position } = *self;
+        let Case { tokens, heads, kv_heads, head_dim: d, theta, norm, position, gated } = *self;
+        let turned = self.turned();
         let case = *self;
         rig.seed(17);
-        let angles = rig.holding(F32, table(d, theta, position as usize + tokens));
+        let angles = rig.holding(F32, table(turned, theta, position as usize + tokens));
         let [q, k] = [(); 2].map(|()| rig.random(F32, d, 1.0));
         let norm = norm.then_some(HeadNorm { q, k, eps: EPS });
-        let p = Rope { heads, kv_heads, head_dim: d, gated: false, turned: d, table: angles, norm };
+        let p = Rope { heads, kv_heads, head_dim: d, gated: gated.is_some(), turned, table: angles, norm };
         let qkv = rig.random(Activation, tokens * p.qkv_width(), 1.0);
         let dqk = rig.random(Activation, tokens * p.qk_width(), 1.0);
         let qk = rig.space(Activation, dqk.len);
         let dqkv = rig.zeros(Activation, qkv.len);
         let positions = rig.list((position..).take(tokens).collect());
-        let turning = Cost { activations: 2 * qk.len, words: tokens * d, ..Cost::default() };
+        let turning = Cost { activations: 2 * qk.len, words: tokens * turned, ..Cost::default() };
         rig.call("forward", turning, move |dev, lists| {
             super::forward(dev, &p, qkv, lists[positions.at], qk);
             Ok(())

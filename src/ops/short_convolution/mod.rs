@@ -1,7 +1,8 @@
 //! A short causal convolution of each channel over the tokens of its segment, and SiLU:
 //! `c_t = Σ_j w_j x_(t - taps + 1 + j)`, `y_t = c_t σ(c_t)`; before a segment there is nothing.
 
-pub(super) mod cpu;
+pub mod check;
+mod cpu;
 
 use crate::device::{Device, Indices, Region};
 use crate::ops::attention::Segments;

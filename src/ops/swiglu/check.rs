@@ -2,6 +2,7 @@
 
 use crate::device::Capabilities;
 use crate::device::Storage::Activation;
+use crate::ops::check::forms::sigmoid;
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_rows};
 
 /// A gated activation.
@@ -35,12 +36,6 @@ pub const OPERATION: Operation = Operation {
 
 fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
     boxed(&[Case { rows: s.tokens, width: s.intermediate, size: 1.0 }])
-}
-
-/// The logistic function.
-#[must_use]
-pub fn sigmoid(x: f64) -> f64 {
-    1.0 / (1.0 + libm::exp(-x))
 }
 
 /// Rows of `width` gates and as many ups.

@@ -9,6 +9,7 @@
 //!     S ← e^(b_n) S + (e^(b_n - b) ∘ K)ᵀ R
 
 use super::panels::{Panels, add_transposed_product, product};
+use crate::device::cpu::Isa;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::exp;
 
@@ -17,6 +18,7 @@ pub(super) const CHUNK: usize = 64;
 
 /// q̂ and k̂ of a chunk for one key head, row-major [n, dk], and their products with k̂.
 pub(super) struct Keys {
+    isa: Isa,
     pub q: Vec<f32>,
     pub k: Vec<f32>,
     /// `q_i·k_j` and `k_i·k_j`, [n, n].
@@ -57,10 +59,10 @@ pub(super) struct ChunkGradients {
 
 impl Keys {
     #[inline(always)]
-    pub fn new(q: Vec<f32>, k: Vec<f32>, dim: usize) -> Self {
+    pub fn new(isa: Isa, q: Vec<f32>, k: Vec<f32>, dim: usize) -> Self {
         let transposed = Panels::transposed(&k, dim);
-        let (qk, kk) = (product(&q, &transposed).to_rows(), product(&k, &transposed).to_rows());
-        Keys { q, k, qk, kk }
+        let (qk, kk) = (product(isa, &q, &transposed).to_rows(), product(isa, &k, &transposed).to_rows());
+        Keys { isa, q, k, qk, kk }
     }
 }
 
@@ -123,6 +125,16 @@ impl<'a> Chunk<'a> {
         Chunk { keys, decays, n, p }
     }
 
+    #[inline(always)]
+    fn product(&self, a: &[f32], b: &Panels) -> Panels {
+        product(self.keys.isa, a, b)
+    }
+
+    #[inline(always)]
+    fn add_transposed_product(&self, a: &[f32], b: &Panels, c: &mut Panels) {
+        add_transposed_product(self.keys.isa, a, b, c);
+    }
+
     fn len(&self) -> usize {
         self.decays.beta.len()
     }
@@ -134,7 +146,7 @@ impl<'a> Chunk<'a> {
     /// U and R for values `v` and the state before.
     #[inline(always)]
     pub fn errors(&self, v: &Panels, state: &Panels) -> [Panels; 2] {
-        let mut u = product(&self.keys.k, state);
+        let mut u = self.product(&self.keys.k, state);
         u.scale_rows(&self.decays.before);
         u.scale(-1.0);
         u.add(1.0, v);
@@ -161,9 +173,9 @@ impl<'a> Chunk<'a> {
     /// O.
     #[inline(always)]
     pub fn output(&self, r: &Panels, state: &Panels) -> Panels {
-        let mut out = product(&self.keys.q, state);
+        let mut out = self.product(&self.keys.q, state);
         out.scale_rows(&self.decays.before);
-        out.add(1.0, &product(&self.p, r));
+        out.add(1.0, &self.product(&self.p, r));
         out
     }
 
@@ -171,7 +183,7 @@ impl<'a> Chunk<'a> {
     #[inline(always)]
     pub fn advance(&self, r: &Panels, state: &mut Panels) {
         state.scale(self.decays.last());
-        add_transposed_product(&scaled(&self.keys.k, self.dim(), &self.decays.after), r, state);
+        self.add_transposed_product(&scaled(&self.keys.k, self.dim(), &self.decays.after), r, state);
     }
 
     /// Gradients for `dout`, given the states before and after and the gradient `d` of the one after; `d` becomes that of
@@ -199,9 +211,9 @@ impl<'a> Chunk<'a> {
         let dg = decay_gradients(db, decay_of_state);
         d.scale(self.decays.last());
         let dim = self.dim();
-        add_transposed_product(&scaled(&self.keys.q, dim, &self.decays.before), dout, d);
+        self.add_transposed_product(&scaled(&self.keys.q, dim, &self.decays.before), dout, d);
         let minus: Vec<f32> = self.decays.before.iter().map(|x| -x).collect();
-        add_transposed_product(&scaled(&self.keys.k, dim, &minus), &dv, d);
+        self.add_transposed_product(&scaled(&self.keys.k, dim, &minus), &dv, d);
         ChunkGradients { dq, dk, dv, dbeta, dg }
     }
 
@@ -209,8 +221,8 @@ impl<'a> Chunk<'a> {
     #[inline(always)]
     fn error_gradient(&self, dout: &Panels, d: &Panels) -> Panels {
         let len = self.len();
-        let mut y = product(&scaled(&self.keys.k, self.dim(), &self.decays.after), d);
-        add_transposed_product(&self.p, dout, &mut y);
+        let mut y = self.product(&scaled(&self.keys.k, self.dim(), &self.decays.after), d);
+        self.add_transposed_product(&self.p, dout, &mut y);
         for panel in 0..y.panels() {
             let y = y.panel_mut(panel);
             for i in (0..len).rev() {
@@ -238,8 +250,8 @@ impl<'a> Chunk<'a> {
     ) -> (Vec<f32>, Vec<f32>, Vec<f64>) {
         let (len, dim) = (self.len(), self.dim());
         let r_transposed = Panels::transposed(&r.to_rows(), r.cols);
-        let mut h = hadamard(&product(&dout.to_rows(), &r_transposed).to_rows(), &self.decays.gamma);
-        let mut n = hadamard(&product(&y.to_rows(), &r_transposed).to_rows(), &self.decays.gamma);
+        let mut h = hadamard(&self.product(&dout.to_rows(), &r_transposed).to_rows(), &self.decays.gamma);
+        let mut n = hadamard(&self.product(&y.to_rows(), &r_transposed).to_rows(), &self.decays.gamma);
         strictly_lower(&mut n, len);
         for (row, beta) in n.chunks_exact_mut(len).zip(&self.decays.beta) {
             row.iter_mut().for_each(|x| *x *= -beta);
@@ -249,17 +261,17 @@ impl<'a> Chunk<'a> {
         }
         let (keys, queries) = (Panels::of(&self.keys.k, dim, dim), Panels::of(&self.keys.q, dim, dim));
         let state_transposed = Panels::transposed(&state.to_rows(), state.cols);
-        let mut dq = product(&dout.to_rows(), &state_transposed);
+        let mut dq = self.product(&dout.to_rows(), &state_transposed);
         dq.scale_rows(&self.decays.before);
-        dq.add(1.0, &product(&h, &keys));
-        let mut as_row = product(&dx.to_rows(), &state_transposed);
+        dq.add(1.0, &self.product(&h, &keys));
+        let mut as_row = self.product(&dx.to_rows(), &state_transposed);
         as_row.scale_rows(&self.decays.before);
         as_row.scale(-1.0);
-        as_row.add(1.0, &product(&n, &keys));
-        let mut as_column = product(&r.to_rows(), &Panels::transposed(&d.to_rows(), d.cols));
+        as_row.add(1.0, &self.product(&n, &keys));
+        let mut as_column = self.product(&r.to_rows(), &Panels::transposed(&d.to_rows(), d.cols));
         as_column.scale_rows(&self.decays.after);
-        add_transposed_product(&h, &queries, &mut as_column);
-        add_transposed_product(&n, &keys, &mut as_column);
+        self.add_transposed_product(&h, &queries, &mut as_column);
+        self.add_transposed_product(&n, &keys, &mut as_column);
         let (dq, as_row, as_column) = (dq.to_rows(), as_row.to_rows(), as_column.to_rows());
         let db = (0..len)
             .map(|i| {

@@ -5,6 +5,7 @@ mod chunk;
 mod panels;
 
 use super::{Backward, DeltaRule, EPS, States};
+use crate::device::cpu::Isa;
 use crate::device::cpu::lanes;
 use crate::device::cpu::math::{exp, sigmoid};
 use crate::device::cpu::tasks;
@@ -17,6 +18,7 @@ use panels::Panels;
 /// One segment's rows of the inputs, and the shapes: what a task reads.
 #[derive(Clone, Copy)]
 struct Input<'a> {
+    isa: Isa,
     p: &'a DeltaRule,
     qkv: &'a [f32],
     projected: &'a [f32],
@@ -87,7 +89,7 @@ impl<'a> Input<'a> {
             ]
         });
         let factors = factors.collect();
-        (Keys::new(q, k, self.p.key_dim), factors)
+        (Keys::new(self.isa, q, k, self.p.key_dim), factors)
     }
 
     #[inline(always)]
@@ -158,7 +160,7 @@ pub(in super::super) fn forward(
     let kept = states.map_or(Region { len: 0, ..out }, |s| s.region);
     let (pool, [qkv, projected, a_log, dt_bias], [o, kept]) =
         cpu.split([qkv, projected, p.a_log, p.dt_bias], [out, kept]);
-    let input = Input { p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
     let (group, head_state) = (p.group(), p.key_dim * p.value_dim);
     let mut rows = Tile::new(o, p.out_width());
     // The states of a slot, by key head.
@@ -217,7 +219,7 @@ pub(in super::super) fn step(
     let isa = cpu.isa;
     let (pool, [qkv, projected, a_log, dt_bias], [o, kept]) =
         cpu.split([qkv, projected, p.a_log, p.dt_bias], [out, states.region]);
-    let input = Input { p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
     let mut slots: Vec<Option<&mut [f32]>> = kept.chunks_mut(p.state_len()).map(Some).collect();
     let mut all = Vec::new();
     for (token, out) in o.chunks_mut(p.out_width()).enumerate() {
@@ -275,7 +277,7 @@ pub(in super::super) fn backward(cpu: &mut Cpu, p: &DeltaRule, segments: &[Segme
     let isa = cpu.isa;
     let (pool, [qkv, projected, a_log, dt_bias, dout], [dqkv, dprojected]) =
         cpu.split([o.qkv, o.projected, p.a_log, p.dt_bias, o.dout], [o.dqkv, o.dprojected]);
-    let input = Input { p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
     let group = p.group();
     let mut rows = Tile::new(dqkv, p.qkv_width());
     let mut gate_rows = Tile::new(dprojected, p.gates.width);

@@ -1,5 +1,6 @@
 //! Small dense matrices in panels of sixteen columns, and their products in a fixed order.
 
+use crate::device::cpu::Isa;
 use crate::device::cpu::lanes::{self, LANES, Lanes};
 
 /// A matrix whose columns stand in lanes: panel after panel, each of `rows` rows. Columns beyond the last are zero.
@@ -116,18 +117,18 @@ impl Panels {
 
 /// `a · b` with `a` row-major, rows as long as `b` has rows.
 #[inline(always)]
-pub(super) fn product(a: &[f32], b: &Panels) -> Panels {
+pub(super) fn product(isa: Isa, a: &[f32], b: &Panels) -> Panels {
     let mut out = Panels::zeros(a.len() / b.rows, b.cols);
     for panel in 0..b.panels() {
-        lanes::row_products(a, b.panel(panel), out.panel_mut(panel));
+        lanes::row_products(isa, a, b.panel(panel), out.panel_mut(panel));
     }
     out
 }
 
 /// `c += aᵀ · b` with `a` row-major, as many rows as `b`.
 #[inline(always)]
-pub(super) fn add_transposed_product(a: &[f32], b: &Panels, c: &mut Panels) {
+pub(super) fn add_transposed_product(isa: Isa, a: &[f32], b: &Panels, c: &mut Panels) {
     for panel in 0..b.panels() {
-        lanes::column_products(a, b.panel(panel), c.panel_mut(panel));
+        lanes::column_products(isa, a, b.panel(panel), c.panel_mut(panel));
     }
 }
