@@ -5,7 +5,7 @@
 
 use qwentune::device::cpu::Cpu;
 use qwentune::device::cpu::matmul::{Left, Output, Product, Right, Term};
-use qwentune::device::{Matrix, Planner, Target};
+use qwentune::device::{Matrix, Planner};
 use qwentune::element::Element;
 use std::hint::black_box;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let threads = numbers.first().copied();
     let tokens = numbers.get(1).copied().unwrap_or(512);
-    let mut cpu = Cpu::new(&Planner::new(Target::Cpu), threads).expect("a pool of threads");
+    let mut cpu = Cpu::new(&Planner::new(Cpu::CAPABILITIES), threads).expect("a pool of threads");
     let peak = peak(&mut cpu);
     println!("{{\"isa\":\"{}\",\"peak_gflops\":{peak:.1}}}", cpu.isa.name());
     let vocabulary = 151_936;

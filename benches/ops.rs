@@ -3,7 +3,7 @@
 //!
 //! `cargo bench --bench ops -- [threads] [tokens]`
 
-use qwentune::device::{Cpu, Device, Indices, Planner, Purpose, Region, Storage, Target};
+use qwentune::device::{Cpu, Device, Indices, Planner, Purpose, Region, Storage};
 use qwentune::ops::adamw::{self, AdamW};
 use qwentune::ops::attention::{self, Attention, Segment, Segments};
 use qwentune::ops::rmsnorm::{self, RmsNorm};
@@ -18,7 +18,7 @@ const STATE: usize = 8_800_000;
 fn main() {
     let numbers: Vec<usize> = std::env::args().filter_map(|a| a.parse().ok()).collect();
     let tokens = numbers.get(1).copied().unwrap_or(512);
-    let mut bench = Bench { plan: Planner::new(Target::Cpu), threads: numbers.first().copied() };
+    let mut bench = Bench { plan: Planner::new(Cpu::CAPABILITIES), threads: numbers.first().copied() };
     attention_and_rope(&mut bench, tokens);
     norm_and_activation(&mut bench, tokens);
     state(&mut bench);

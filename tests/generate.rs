@@ -6,7 +6,7 @@ mod text;
 
 use crate::common::scratch;
 use qwentune::config::DeviceChoice;
-use qwentune::device::{Cpu, Device, Planner, Target};
+use qwentune::device::{Cpu, Device, Planner};
 use qwentune::generate::sampling::{Sampling, draw};
 use qwentune::generate::{Event, Generator, Model, Options};
 use qwentune::model::Decoder;
@@ -111,7 +111,7 @@ fn logits_are_those_of_transformers_however_the_prompt_is_read() {
         let model = open(&case, "generate-logits");
         for row in case["rows"].as_array().unwrap() {
             let prompt = ids(&row["prompt"]);
-            let mut planner = Planner::new(Target::Cpu);
+            let mut planner = Planner::new(Cpu::CAPABILITIES);
             let limits = Limits { slots: 2, capacity: prompt.len(), rows: prompt.len().max(2) };
             let Model { spec, weights, adapter, .. } = &model;
             let mut decoder = Decoder::plan(&mut planner, spec, weights, adapter, limits).unwrap();

@@ -3,7 +3,7 @@
 
 use crate::matmul::{Values, assert_bits, assert_near, stored, widened};
 use qwentune::device::cpu::{Cpu, Isa, Rounding};
-use qwentune::device::{Device, Planner, Purpose, Region, Storage, Target};
+use qwentune::device::{Device, Planner, Purpose, Region, Storage};
 use qwentune::element::Element;
 use qwentune::ops::linear::{Backward, Dropout, Forward, Group, Linear, Lora, backward, forward};
 use qwentune::philox::philox4x32;
@@ -34,7 +34,7 @@ const DROPOUT: Dropout = Dropout { p: 0.3, key: [7, 9], counter: [3, 1, 2], cloc
 
 impl Case {
     fn new(tokens: usize, input: usize, layers: &[Layer], dropout: Option<Dropout>, residual: bool) -> Self {
-        let (planner, contents) = (Planner::new(Target::Cpu), Vec::new());
+        let (planner, contents) = (Planner::new(Cpu::CAPABILITIES), Vec::new());
         Case { tokens, input, layers: layers.to_vec(), dropout, residual, planner, contents }
     }
 

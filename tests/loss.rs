@@ -4,7 +4,7 @@
 use crate::matmul::{Values, assert_bits, assert_near, stored, widened};
 use qwentune::device::cpu::math::{exp, ln};
 use qwentune::device::cpu::{Cpu, Isa};
-use qwentune::device::{Device, Indices, Matrix, Planner, Purpose, Storage, Target};
+use qwentune::device::{Device, Indices, Matrix, Planner, Purpose, Storage};
 use qwentune::element::Element;
 use qwentune::ops::loss::{Loss, forward, forward_backward};
 
@@ -30,7 +30,7 @@ impl Case {
 
     /// (losses of `forward`, losses of `forward_backward`, dx).
     fn run(&self, chunk: usize, threads: usize, isa: Isa) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-        let mut planner = Planner::new(Target::Cpu);
+        let mut planner = Planner::new(Cpu::CAPABILITIES);
         let mut region = |len| planner.region(Purpose::Workspace, Storage::F32, len);
         let (x, dx) = (region(self.x.len()), region(self.x.len()));
         let logits = region(chunk * self.head.rows());

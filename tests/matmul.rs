@@ -3,7 +3,7 @@
 
 use qwentune::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use qwentune::device::cpu::{Cpu, Isa};
-use qwentune::device::{Matrix, Planner, Target};
+use qwentune::device::{Matrix, Planner};
 use qwentune::element::Element;
 use std::sync::Arc;
 
@@ -50,7 +50,7 @@ pub fn widened(m: &Matrix) -> Vec<f64> {
 }
 
 fn cpu(threads: usize, isa: Isa) -> Cpu {
-    let mut cpu = Cpu::new(&Planner::new(Target::Cpu), Some(threads)).unwrap();
+    let mut cpu = Cpu::new(&Planner::new(Cpu::CAPABILITIES), Some(threads)).unwrap();
     cpu.isa = isa;
     cpu
 }

@@ -6,7 +6,7 @@ use qwentune::config::{Settings, Targets};
 use qwentune::element::Element;
 use qwentune::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
 use qwentune::formats::weight_map::{Tensor, WeightMap};
-use qwentune::model::spec;
+use qwentune::model::Spec;
 use qwentune::report::jsonl::Line;
 use qwentune::report::line::LogLine;
 use std::collections::BTreeMap;
@@ -93,7 +93,7 @@ fn every_family_is_the_sum_rounded_once_and_otherwise_the_base() {
         merged(&model, &folder, &out);
         let adapter = peft::read(&folder).unwrap();
         // Scales by layer are checked where patterns are.
-        let read = qwentune::model::Adapter::read(&folder, &spec::read(&model).unwrap()).unwrap();
+        let read = qwentune::model::Adapter::read(&folder, &Spec::read(&model).unwrap()).unwrap();
         let scale = |weight: &str| {
             let slot = read.layout.slot(weight.strip_suffix(".weight").unwrap());
             f64::from(slot.unwrap().scale)

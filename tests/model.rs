@@ -3,7 +3,7 @@
 use crate::common::{scratch, tiny_settings, train};
 use qwentune::config::{Settings, Targets};
 use qwentune::formats::peft;
-use qwentune::model::{AdapterSpec, Layout, spec};
+use qwentune::model::{AdapterSpec, Layout, Spec};
 use serde_json::Value;
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ fn adapters_have_the_names_and_shapes_peft_gives_them() {
     for family in ["qwen", "qwen2", "qwen3"] {
         let folder = scratch(&format!("peft-keys-{family}"));
         std::fs::write(folder.join("config.json"), golden[family]["config"].to_string()).unwrap();
-        let spec = spec::read(&folder).unwrap();
+        let spec = Spec::read(&folder).unwrap();
         let rank = golden[family]["adapter_config"]["r"].as_u64().unwrap() as usize;
         let layout = Layout::new(&spec, &adapter(rank, Targets::AllLinear)).unwrap();
         let ours: BTreeMap<String, [usize; 2]> =
@@ -34,7 +34,7 @@ fn adapters_have_the_names_and_shapes_peft_gives_them() {
 fn flat_values_survive_the_way_through_an_adapter_folder() {
     let folder = scratch("adapter-folder");
     let settings = tiny_settings(&folder);
-    let spec = spec::read(&settings.model).unwrap();
+    let spec = Spec::read(&settings.model).unwrap();
     let wanted = adapter(4, Targets::Names(vec!["q_proj".into(), "down_proj".into()]));
     let layout = Layout::new(&spec, &wanted).unwrap();
     assert_eq!(layout.len, 2 * (4 * 32 + 32 * 4 + 4 * 48 + 32 * 4));
@@ -48,7 +48,7 @@ fn flat_values_survive_the_way_through_an_adapter_folder() {
 #[test]
 fn initial_values_are_those_of_kaiming_uniform_and_zero() {
     let settings = tiny_settings(&scratch("initial"));
-    let spec = spec::read(&settings.model).unwrap();
+    let spec = Spec::read(&settings.model).unwrap();
     let layout = Layout::new(&spec, &adapter(16, Targets::AllLinear)).unwrap();
     let values = layout.initial(42);
     assert_eq!(values, layout.initial(42));

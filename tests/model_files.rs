@@ -7,8 +7,9 @@ use qwentune::error::Kind;
 use qwentune::formats::safetensors::{F32Tensor, Outline, encode_f32, encode_header};
 use qwentune::formats::weight_map::WeightMap;
 use qwentune::formats::{json, peft};
-use qwentune::model::names::{self, LinearName};
-use qwentune::model::spec::{self, Family, Spec};
+use qwentune::model::names;
+use qwentune::model::spec::{AttentionSpec, LinearSpec, MixerSpec, MlpSpec, STORED_HEAD, Spec, SwiGluSpec};
+use qwentune::model::weights::check_stored_head;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -23,32 +24,13 @@ fn golden() -> Vec<PathBuf> {
 
 /// Every tensor a model of `spec` stores, with its shape.
 fn expected_tensors(spec: &Spec) -> BTreeMap<String, Vec<usize>> {
-    let mut all = BTreeMap::new();
-    let top = names::top(spec);
-    all.insert(top.embedding, vec![spec.vocab, spec.hidden]);
-    all.insert(top.head, vec![spec.vocab, spec.hidden]);
-    all.insert(top.norm, vec![spec.hidden]);
-    for layer in 0..spec.layers {
-        let block = names::block(spec, layer);
-        all.insert(block.attention_norm.clone(), vec![spec.hidden]);
-        all.insert(block.mlp_norm.clone(), vec![spec.hidden]);
-        for name in block.qk_norm.iter().flatten() {
-            all.insert(name.clone(), vec![spec.head_dim]);
-        }
-        for linear in block.linears() {
-            all.insert(format!("{}.weight", linear.module), linear.shape.to_vec());
-            if linear.bias {
-                all.insert(format!("{}.bias", linear.module), vec![linear.shape[0]]);
-            }
-        }
-    }
-    all
+    spec.tensors().into_iter().map(|t| (t.name, t.shape)).collect()
 }
 
 #[test]
 fn names_and_shapes_are_those_transformers_wrote() {
     for case in golden() {
-        let spec = spec::read(&case.join("model")).unwrap();
+        let spec = Spec::read(&case.join("model")).unwrap();
         let map = WeightMap::open(&case.join("model")).unwrap();
         let expected = expected_tensors(&spec);
         let found: BTreeMap<_, _> =
@@ -57,11 +39,7 @@ fn names_and_shapes_are_those_transformers_wrote() {
             assert_eq!(found.get(name), Some(shape), "{name} of {}", case.display());
         }
         let extra: Vec<_> = found.keys().filter(|n| !expected.contains_key(*n)).collect();
-        assert!(
-            extra.is_empty() || (spec.tied && extra == [names::STORED_HEAD]),
-            "{extra:?} of {}",
-            case.display()
-        );
+        assert!(extra.is_empty() || (spec.tied && extra == [STORED_HEAD]), "{extra:?} of {}", case.display());
         let elements: usize = expected.values().map(|s| s.iter().product::<usize>()).sum();
         assert_eq!(elements as u64, spec.parameter_count(), "{}", case.display());
         for name in map.names() {
@@ -131,7 +109,7 @@ fn qwen1_config() -> Value {
 fn read_spec(config: &Value) -> qwentune::error::Result<Spec> {
     let folder = scratch::folder();
     folder.file("config.json", config.to_string());
-    spec::read(folder.path())
+    Spec::read(folder.path())
 }
 
 /// The config with some keys changed; null removes one.
@@ -146,8 +124,18 @@ fn changed(base: &Value, changes: &Value) -> Value {
     config
 }
 
-fn linears(spec: &Spec) -> Vec<LinearName> {
-    (0..spec.layers).flat_map(|l| names::block(spec, l).linears().cloned().collect::<Vec<_>>()).collect()
+fn linears(spec: &Spec) -> Vec<LinearSpec> {
+    spec.linears().map(|(_, linear)| linear.clone()).collect()
+}
+
+fn attention(spec: &Spec) -> &AttentionSpec {
+    let MixerSpec::Attention(attention) = &spec.layers[0].mixer;
+    attention
+}
+
+fn swiglu(spec: &Spec) -> &SwiGluSpec {
+    let MlpSpec::SwiGlu(mlp) = &spec.layers[0].mlp;
+    mlp
 }
 
 #[test]
@@ -183,7 +171,8 @@ fn parameter_counts_of_released_models() {
 #[test]
 fn both_spellings_of_a_config_mean_the_same() {
     let old = read_spec(&qwen2_config()).unwrap();
-    assert_eq!((old.family, old.head_dim, old.kv_heads, old.tied), (Family::Qwen2, 64, 2, true));
+    let heads = attention(&old);
+    assert_eq!((old.family, heads.head_dim, heads.kv_heads, old.tied), ("qwen2", 64, 2, true));
     assert_eq!((old.eos.as_slice(), old.pad), (&[151_645][..], None));
     let new = json!({
         "rope_theta": null, "torch_dtype": null, "dtype": "bfloat16", "layer_types": vec!["full_attention"; 24],
@@ -195,7 +184,7 @@ fn both_spellings_of_a_config_mean_the_same() {
     assert_eq!((spec.eos, spec.pad), (vec![151_645, 151_643], Some(151_643)));
 
     let first = read_spec(&qwen1_config()).unwrap();
-    assert_eq!((first.family, first.intermediate, first.max_positions), (Family::QwenV1, 11008, 8192));
+    assert_eq!((first.family, swiglu(&first).width, first.max_positions), ("qwen", 11008, 8192));
     let early = json!({
         "hidden_size": null, "n_embd": 4096, "num_hidden_layers": null, "n_layer": 32, "num_attention_heads": null,
         "n_head": 32, "intermediate_size": null, "ffn_hidden_size": 22016, "max_position_embeddings": null,
@@ -204,7 +193,8 @@ fn both_spellings_of_a_config_mean_the_same() {
     assert_eq!(read_spec(&changed(&qwen1_config(), &early)).unwrap(), first);
 
     let third = read_spec(&qwen3_config()).unwrap();
-    assert_eq!((third.head_dim, third.qk_norm, third.qkv_bias), (128, true, false));
+    let heads = attention(&third);
+    assert_eq!((heads.head_dim, heads.qk_norm.is_some(), heads.input[0].bias), (128, true, false));
     assert_eq!(read_spec(&changed(&qwen3_config(), &json!({"head_dim": null}))).unwrap(), third);
 }
 
@@ -288,9 +278,9 @@ fn config_files_that_are_no_configs_are_refused() {
     for (case, bytes, word) in rows {
         let folder = scratch::folder();
         folder.file("config.json", bytes);
-        refused(case, spec::read(folder.path()), &["config.json", word]);
+        refused(case, Spec::read(folder.path()), &["config.json", word]);
     }
-    refused("absent", spec::read(scratch::folder().path()), &["config.json"]);
+    refused("absent", Spec::read(scratch::folder().path()), &["config.json"]);
 }
 
 // ---- names ------------------------------------------------------------------------------------------------
@@ -299,7 +289,7 @@ fn config_files_that_are_no_configs_are_refused() {
 fn targets_follow_the_rule_of_peft() {
     let v1 = linears(&read_spec(&qwen1_config()).unwrap());
     let v2 = linears(&read_spec(&qwen2_config()).unwrap());
-    let count = |all: &[LinearName], targets: &[&str]| {
+    let count = |all: &[LinearSpec], targets: &[&str]| {
         let targets = Targets::Names(targets.iter().map(|t| t.to_string()).collect());
         all.iter().filter(|l| names::is_target(&targets, &l.module)).count()
     };
@@ -449,7 +439,7 @@ fn a_tied_model_may_store_its_head_only_as_a_copy() {
         let embedding = ("model.embed_tokens.weight", &[3, 896][..], 1.0);
         folder.file("model.safetensors", weights(&[embedding, ("lm_head.weight", shape, head)]));
         let spec = Spec { tied, ..spec.clone() };
-        names::check_stored_head(&spec, &WeightMap::open(folder.path()).unwrap())
+        check_stored_head(&spec, &WeightMap::open(folder.path()).unwrap())
     };
     check(1.0, &[3, 896], true).unwrap();
     check(2.0, &[3, 896], false).unwrap();

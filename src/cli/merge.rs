@@ -4,7 +4,7 @@ use super::option;
 use super::training::size;
 use crate::config::check::model_folder;
 use crate::error::Result;
-use crate::model::{Adapter, merge as fold, spec};
+use crate::model::{Adapter, Spec, merge as fold};
 use crate::report::console::{Console, say};
 use clap::ArgMatches;
 use std::path::Path;
@@ -14,7 +14,7 @@ pub fn merge(matches: &ArgMatches) -> Result<()> {
     let path = |name: &str| Path::new(option(matches, name).unwrap_or_default());
     let (model, out) = (path("model_name_or_path"), path("out"));
     model_folder(model)?;
-    let spec = spec::read(model)?;
+    let spec = Spec::read(model)?;
     let adapter = Adapter::read(path("adapter"), &spec)?;
     let mut console = Console::new(false, 1);
     let merged = fold::merge(model, &spec, &adapter, out, &mut console)?;

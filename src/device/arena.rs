@@ -1,15 +1,18 @@
 //! One allocation planned before the first step: named regions, nothing allocated inside a step.
 
+use super::Capabilities;
+
 /// Element type of a region.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
-    /// Activations and their gradients: f32 on the CPU, bf16 on CUDA.
+    /// Activations and their gradients, in the type that the device computes with.
+    #[default]
     Activation,
     /// State and statistics: f32 everywhere.
     F32,
-    /// A device's copy of what the CPU has anyway: bf16 weights. No room on the CPU.
+    /// A device's copy of weights, in the type of activations. No room where the host's are read.
     Copy,
-    /// A device's copy of integers of the host. No room on the CPU.
+    /// A device's copy of integers of the host. No room where the host's are read.
     Integer,
 }
 
@@ -33,8 +36,8 @@ pub enum Purpose {
     Inputs,
 }
 
-/// A range of elements of the arena. Plain data: reading or writing goes through the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A range of elements of the arena; the default is an empty one. Plain data: reading or writing goes through the device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Region {
     /// Element type.
     pub storage: Storage,
@@ -59,43 +62,48 @@ impl Region {
 /// Regions start on multiples of this many bytes: a cache line of the CPU, a memory transaction of a GPU.
 const ALIGNMENT: usize = 256;
 
-/// Which device memory is planned for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
-    /// Everything is f32; frozen matrices and integers stay where they are.
-    Cpu,
-    /// Activations are bf16; frozen matrices and integers are copied.
-    Cuda,
-}
-
 /// Collects the regions of a run before anything is allocated.
 #[derive(Clone, Debug)]
 pub struct Planner {
-    target: Target,
+    capabilities: &'static Capabilities,
     total: usize,
     uses: Vec<(Purpose, usize)>,
 }
 
 impl Planner {
-    /// An empty plan.
+    /// An empty plan for a device of these capabilities.
     #[must_use]
-    pub fn new(target: Target) -> Self {
-        Planner { target, total: 0, uses: Vec::new() }
+    pub fn new(capabilities: &'static Capabilities) -> Self {
+        Planner { capabilities, total: 0, uses: Vec::new() }
     }
 
-    /// What is planned for.
+    /// What the device that is planned for can.
     #[must_use]
-    pub fn target(&self) -> Target {
-        self.target
+    pub fn capabilities(&self) -> &'static Capabilities {
+        self.capabilities
     }
 
-    /// Bytes of one element; 0 for what the target keeps no copy of.
+    /// Bytes of one element; 0 for what the device keeps no copy of.
     #[must_use]
     pub fn element_bytes(&self, storage: Storage) -> usize {
-        match (storage, self.target) {
-            (Storage::F32, _) | (Storage::Activation, Target::Cpu) | (Storage::Integer, Target::Cuda) => 4,
-            (Storage::Activation | Storage::Copy, Target::Cuda) => 2,
-            (Storage::Copy | Storage::Integer, Target::Cpu) => 0,
+        let Capabilities { activation, own_memory, .. } = *self.capabilities;
+        match storage {
+            Storage::F32 => 4,
+            Storage::Activation => activation.bytes(),
+            Storage::Copy => {
+                if own_memory {
+                    activation.bytes()
+                } else {
+                    0
+                }
+            }
+            Storage::Integer => {
+                if own_memory {
+                    4
+                } else {
+                    0
+                }
+            }
         }
     }
 

@@ -1,13 +1,15 @@
 //! Devices: memory, streams, launches. A device knows no model; the operations in `ops` are its users.
 
 pub mod arena;
+mod capabilities;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod indices;
 pub mod matrix;
 
-pub use arena::{Planner, Purpose, Region, Storage, Target};
+pub use arena::{Planner, Purpose, Region, Storage};
+pub use capabilities::Capabilities;
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
@@ -36,13 +38,13 @@ pub struct Recording {
 }
 
 impl Device {
-    /// What memory has to be planned for.
+    /// What it can.
     #[must_use]
-    pub fn target(&self) -> Target {
+    pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Device::Cpu(_) => Target::Cpu,
+            Device::Cpu(_) => Cpu::CAPABILITIES,
             #[cfg(feature = "cuda")]
-            Device::Cuda(_) => Target::Cuda,
+            Device::Cuda(_) => Cuda::CAPABILITIES,
         }
     }
 
@@ -203,11 +205,5 @@ impl Device {
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => None,
         }
-    }
-
-    /// Whether operations are queued rather than done when they return.
-    #[must_use]
-    pub fn is_queued(&self) -> bool {
-        !matches!(self, Device::Cpu(_))
     }
 }

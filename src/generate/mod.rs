@@ -14,7 +14,7 @@ use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::formats::json;
 use crate::model::decode::Limits;
-use crate::model::{Adapter, Decoder, Spec, Weights, spec};
+use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::train::devices::{Chosen, Devices};
 use std::collections::VecDeque;
 use std::path::Path;
@@ -43,7 +43,7 @@ impl Model {
     /// # Errors
     /// Names the file, key or tensor that is wrong.
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Self> {
-        let spec = spec::read(folder)?;
+        let spec = Spec::read(folder)?;
         let adapter = adapter.map_or_else(|| Ok(Adapter::none()), |path| Adapter::read(path, &spec))?;
         let mut ends = configured_ends(&folder.join("generation_config.json"))?;
         ends.extend(&spec.eos);
@@ -151,7 +151,7 @@ impl Generator {
             return Err(Error::usage("more tokens at once than can be counted; give a smaller --batch-size"));
         }
         let chosen = options.chosen()?;
-        let mut planner = Planner::new(chosen.target());
+        let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots, capacity, rows };
         let mut decoder = Decoder::plan(&mut planner, &model.spec, &model.weights, &model.adapter, limits)?;
         let (need, available) = (planner.bytes() as u64, chosen.available()?);

@@ -17,12 +17,8 @@ use std::sync::Arc;
 /// # Errors
 /// [`crate::error::Kind::Input`], naming the matrix of which an element leaves the range of the base's type.
 pub fn fold(weights: &mut Weights, adapter: &Adapter) -> Result<()> {
-    let linears = weights.blocks.iter_mut().flat_map(|block| {
-        let alone = [&mut block.attention_out, &mut block.down];
-        block.qkv.iter_mut().chain(&mut block.gate_up).chain(alone)
-    });
-    for linear in linears {
-        if let Some(slot) = adapter.layout.slot(&linear.name.module) {
+    for (module, linear) in &mut weights.linears {
+        if let Some(slot) = adapter.layout.slot(module) {
             linear.weight = folded(&linear.weight, slot, &adapter.values)?;
             weights.bytes += linear.weight.bytes().len() as u64;
         }

@@ -1,8 +1,8 @@
 //! Which linear layers have an adapter, and where each lies in the flat buffers.
 
-use super::names::{self, LinearName};
+use super::names;
 use super::patterns::Patterns;
-use super::spec::Spec;
+use super::spec::{LinearSpec, Spec};
 use crate::config::{Settings, Targets};
 use crate::error::{Error, Result};
 use crate::formats::peft::{Adapter, AdapterConfig, AdapterTensor};
@@ -71,11 +71,11 @@ impl AdapterSpec {
     }
 
     fn check_layers(&self, spec: &Spec) -> Result<()> {
-        let outside = self.layers.iter().flatten().find(|layer| **layer >= spec.layers);
+        let outside = self.layers.iter().flatten().find(|layer| **layer >= spec.layers.len());
         match outside {
             None => Ok(()),
             Some(layer) => {
-                let (count, last) = (spec.layers, spec.layers - 1);
+                let (count, last) = (spec.layers.len(), spec.layers.len() - 1);
                 Err(Error::usage(format!("layers_to_transform names block {layer}, the model has {count}"))
                     .hint(format!("they are numbered 0 to {last}")))
             }
@@ -122,12 +122,6 @@ pub struct Layout {
     targets: Vec<String>,
 }
 
-/// The linear layers of every block, with the block's number, in canonical order.
-fn linears(spec: &Spec) -> Vec<(usize, LinearName)> {
-    let of_block = |layer| names::block(spec, layer).linears().cloned().collect::<Vec<_>>();
-    (0..spec.layers).flat_map(|layer| of_block(layer).into_iter().map(move |l| (layer, l))).collect()
-}
-
 impl Layout {
     /// Lays out the adapters of `spec` that the targets name.
     ///
@@ -135,8 +129,8 @@ impl Layout {
     /// A target, block or pattern that matches no layer, or a pattern that cannot be honoured; a rank above the
     /// smaller side of every layer is allowed, as in PEFT.
     pub fn new(spec: &Spec, adapter: &AdapterSpec) -> Result<Self> {
-        let all = linears(spec);
-        names::check_targets(&adapter.targets, all.iter().map(|(_, linear)| linear))?;
+        let all: Vec<(usize, &LinearSpec)> = spec.linears().collect();
+        names::check_targets(&adapter.targets, all.iter().map(|(_, linear)| *linear))?;
         adapter.check_layers(spec)?;
         let ranks = Patterns::new("rank_pattern", &adapter.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &adapter.alpha_pattern)?;
@@ -153,7 +147,7 @@ impl Layout {
         Ok(layout)
     }
 
-    fn push(&mut self, layer: usize, linear: &LinearName, rank: usize, scale: f32) {
+    fn push(&mut self, layer: usize, linear: &LinearSpec, rank: usize, scale: f32) {
         let (module, shape) = (linear.module.clone(), linear.shape);
         let slot = Slot { layer, module, shape, rank, scale, a: self.len, b: self.len + rank * shape[1] };
         self.len = slot.b + slot.lens()[1];
@@ -254,10 +248,10 @@ impl Layout {
     /// The distinct module names below the block, sorted, as PEFT lists them; `c_proj` of Qwen v1 keeps its
     /// parent (`attn.c_proj`), because it names two layers. Where these would name further layers too, the whole
     /// names.
-    fn target_names(&self, adapter: &AdapterSpec, all: &[(usize, LinearName)]) -> Vec<String> {
+    fn target_names(&self, adapter: &AdapterSpec, all: &[(usize, &LinearSpec)]) -> Vec<String> {
         let found = names::target_names(self.slots.iter().map(|slot| slot.module.as_str()));
         let short = AdapterSpec { targets: Targets::Names(found.clone()), ..adapter.clone() };
-        let alike = |(layer, linear): &(usize, LinearName)| {
+        let alike = |(layer, linear): &(usize, &LinearSpec)| {
             short.adapts(*layer, &linear.module) == adapter.adapts(*layer, &linear.module)
         };
         if all.iter().all(alike) {

@@ -1,39 +1,19 @@
 //! The frozen weights of a model folder, tensor by tensor checked against its shapes.
 
-use super::names::{self, LinearName};
-use super::spec::Spec;
+use super::spec::{LinearSpec, STORED_HEAD, Spec, TensorSpec};
 use crate::device::Matrix;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::formats::weight_map::{Tensor, WeightMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A linear layer's frozen part.
 pub struct LinearWeights {
-    /// Its names.
-    pub name: LinearName,
     /// [out, in].
     pub weight: Matrix,
     /// `[out]`.
     pub bias: Option<Vec<f32>>,
-}
-
-/// A block's frozen weights.
-pub struct BlockWeights {
-    /// Norm before attention, `[H]`.
-    pub attention_norm: Vec<f32>,
-    /// Layers reading the normalised attention input.
-    pub qkv: Vec<LinearWeights>,
-    /// q and k norm, each `[D]`.
-    pub qk_norm: Option<[Vec<f32>; 2]>,
-    /// Attention output projection.
-    pub attention_out: LinearWeights,
-    /// Norm before the MLP, `[H]`.
-    pub mlp_norm: Vec<f32>,
-    /// Layers reading the normalised MLP input.
-    pub gate_up: Vec<LinearWeights>,
-    /// Down projection.
-    pub down: LinearWeights,
 }
 
 /// All frozen weights; matrices stay in the map.
@@ -44,10 +24,10 @@ pub struct Weights {
     pub embedding: Matrix,
     /// Output head [V, H].
     pub head: Matrix,
-    /// Final norm, `[H]`.
-    pub norm: Vec<f32>,
-    /// Blocks.
-    pub blocks: Vec<BlockWeights>,
+    /// Linear layers by module.
+    pub linears: BTreeMap<String, LinearWeights>,
+    /// Small tensors by name, as f32.
+    small: BTreeMap<String, Vec<f32>>,
     /// Bytes of all tensors used, mapped or owned.
     pub bytes: u64,
 }
@@ -59,10 +39,7 @@ struct Loader {
 
 impl Loader {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let tensor = self.map.get(name).ok_or_else(|| {
-            Error::input(format!("model: tensor {name} is missing"))
-                .hint("the folder's config.json and its safetensors files do not belong together")
-        })?;
+        let tensor = self.map.get(name).ok_or_else(|| missing(name))?;
         if tensor.shape != shape {
             let found = &tensor.shape;
             return Err(Error::input(format!(
@@ -83,48 +60,35 @@ impl Loader {
         Ok(Matrix::new(t.file, t.offset, t.element, rows, cols))
     }
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>> {
-        let t = self.tensor(name, &[len])?;
+    fn small(&mut self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let t = self.tensor(&spec.name, &spec.shape)?;
+        let len = spec.shape.iter().product();
         let mut values = vec![0.0; len];
         Matrix::new(t.file, t.offset, t.element, 1, len).read_row(0, &mut values);
         Ok(values)
     }
 
-    fn linear(&mut self, name: LinearName) -> Result<LinearWeights> {
-        let [output, input] = name.shape;
-        let weight = self.matrix(&format!("{}.weight", name.module), output, input)?;
-        let bias =
-            if name.bias { Some(self.vector(&format!("{}.bias", name.module), output)?) } else { None };
-        Ok(LinearWeights { name, weight, bias })
+    fn linear(&mut self, spec: &LinearSpec) -> Result<LinearWeights> {
+        let [output, input] = spec.shape;
+        let weight = self.matrix(&format!("{}.weight", spec.module), output, input)?;
+        let name = format!("{}.bias", spec.module);
+        let bias = spec.bias.then(|| self.small(&TensorSpec { name, shape: vec![output] })).transpose()?;
+        Ok(LinearWeights { weight, bias })
     }
+}
 
-    fn block(&mut self, spec: &Spec, layer: usize) -> Result<BlockWeights> {
-        let names = names::block(spec, layer);
-        let qk_norm = match &names.qk_norm {
-            Some([q, k]) => Some([self.vector(q, spec.head_dim)?, self.vector(k, spec.head_dim)?]),
-            None => None,
-        };
-        Ok(BlockWeights {
-            attention_norm: self.vector(&names.attention_norm, spec.hidden)?,
-            qkv: names.qkv.into_iter().map(|n| self.linear(n)).collect::<Result<_>>()?,
-            qk_norm,
-            attention_out: self.linear(names.attention_out)?,
-            mlp_norm: self.vector(&names.mlp_norm, spec.hidden)?,
-            gate_up: names.gate_up.into_iter().map(|n| self.linear(n)).collect::<Result<_>>()?,
-            down: self.linear(names.down)?,
-        })
-    }
+fn missing(name: &str) -> Error {
+    Error::input(format!("model: tensor {name} is missing"))
+        .hint("the folder's config.json and its safetensors files do not belong together")
 }
 
 impl Weights {
     /// What is lost on a device that keeps its copies in bf16; `None` for weights stored in it.
     #[must_use]
     pub fn rounding(&self) -> Option<String> {
-        let blocks = self.blocks.iter().flat_map(|b| {
-            b.qkv.iter().chain([&b.attention_out]).chain(&b.gate_up).chain([&b.down]).map(|l| &l.weight)
-        });
+        let mut matrices = self.linears.values().map(|l| &l.weight).chain([&self.embedding, &self.head]);
         let rounded = |m: &&Matrix| m.element() != Element::Bf16;
-        let element = blocks.chain([&self.embedding, &self.head]).find(rounded)?.element();
+        let element = matrices.find(rounded)?.element();
         Some(format!("the model's {element:?} weights are rounded to bf16 on this device"))
     }
 
@@ -134,16 +98,57 @@ impl Weights {
     /// Names the file or tensor.
     pub fn open(folder: &Path, spec: &Spec) -> Result<Self> {
         let mut loader = Loader { map: WeightMap::open(folder)?, bytes: 0 };
-        let top = names::top(spec);
-        let embedding = loader.matrix(&top.embedding, spec.vocab, spec.hidden)?;
-        let head = if top.head == top.embedding {
+        let embedding = loader.matrix(&spec.embedding, spec.vocab, spec.hidden)?;
+        let head = if spec.tied {
             embedding.clone()
         } else {
-            loader.matrix(&top.head, spec.vocab, spec.hidden)?
+            loader.matrix(spec.head(), spec.vocab, spec.hidden)?
         };
-        names::check_stored_head(spec, &loader.map)?;
-        let norm = loader.vector(&top.norm, spec.hidden)?;
-        let blocks = (0..spec.layers).map(|l| loader.block(spec, l)).collect::<Result<_>>()?;
-        Ok(Weights { map: loader.map, embedding, head, norm, blocks, bytes: loader.bytes })
+        check_stored_head(spec, &loader.map)?;
+        let mut small = BTreeMap::new();
+        let mut linears = BTreeMap::new();
+        small.insert(spec.norm.weight.name.clone(), loader.small(&spec.norm.weight)?);
+        for layer in &spec.layers {
+            for tensor in layer.tensors() {
+                small.insert(tensor.name.clone(), loader.small(tensor)?);
+            }
+            for linear in layer.linears() {
+                linears.insert(linear.module.clone(), loader.linear(linear)?);
+            }
+        }
+        Ok(Weights { map: loader.map, embedding, head, linears, small, bytes: loader.bytes })
     }
+
+    /// The linear layer of that module.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Input`] where these are not the weights of the module's model.
+    pub fn linear(&self, module: &str) -> Result<&LinearWeights> {
+        self.linears.get(module).ok_or_else(|| missing(module))
+    }
+
+    /// The values of a small tensor.
+    ///
+    /// # Errors
+    /// As [`Weights::linear`].
+    pub fn small(&self, name: &str) -> Result<&[f32]> {
+        self.small.get(name).map(Vec::as_slice).ok_or_else(|| missing(name))
+    }
+}
+
+/// Checks that a tied model's folder, where it stores an output head all the same, stores a copy of the
+/// embedding: nothing else is trained or read as the head.
+///
+/// # Errors
+/// [`crate::error::Kind::Input`] naming both tensors.
+pub fn check_stored_head(spec: &Spec, weights: &WeightMap) -> Result<()> {
+    let (Some(head), Some(embedding)) = (weights.get(STORED_HEAD), weights.get(&spec.embedding)) else {
+        return Ok(());
+    };
+    if !spec.tied || head.same_values(&embedding) {
+        return Ok(());
+    }
+    let (path, table) = (head.file.path().display(), &spec.embedding);
+    Err(Error::input(format!("{path}: {STORED_HEAD} differs from {table}, but tie_word_embeddings is true"))
+        .hint("set tie_word_embeddings to false in config.json if the head was trained on its own"))
 }

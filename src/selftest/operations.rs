@@ -5,7 +5,8 @@
 
 use super::reference::{self, AttentionShape};
 use super::{Row, Settings};
-use crate::device::{Device, Matrix, Planner, Purpose, Region, Storage, Target};
+use crate::device::{Capabilities, Device, Matrix, Planner, Purpose, Region, Storage};
+use crate::element::Element;
 use crate::error::Result;
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::{self, Attention, Segments};
@@ -31,9 +32,9 @@ const TWICE_ROUNDED: f64 = 1e-2;
 
 pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let target = settings.chosen()?.target();
-    let pieces = |width: usize| target == Target::Cpu || width.is_multiple_of(8);
-    let heads = |d: usize| target == Target::Cpu || d == 64 || d == 128;
+    let device = settings.chosen()?.capabilities();
+    let pieces = |width: usize| width.is_multiple_of(device.row_multiple);
+    let heads = |d: usize| device.head_sizes.is_none_or(|sizes| sizes.contains(&d));
     for case in rmsnorm::check::CASES.iter().filter(|c| pieces(c.dim)) {
         rmsnorm(settings, case, &mut rows)?;
     }
@@ -97,7 +98,7 @@ fn wide(values: &[f32]) -> Vec<f64> {
 
 impl<'a> Bench<'a> {
     fn new(settings: &'a Settings, seed: u64) -> Result<Self> {
-        let mut planner = Planner::new(settings.chosen()?.target());
+        let mut planner = Planner::new(settings.chosen()?.capabilities());
         let integers = planner.region(Purpose::Inputs, Storage::Integer, 1 << 14);
         Ok(Bench { settings, planner, values: Vec::new(), integers, matrices: Vec::new(), seed })
     }
@@ -445,7 +446,7 @@ const SCALE: f32 = 0.75;
 impl<'a> LinearBench<'a> {
     fn new(settings: &'a Settings, case: &linear::check::Case) -> Result<Self> {
         let mut bench = Bench::new(settings, 41)?;
-        let target = bench.planner.target();
+        let target = bench.planner.capabilities();
         let len = |width: &dyn Fn(usize) -> usize| -> usize {
             case.layers.iter().map(|(output, rank, _)| width(*rank) * (case.input + output)).sum()
         };
@@ -453,11 +454,8 @@ impl<'a> LinearBench<'a> {
         let params = bench.given(Storage::F32, values.clone());
         let first = bench.normal(values.len(), 1.0);
         let grads = bench.given(Storage::F32, first.clone());
-        let packed = bench.planner.region(
-            Purpose::TrainableState,
-            Storage::Copy,
-            len(&|rank| linear::width(target, rank)),
-        );
+        let packed =
+            bench.planner.region(Purpose::TrainableState, Storage::Copy, len(&|rank| target.row_len(rank)));
         let mut all = LinearBench {
             bench,
             group: Group { input: case.input, output: 0, layers: Vec::new() },
@@ -495,9 +493,9 @@ impl<'a> LinearBench<'a> {
         (values, first): (&[f32], &[f32]),
         (used, copied): (&mut usize, &mut usize),
     ) {
-        let (input, target) = (self.group.input, self.bench.planner.target());
+        let (input, target) = (self.group.input, self.bench.planner.capabilities());
         let Some(layer) = self.group.layers.last_mut() else { return };
-        let (output, width) = (layer.weight.rows(), linear::width(target, rank));
+        let (output, width) = (layer.weight.rows(), target.row_len(rank));
         let (a, b) = (*used, *used + rank * input);
         *used = b + output * rank;
         let mut copy = |source: usize, matrix: [usize; 2], copy: [usize; 2]| {
@@ -543,7 +541,7 @@ fn linear(settings: &Settings, case: &linear::check::Case, rows: &mut Vec<Row>) 
     use Storage::{Activation, F32};
     let (tokens, input) = (case.tokens, case.input);
     let mut l = LinearBench::new(settings, case)?;
-    let (output, width, target) = (l.group.output, l.group.rank_sum(), l.bench.planner.target());
+    let (output, width, target) = (l.group.output, l.group.rank_sum(), l.bench.planner.capabilities());
     let (x, xs) = l.bench.random(Activation, tokens * input, 1.0);
     let (dy, dys) = l.bench.random(Activation, tokens * output, 1.0);
     let added = case.residual.then(|| l.bench.random(Activation, tokens * output, 1.0));
@@ -568,7 +566,7 @@ fn linear(settings: &Settings, case: &linear::check::Case, rows: &mut Vec<Row>) 
     })?;
     let mask = mask(case.dropout, key, counter, tokens * input);
     // The dropped input is stored in bf16, on devices that do so.
-    let store = |v: f64| if target == Target::Cpu { v } else { f64::from(bf16(v as f32)) };
+    let store = |v: f64| if target.activation == Element::F32 { v } else { f64::from(bf16(v as f32)) };
     let dropped: Vec<f64> = xs.iter().zip(&mask).map(|(x, m)| store(x * m)).collect();
     let stored = LinearStored {
         xs: &xs,
@@ -642,9 +640,9 @@ impl LinearStored<'_> {
     }
 
     /// dA and dB of each adapter.
-    fn gradients(&self, l: &LinearBench<'_>, target: Target) -> Vec<Wanted> {
+    fn gradients(&self, l: &LinearBench<'_>, target: &Capabilities) -> Vec<Wanted> {
         let (input, output, width) = (l.group.input, l.group.output, l.group.rank_sum());
-        let limit = if target == Target::Cpu { EXACT * 10.0 } else { SUMMED };
+        let limit = if target.activation == Element::F32 { EXACT * 10.0 } else { SUMMED };
         let (mut all, mut first) = (Vec::new(), 0);
         for (layer, adapter) in l.group.layers.iter().filter(|layer| layer.lora.is_some()).zip(&l.adapters) {
             let (rows, rank) = (layer.weight.rows(), adapter.lora.rank);
@@ -683,7 +681,7 @@ fn loss(settings: &Settings, case: &loss::check::Case, rows: &mut Vec<Row>) -> R
     let (head, weights) = b.matrix(vocab, hidden, spread / (hidden as f32).sqrt());
     let (x, xs) = b.random(Activation, count * hidden, 1.0);
     let dx = b.space(Activation, x.len);
-    let logits = b.space(F32, chunk * loss::row_len(b.planner.target(), vocab));
+    let logits = b.space(F32, chunk * b.planner.capabilities().row_len(vocab));
     let [losses, again] = [(); 2].map(|()| b.space(F32, count));
     let targets: Vec<u32> = (0..count).map(|i| (i * 7919 % vocab) as u32).collect();
     let integers = b.integers;

@@ -4,7 +4,7 @@ use crate::config::{Settings, Strategy};
 use crate::error::{Error, Result};
 use crate::formats::atomic_file;
 use crate::formats::safetensors::{F32Tensor, encode_f32};
-use crate::model::{names, spec};
+use crate::model::Spec;
 use crate::philox::{Stream, uniform};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -73,28 +73,14 @@ fn random(seed: u64, len: usize, size: f32) -> impl Iterator<Item = f32> {
 pub fn write_model(family: &Family, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
     atomic_file::write(&folder.join("config.json"), (family.config)().to_string().as_bytes())?;
-    let spec = spec::read(folder)?;
-    let top = names::top(&spec);
-    let (hidden, vocab) = (spec.hidden, spec.vocab);
-    let mut shapes = vec![(top.embedding.clone(), vec![vocab, hidden]), (top.norm, vec![hidden])];
-    if top.head != top.embedding {
-        shapes.push((top.head, vec![vocab, hidden]));
-    }
-    for layer in 0..spec.layers {
-        let block = names::block(&spec, layer);
-        shapes.extend([(block.attention_norm.clone(), vec![hidden]), (block.mlp_norm.clone(), vec![hidden])]);
-        shapes.extend(block.qk_norm.iter().flatten().map(|name| (name.clone(), vec![spec.head_dim])));
-        for linear in block.linears() {
-            shapes.push((format!("{}.weight", linear.module), linear.shape.to_vec()));
-            if linear.bias {
-                shapes.push((format!("{}.bias", linear.module), vec![linear.shape[0]]));
-            }
-        }
-    }
-    let values: Vec<Vec<f32>> =
-        (1..).zip(&shapes).map(|(seed, (name, shape))| tensor(seed, name, shape)).collect();
-    let tensors: Vec<F32Tensor<'_>> =
-        shapes.iter().zip(&values).map(|((name, shape), values)| F32Tensor { name, shape, values }).collect();
+    let spec = Spec::read(folder)?;
+    let shapes = spec.tensors();
+    let values: Vec<Vec<f32>> = (1..).zip(&shapes).map(|(seed, t)| tensor(seed, &t.name, &t.shape)).collect();
+    let tensors: Vec<F32Tensor<'_>> = shapes
+        .iter()
+        .zip(&values)
+        .map(|(t, values)| F32Tensor { name: &t.name, shape: &t.shape, values })
+        .collect();
     atomic_file::write(&folder.join("model.safetensors"), &encode_f32(&tensors))
 }
 

@@ -7,7 +7,7 @@ use crate::device::Planner;
 use crate::device::cpu::Rounding;
 use crate::error::{Error, Kind, Result};
 use crate::model::decode::Limits;
-use crate::model::{Adapter, Decoder, Weights, spec};
+use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
 use crate::train::devices::Chosen;
 use crate::train::setup::Setup;
@@ -151,10 +151,10 @@ pub(super) fn resume(options: &Options, folder: &Path) -> Result<Vec<Row>> {
 
 /// The logits of two prompts read together and of three more tokens of each.
 fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]]) -> Result<Vec<f32>> {
-    let spec = spec::read(model)?;
+    let spec = Spec::read(model)?;
     let weights = Weights::open(model, &spec)?;
     let limits = Limits { slots: 2, capacity: 100, rows: 200 };
-    let mut planner = Planner::new(device.target());
+    let mut planner = Planner::new(device.capabilities());
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
     let mut dev = device.device(&planner, None)?;

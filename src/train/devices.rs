@@ -1,7 +1,7 @@
 //! Which device a run uses, and what of that stands in its checkpoints.
 
 use crate::config::{DeviceChoice, Dtype, Settings};
-use crate::device::{Cpu, Device, Planner, Target};
+use crate::device::{Capabilities, Cpu, Device, Planner};
 use crate::error::{Error, Result};
 use crate::identity::{Engine, Identity};
 
@@ -119,13 +119,13 @@ impl Devices {
 }
 
 impl Chosen {
-    /// What memory is planned for.
+    /// What it can: memory is planned for that.
     #[must_use]
-    pub fn target(&self) -> Target {
+    pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Chosen::Cpu(_) => Target::Cpu,
+            Chosen::Cpu(_) => Cpu::CAPABILITIES,
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(_) => Target::Cuda,
+            Chosen::Cuda(_) => Cuda::CAPABILITIES,
         }
     }
 

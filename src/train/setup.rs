@@ -8,10 +8,11 @@ use crate::checkpoint::state::State;
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
-use crate::device::{Planner, Purpose, Target};
+use crate::device::{Planner, Purpose};
+use crate::element::Element;
 use crate::error::{Error, Kind, Result};
 use crate::identity::{BaseModel, Identity};
-use crate::model::{AdapterSpec, Layout, Network, Spec, Weights, spec};
+use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -86,7 +87,7 @@ impl Setup {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
@@ -120,7 +121,7 @@ impl Setup {
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
         let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
-        let spec = spec::read(&settings.model)?;
+        let spec = Spec::read(&settings.model)?;
         let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
@@ -137,15 +138,15 @@ impl Setup {
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
     fn network(&self) -> Result<(Planner, Network)> {
-        let (available, target) = (self.device.available()?, self.device.target());
-        let beside = if target == Target::Cpu { snapshot_bytes(&self.layout) } else { 0 };
+        let (available, device) = (self.device.available()?, self.device.capabilities());
+        let beside = if device.own_memory { 0 } else { snapshot_bytes(&self.layout) };
         let choices: &[Recompute] = match self.settings.recompute {
             Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
             ref given => std::slice::from_ref(given),
         };
         let mut smallest = u64::MAX;
         for &recompute in choices {
-            let mut planner = Planner::new(target);
+            let mut planner = Planner::new(device);
             let network = Network::plan(
                 &mut planner,
                 &self.spec,
@@ -162,7 +163,7 @@ impl Setup {
             }
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let mapped = if target == Target::Cpu { " beside the mapped weights" } else { "" };
+        let mapped = if device.own_memory { "" } else { " beside the mapped weights" };
         Err(Error::device(format!(
             "the run needs {:.1} GiB{mapped}, {:.1} GiB are available on the device",
             gib(smallest),
@@ -191,7 +192,7 @@ impl Setup {
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
         let device: u64 = arena.iter().map(|(_, b)| b).sum();
-        let process = if self.device.target() == Target::Cpu { device + snapshot } else { 2 * snapshot };
+        let process = if self.device.capabilities().own_memory { 2 * snapshot } else { device + snapshot };
         Ok(PlanReport {
             device: self.device.describe(),
             base_weights: self.weights.bytes,
@@ -213,7 +214,7 @@ impl Setup {
     pub fn trainer(self, observer: &mut dyn Observer) -> Result<(Trainer, Weights, Identity)> {
         let (planner, network) = self.network()?;
         observer.on_event(&Event::Note(format!("device: {}", self.device.describe())));
-        if let (Target::Cuda, Some(text)) = (planner.target(), self.weights.rounding()) {
+        if let (Element::Bf16, Some(text)) = (planner.capabilities().activation, self.weights.rounding()) {
             observer.on_event(&Event::Warning(text));
         }
         let device = self.device.device(&planner, self.settings.threads)?;

@@ -422,7 +422,7 @@ impl Trainer {
     /// # Errors
     /// [`crate::error::Kind::Diverged`] when a parameter or moment is not finite: nothing such is published.
     pub fn take_snapshot(&mut self, wait: bool) -> Result<Option<State>> {
-        if wait || !self.device.is_queued() {
+        if wait || !self.device.capabilities().queued {
             self.end_snapshot()?;
         }
         let Some(Snapshot { state, finite, .. }) = self.snapshot.take_if(|s| !s.under_way) else {

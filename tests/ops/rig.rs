@@ -1,7 +1,7 @@
 //! What the tests of single operations share: filled regions, runs on every variant of the device, comparison.
 
 use qwentune::device::cpu::Isa;
-use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage, Target};
+use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage};
 use qwentune::philox::{Stream, uniform};
 
 /// Regions with their first values.
@@ -13,7 +13,7 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(seed: u64) -> Self {
-        Rig { plan: Planner::new(Target::Cpu), values: Vec::new(), seed }
+        Rig { plan: Planner::new(Cpu::CAPABILITIES), values: Vec::new(), seed }
     }
 
     pub fn given(&mut self, values: &[f32]) -> Region {

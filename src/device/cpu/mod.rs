@@ -15,7 +15,8 @@ pub mod tile;
 pub use isa::Isa;
 pub use matmul::Engine;
 
-use super::{Planner, Region};
+use super::{Capabilities, Planner, Region};
+use crate::element::Element;
 use crate::error::{Error, Result};
 use buffer::Buffer;
 
@@ -40,6 +41,18 @@ pub struct Cpu {
 }
 
 impl Cpu {
+    /// f32 throughout, over what the host has in memory.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cpu",
+        activation: Element::F32,
+        own_memory: false,
+        queued: false,
+        sums_in_parts: false,
+        head_sizes: None,
+        row_multiple: 1,
+        logits: 1 << 25,
+    };
+
     /// Allocates the planned arena, zeroed, and a pool of `threads` (`None`: all cores).
     ///
     /// # Errors

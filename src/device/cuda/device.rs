@@ -5,7 +5,7 @@
 
 use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
 use super::{Parameters, images};
-use crate::device::{Matrix, Planner, Recording, Region, Storage, Target};
+use crate::device::{Capabilities, Matrix, Planner, Recording, Region, Storage};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -74,12 +74,24 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
+    pub const CAPABILITIES: &'static Capabilities = &Capabilities {
+        kind: "cuda",
+        activation: Element::Bf16,
+        own_memory: true,
+        queued: true,
+        sums_in_parts: true,
+        head_sizes: Some(&[64, 128]),
+        row_multiple: 8,
+        logits: 1 << 28,
+    };
+
     /// Allocates the planned memory, zeroed, and loads the kernels of `families`.
     ///
     /// # Errors
     /// What the driver says: too little memory, an image it cannot run.
     pub fn new(driver: Box<dyn Driver>, plan: &Planner, families: &[Family]) -> Result<Self> {
-        assert_eq!(plan.target(), Target::Cuda, "a plan for another device");
+        assert_eq!(plan.capabilities(), Self::CAPABILITIES, "a plan for another device");
         let arena = driver.allocate(plan.bytes())?;
         let stream = driver.stream()?;
         driver.fill(stream, arena, plan.bytes(), 0)?;

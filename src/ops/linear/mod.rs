@@ -6,14 +6,14 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::{Device, Indices, Matrix, Region, Target};
+use crate::device::{Capabilities, Device, Indices, Matrix, Region};
 
 /// One adapter: `A` [r, in], `B` [out, r] and their gradients, f32 ranges of the flat buffers.
 #[derive(Clone, Copy, Debug)]
 pub struct Lora {
     /// Rank.
     pub rank: usize,
-    /// Columns in `s`: [`width`] of the rank.
+    /// Columns in `s`: the rank, in whole pieces of the device.
     pub width: usize,
     /// alpha / r, or alpha / sqrt(r) with rsLoRA.
     pub scale: f32,
@@ -27,15 +27,6 @@ pub struct Lora {
     pub grad_b: Region,
     /// What the products of a GPU read: A [width, in] and B [out, width] in bf16, zero beyond the rank; see [`pack`].
     pub packed: [Region; 2],
-}
-
-/// Columns that an adapter of rank `rank` has in `s`: the rank, on a GPU in 16-byte pieces.
-#[must_use]
-pub fn width(target: Target, rank: usize) -> usize {
-    match target {
-        Target::Cpu => rank,
-        Target::Cuda => rank.next_multiple_of(8),
-    }
 }
 
 /// One layer of the group: `W` [out, in], its bias `[out]`, and where its output columns begin.
@@ -97,12 +88,10 @@ impl Group {
 
     /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients.
     #[must_use]
-    pub fn partial_len(&self, target: Target, tokens: usize) -> usize {
+    pub fn partial_len(&self, device: &Capabilities, tokens: usize) -> usize {
         let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
-        match target {
-            Target::Cpu => 0,
-            Target::Cuda => tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>(),
-        }
+        let splits = if device.sums_in_parts { tokens.div_ceil(SPLIT_TOKENS) } else { 0 };
+        splits * self.layers.iter().map(part).sum::<usize>()
     }
 }
 

@@ -1,9 +1,9 @@
 //! The fused head on CUDA: two products of `linear.cu` around `kernels/op/loss.cu`, chunk after chunk.
 
-use super::{Loss, row_len};
+use super::Loss;
 use crate::device::cuda::parameters::parameters;
 use crate::device::cuda::{Cuda, Family, Launch};
-use crate::device::{Matrix, Region, Target};
+use crate::device::{Matrix, Region};
 use crate::ops::linear::cuda::{LinearParams, Output, Right, Term, multiply};
 
 /// The kernels.
@@ -35,7 +35,7 @@ parameters! {
 }
 
 pub(super) fn run(cuda: &mut Cuda, p: &Loss<'_>, x: Region, backward: Option<(f32, Region)>) {
-    let (hidden, stride) = (p.head.cols(), row_len(Target::Cuda, p.head.rows()));
+    let (hidden, stride) = (p.head.cols(), Cuda::CAPABILITIES.row_len(p.head.rows()));
     let chunk = p.logits.len / stride;
     assert!(chunk > 0, "the logits' chunk holds no row");
     for first in (0..p.targets.len()).step_by(chunk) {
@@ -71,7 +71,7 @@ pub(in super::super) fn logits(cuda: &mut Cuda, head: &Matrix, x: Region, logits
     let mut params = LinearParams {
         y: cuda.address(logits),
         rows: rows as i32,
-        stride: row_len(Target::Cuda, vocab) as i32,
+        stride: Cuda::CAPABILITIES.row_len(vocab) as i32,
         wide: 1,
         ..LinearParams::plain()
     };
@@ -99,7 +99,7 @@ fn hidden_gradient(cuda: &mut Cuda, p: &Loss<'_>, dx: Region, rows: usize) {
     params.terms[0] = Term {
         a: cuda.address(p.logits),
         b: cuda.address(p.head.copy()),
-        a_stride: 2 * row_len(Target::Cuda, vocab) as i32,
+        a_stride: 2 * Cuda::CAPABILITIES.row_len(vocab) as i32,
         b_stride: hidden as i32,
         depth: vocab as i32,
         reserved: 0,

@@ -5,7 +5,7 @@ pub(super) mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::{Device, Indices, Matrix, Region, Target};
+use crate::device::{Device, Indices, Matrix, Region};
 
 /// Operands of the fused head.
 #[derive(Clone, Copy, Debug)]
@@ -14,20 +14,10 @@ pub struct Loss<'a> {
     pub head: &'a Matrix,
     /// Target token of each scored row, N.
     pub targets: Indices<'a>,
-    /// Chunk of logits: a multiple of [`row_len`] elements.
+    /// Chunk of logits: rows of [`crate::device::Capabilities::row_len`] of the vocabulary.
     pub logits: Region,
     /// Written: loss of each scored row, nats, f32 `[N]`.
     pub losses: Region,
-}
-
-/// Elements of a row of logits for a vocabulary of `vocab` tokens.
-#[must_use]
-pub fn row_len(target: Target, vocab: usize) -> usize {
-    match target {
-        Target::Cpu => vocab,
-        // Rows of 16-byte pieces, also when they are bf16.
-        Target::Cuda => vocab.next_multiple_of(8),
-    }
 }
 
 /// Writes the losses; `x` [N, H] are the normalised hidden rows.

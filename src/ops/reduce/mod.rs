@@ -5,7 +5,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 
-use crate::device::{Device, Planner, Purpose, Region, Storage, Target};
+use crate::device::{Device, Planner, Purpose, Region, Storage};
 use crate::error::Result;
 
 /// Elements that are summed on their own: part of the order of the sum, so never changed lightly.
@@ -13,7 +13,7 @@ const CHUNK: usize = 16 * 1024;
 
 /// What [`sum_of_squares`] of `len` elements needs beside them.
 pub fn plan(planner: &mut Planner, len: usize) -> Region {
-    let words = if planner.target() == Target::Cpu { 0 } else { 2 * len.div_ceil(CHUNK) };
+    let words = if planner.capabilities().sums_in_parts { 2 * len.div_ceil(CHUNK) } else { 0 };
     planner.region(Purpose::Workspace, Storage::F32, words)
 }
 
