@@ -1,18 +1,5 @@
-#!/usr/bin/env python3
-"""Everything there is to prove on a GPU, in one run that is meant to take ten minutes, with a binary built elsewhere.
-
-    python scripts/gpu_proof.py --qwentune target/release/qwentune --work /tmp/proof --out proof.json
-
-In this order: `doctor`; `selftest` (each operation against f64, 100 times for the same bits, training beside the CPU,
-resume); a model of Qwen2.5-0.5B's shapes and one of Qwen2.5-7B's, random bfloat16 weights, 20 steps each, and the same
-rows and initial adapter with PEFT in bfloat16 and PyTorch's SDPA; a run that is killed with SIGKILL and resumed, byte for
-byte; compute-sanitizer's memcheck and racecheck over the operations, where it is installed. Needs Python 3.10, torch,
-transformers, peft and safetensors; no Rust. `--tiny --device cpu` tries the script itself, without a GPU.
-
-The result file holds the device, the driver, both sides of each ratio and every step's loss; the last lines printed are
-a table of it. A part that fails is recorded with its output, and the others still run; the exit status is then 1.
-"""
-
+"""The two sides of a training benchmark on a GPU, qwentune and PEFT, on the same rows and from the same adapter; and a run that
+is killed and resumed. `tools/gpu/proof` runs them."""
 import argparse
 import json
 import os
@@ -24,27 +11,31 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benches" / "peers"))
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benches" / "peers"))
 from cpu_peft import CONFIG, LINEAR, write_rows  # noqa: E402
 
 SHAPES = {
     "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
     | {"num_key_value_heads": 1, "vocab_size": 1000, "max_window_layers": 2},
     "0.5b": {},
+    "1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28, "num_attention_heads": 12}
+    | {"num_key_value_heads": 2, "max_window_layers": 28},
     "7b": {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
     | {"num_key_value_heads": 4, "vocab_size": 152064, "tie_word_embeddings": False, "max_window_layers": 28},
 }
 # Tokens of a row, rows of a step. All tokens but the first of a row are scored.
-BATCHES = {"tiny": (64, 2), "0.5b": (1024, 8), "7b": (2048, 4)}
+BATCHES = {"tiny": (64, 2), "0.5b": (1024, 8), "1.5b": (2048, 4), "7b": (4096, 2)}
 LEARNING_RATE = 1e-4
 WARMUP = 5
 
 
-def run(command, log, timeout):
+def run(command, log, timeout, environment=None):
     """A command's exit status and output, which also goes to `log`."""
     command = [str(word) for word in command]
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout)
+        variables = dict(os.environ, **(environment or {}))
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env=variables)
         status, output = done.returncode, done.stdout
     except subprocess.TimeoutExpired as error:
         status, output = -1, (error.stdout or b"").decode(errors="replace") + f"\nstopped after {timeout} s"
@@ -146,32 +137,33 @@ def train_qwentune(args, case):
     return figures(case, [line["seconds"] for line in lines], [line["loss"] for line in lines])
 
 
-def train_peft(args, case):
+def train_peft(args, case, checkpointing):
     """PEFT in a process of its own: its memory is free again for what follows."""
-    result = args.work / f"peft-{case['shape']}.json"
-    command = [sys.executable, __file__, "--peft-worker", case["shape"], "--work", args.work, "--device", args.device]
-    status, text = run([*command, "--steps", args.steps, "--out", result], args.work / f"peft-{case['shape']}.log", 300)
+    name = f"peft-{case['shape']}{'-checkpointing' if checkpointing else ''}"
+    result = args.work / f"{name}.json"
+    command = [sys.executable, __file__, case["shape"], args.work, args.device, args.steps, int(checkpointing), result]
+    status, text = run(command, args.work / f"{name}.log", 300)
     if status != 0:
         raise RuntimeError(f"PEFT ended with {status}: {text[-1500:]}")
     measured = json.loads(result.read_text())
     return figures(case, measured["seconds"], measured["losses"])
 
 
-def peft_worker(args):
-    """The PEFT side, as its users write it: bfloat16 base, float32 adapter, autocast, SDPA."""
+def peft_worker(shape, work, device, steps, checkpointing, out):
+    """The PEFT side, as its users write it: bfloat16 base, float32 adapter, autocast, SDPA; with activations kept, or
+    computed again in the backward pass (`checkpointing`)."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    shape, device = args.peft_worker, "cuda" if args.device.startswith("cuda") else "cpu"
-    case = paths(args, shape)
+    device = "cuda" if device.startswith("cuda") else "cpu"
+    case = paths(work, shape)
     model = AutoModelForCausalLM.from_pretrained(
         case["model"], dtype=torch.bfloat16, attn_implementation="sdpa", device_map={"": device}
     )
     model = PeftModel.from_pretrained(model, case["adapter"], is_trainable=True, autocast_adapter_dtype=True)
     model.config.use_cache = False
-    if shape == "7b":
-        # Without it the activations of 8192 tokens do not fit beside the weights on a GPU of 80 GB.
+    if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     model.train()
@@ -179,7 +171,7 @@ def peft_worker(args):
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
     rows = [json.loads(line)["input_ids"] for line in case["rows"].read_text().splitlines()]
     size, seconds, losses = BATCHES[shape][1], [], []
-    for step in range(args.steps):
+    for step in range(steps):
         started = time.perf_counter()
         ids = torch.tensor(rows[step * size : (step + 1) * size], device=device)
         with torch.autocast(device, dtype=torch.bfloat16):
@@ -190,72 +182,20 @@ def peft_worker(args):
         optimizer.zero_grad()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - started)
-    args.out.write_text(json.dumps({"seconds": seconds, "losses": losses}))
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
+    out.write_text(json.dumps({"seconds": seconds, "losses": losses, "peak_bytes": peak}))
 
 
-# ---- the parts -------------------------------------------------------------------------------------------------------
+# ---- cases ------------------------------------------------------------------------------------------------------------
 
 
-def machine(args):
-    status, doctor = run([args.qwentune, "doctor"], args.work / "doctor.log", 60)
-    found = {"doctor": doctor.splitlines(), "doctor_status": status, "commit": args.commit}
-    query = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
-    if shutil.which("nvidia-smi"):
-        found["nvidia_smi"] = run(query, args.work / "nvidia-smi.log", 60)[1].splitlines()
-    import torch
-
-    found["torch"] = torch.__version__
-    return found
-
-
-def selftest(args):
-    file = args.work / "selftest.json"
-    repeats = 2 if args.tiny else 100
-    command = [args.qwentune, "selftest", "--device", args.device, "--repeats", repeats, "--json", file]
-    status, text = run(command, args.work / "selftest.log", 240)
-    report = json.loads(file.read_text()) if file.exists() else {}
-    failed = [line for line in text.splitlines() if "FAILED" in line or line.startswith("error")]
-    if status != 0:
-        raise RuntimeError(f"selftest ended with {status}: " + "\n".join(failed[:40] or [text[-1500:]]))
-    largest = {}
-    for check in report["checks"]:
-        if check["error"] is not None:
-            largest[check["operation"]] = max(largest.get(check["operation"], 0.0), check["error"])
-    found = {"checks": len(report["checks"]), "largest_error": largest, "kernels": report["kernels"]}
-    return found | {"other_bits_than_emulated": other_bits(report["checks"])}
-
-
-def other_bits(checks):
-    """Cases of kernels without tensor cores whose bits are not those of the emulated device of the tests."""
-    table = Path(__file__).resolve().parent.parent / "tests" / "golden" / "emulated_bits.tsv"
-    recorded = dict(line.rsplit("\t", 1) for line in table.read_text().splitlines())
-    key = [(f"{check['operation']}\t{check['case']}", check["bits"]) for check in checks]
-    return [name for name, bits in key if recorded.get(name, bits) != bits]
-
-
-def sanitizers(args):
-    """compute-sanitizer over the operations, once each."""
-    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
-    if args.tiny or not Path(tool).exists():
-        return "compute-sanitizer is not installed" if not args.tiny else "left out"
-    found = {}
-    for check in ("memcheck", "racecheck"):
-        command = [tool, "--tool", check, "--error-exitcode", 9, args.qwentune, "selftest", "--device", args.device]
-        command += ["--repeats", 1, "--only", "operations", "--json", args.work / f"{check}.json"]
-        status, text = run(command, args.work / f"{check}.log", 150)
-        if status != 0:
-            raise RuntimeError(f"{check} ended with {status}: {text[-2000:]}")
-        found[check] = text.strip().splitlines()[-1]
-    return found
-
-
-def paths(args, shape):
-    stem = args.work / shape
+def paths(work, shape):
+    stem = work / shape
     return {"shape": shape, "model": stem / "model", "adapter": stem / "adapter", "rows": stem / "rows.jsonl"}
 
 
 def prepare(args, shape):
-    case = paths(args, shape)
+    case = paths(args.work, shape)
     if not (case["model"] / "config.json").exists():  # written last
         shutil.rmtree(case["model"], ignore_errors=True)
         write_model(case["model"], shape, "cuda" if args.device.startswith("cuda") else "cpu")
@@ -271,15 +211,32 @@ def prepare(args, shape):
 
 
 def beside_peft(args, shape):
-    case = prepare(args, shape)
-    ours, theirs = train_qwentune(args, case), train_peft(args, case)
-    pairs = list(zip(ours["losses"], theirs["losses"]))
-    difference = max(abs(a - b) / abs(b) for a, b in pairs)
-    ratio = ours["tokens_per_second"] / theirs["tokens_per_second"]
-    found = {"qwentune": ours, "peft": theirs, "ratio": ratio, "largest_loss_difference": difference}
-    if difference > 0.02:
-        raise RuntimeError(f"losses differ by {difference:.3f}: {pairs}")
-    return found
+    """All sides in turn, twice, so that a clock that falls meets all of them; the second round is compared with the first."""
+    case, found, skipped = prepare(args, shape), {}, {}
+    sides = {"qwentune": lambda: train_qwentune(args, case), "peft": lambda: train_peft(args, case, False),
+             "peft_checkpointing": lambda: train_peft(args, case, True)}
+    for _ in range(2):
+        for name, side in sides.items():
+            if name in skipped:
+                continue
+            try:
+                found.setdefault(name, []).append(side())
+            except RuntimeError as error:
+                if name == "qwentune" or "out of memory" not in str(error).lower():
+                    raise
+                skipped[name] = "out of memory"
+    for name, rounds in found.items():
+        found[name] = {**rounds[-1], "rounds": [round["tokens_per_second"] for round in rounds]}
+    ours = found["qwentune"]
+    result = {"sides": found, "skipped": skipped, "batch": BATCHES[shape]}
+    for name in found.keys() - {"qwentune"}:
+        theirs, pairs = found[name], list(zip(ours["losses"], found[name]["losses"]))
+        difference = max(abs(a - b) / abs(b) for a, b in pairs)
+        result[f"ratio_to_{name}"] = statistics.median(a / b for a, b in zip(ours["rounds"], theirs["rounds"]))
+        result[f"largest_loss_difference_to_{name}"] = difference
+        if difference > 0.02:
+            raise RuntimeError(f"losses differ from {name} by {difference:.3f}: {pairs}")
+    return result
 
 
 def killed(args, shape):
@@ -322,48 +279,6 @@ def metrics_or_none(folder):
     return [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--qwentune", type=Path, help="the binary")
-    parser.add_argument("--work", type=Path, required=True, help="a folder for models (17 GB with 7b) and runs")
-    parser.add_argument("--out", type=Path, default=Path("gpu_proof.json"))
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--shapes", default="0.5b,7b", help="models that are trained")
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--commit", default="", help="the commit of the binary, for the result file")
-    parser.add_argument("--tiny", action="store_true", help="a tiny model only: to try this script")
-    parser.add_argument("--peft-worker", help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    args.work.mkdir(parents=True, exist_ok=True)
-    if args.peft_worker:
-        return peft_worker(args)
-    if not args.qwentune:
-        parser.error("--qwentune is missing")
-    args.qwentune = args.qwentune.resolve()
-    shapes = ["tiny"] if args.tiny else args.shapes.split(",")
-    parts = {"machine": lambda: machine(args), "selftest": lambda: selftest(args)}
-    parts |= {f"train {shape}": lambda shape=shape: beside_peft(args, shape) for shape in shapes}
-    parts |= {"kill and resume": lambda: killed(args, shapes[0]), "sanitizers": lambda: sanitizers(args)}
-    report, failed = {"steps": args.steps, "learning_rate": LEARNING_RATE, "batches": BATCHES}, []
-    for name, part in parts.items():
-        begin = time.monotonic()
-        try:
-            report[name] = part()
-            verdict = "ok"
-        except Exception as error:  # whatever it is, the other parts still have something to tell
-            report[name] = {"failed": f"{type(error).__name__}: {error}"}
-            failed.append(name)
-            verdict = f"FAILED: {error}"
-        print(f"{name:<18}{time.monotonic() - begin:7.1f} s  {verdict}", flush=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
-    for shape in shapes:
-        found = report[f"train {shape}"]
-        if "ratio" in found:
-            ours, theirs = (found[side]["tokens_per_second"] for side in ("qwentune", "peft"))
-            print(f"{shape}: {ours:.0f} tokens/s, PEFT {theirs:.0f}, ratio {found['ratio']:.2f};", end=" ")
-            print(f"losses differ by {found['largest_loss_difference']:.1e} at most")
-    sys.exit(1 if failed else 0)
-
-
 if __name__ == "__main__":
-    main()
+    shape, work, device, steps, checkpointing, out = sys.argv[1:]
+    peft_worker(shape, Path(work), device, int(steps), checkpointing == "1", Path(out))
