@@ -4,10 +4,9 @@ use crate::scratch::{self, Scratch};
 use qwentune::element::Element;
 use qwentune::error::Kind;
 use qwentune::formats::safetensors::{F32Tensor, Header, Outline, encode_f32, encode_header, parse_header};
-use qwentune::formats::{atomic_file, json, peft};
+use qwentune::formats::{json, peft};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 /// A file of this header and so many zero bytes.
@@ -233,39 +232,6 @@ fn names(folder: &Path) -> Vec<String> {
     let mut all: Vec<String> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     all.sort();
     all
-}
-
-#[test]
-fn atomic_write_replaces_whole_files_and_leftovers() {
-    let folder = scratch::folder();
-    let path = folder.file("a.json", "old");
-    folder.file(".a.json.tmp", "torn by a crash");
-    atomic_file::write(&path, b"new").unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"new");
-    assert_eq!(names(folder.path()), ["a.json"]);
-    // The mode of every file that is created plainly: 0666 & ~umask.
-    let plain = folder.file("plain", "");
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
-    atomic_file::write(&folder.join("fresh"), b"").unwrap();
-    assert_eq!(mode(&folder.join("fresh")), mode(&plain));
-}
-
-#[test]
-fn atomic_write_follows_no_link_and_leaves_nothing_behind() {
-    let folder = scratch::folder();
-    let victim = folder.file("victim", "precious");
-    symlink(&victim, folder.join(".a.tmp")).unwrap();
-    atomic_file::write(&folder.join("a"), b"new").unwrap();
-    assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
-    assert_eq!(names(folder.path()), ["a", "victim"]);
-    // A folder in the way: the write fails, names the path, and takes its temporary file away.
-    std::fs::create_dir_all(folder.join("taken/inside")).unwrap();
-    let error = atomic_file::write(&folder.join("taken"), b"new").unwrap_err();
-    assert_eq!(error.kind, Kind::Io);
-    assert!(error.to_string().contains("taken"), "{error}");
-    assert_eq!(names(folder.path()), ["a", "taken", "victim"]);
-    assert!(atomic_file::write(&folder.join("absent/a"), b"").is_err());
-    assert!(atomic_file::write(Path::new("/"), b"").is_err());
 }
 
 // ---- PEFT folders -----------------------------------------------------------------------------------------

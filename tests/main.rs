@@ -1,5 +1,7 @@
 //! One test binary; each module says what it guards.
 mod adapters;
+mod bench;
+mod calls;
 mod checkpoint;
 mod cli;
 mod common;
@@ -18,6 +20,7 @@ mod formats;
 mod generate;
 mod golden;
 mod house;
+mod limits;
 mod linear;
 mod loss;
 mod matmul;
@@ -26,6 +29,8 @@ mod model;
 mod model_files;
 mod ops;
 mod origin;
+mod output;
+mod publish;
 mod report;
 mod resume;
 mod scratch;

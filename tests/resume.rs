@@ -315,6 +315,75 @@ fn the_best_evaluation_is_published_also_after_an_interruption() {
     assert_same(&reference, &results(&run.output_dir).unwrap(), "interrupted");
 }
 
+/// A run whose best evaluation is not its last, and the step of the best.
+fn with_a_best(name: &str) -> (Settings, u64) {
+    let mut run = settings(name, false);
+    run.learning_rate = 0.5; // overshoots: an early evaluation is the best
+    run.eval_steps = Some(1.0);
+    run.load_best_model_at_end = true;
+    train(&run).unwrap();
+    let newest = inspect::path_of_step(&run.output_dir, STEPS);
+    let best = inspect::load(&newest).unwrap().cursor.best.unwrap();
+    assert!(best.step < STEPS);
+    (run, best.step)
+}
+
+/// What is published is checked: a best adapter that is damaged or another's is taken from the checkpoint of its step.
+#[test]
+fn a_damaged_best_adapter_is_never_published() {
+    let (run, best) = with_a_best("damaged-best");
+    let reference = results(&run.output_dir).unwrap();
+    let weights = |folder: &str| run.output_dir.join(folder).join("adapter_model.safetensors");
+    let whole = std::fs::read(weights("best")).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let last = whole.len() - 1;
+    for damaged in [flipped(last), flipped(9), whole[..last].to_vec(), Vec::new()] {
+        std::fs::write(weights("best"), damaged).unwrap();
+        train(&resuming(&run)).unwrap();
+        assert_same(&reference, &results(&run.output_dir).unwrap(), "after damage");
+        assert_eq!(std::fs::read(weights("best")).unwrap(), whole, "mended");
+    }
+    std::fs::remove_dir_all(run.output_dir.join("best")).unwrap();
+    train(&resuming(&run)).unwrap();
+    assert_same(&reference, &results(&run.output_dir).unwrap(), "after a loss");
+
+    std::fs::write(weights("best"), flipped(last)).unwrap();
+    std::fs::remove_file(inspect::path_of_step(&run.output_dir, best)).unwrap();
+    let error = train(&resuming(&run)).unwrap_err();
+    assert_eq!(error.kind, Kind::Input, "{error}");
+    let (text, folder) = (error.to_string(), run.output_dir.join("best").display().to_string());
+    for words in [folder.as_str(), &format!("step {best}"), "--load-best-model-at-end false"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(std::fs::read(weights("adapter")).unwrap(), reference["adapter"], "what was published stays");
+}
+
+/// The page of a run is there from its first checkpoint on, also when the run was stopped.
+#[test]
+fn a_report_is_there_however_the_run_ended() {
+    let mut run = settings("report", false);
+    run.save_steps = 2.0;
+    let page = run.output_dir.join("report.html");
+    let saved = std::cell::Cell::new(false);
+    train_until(&run, |e| {
+        if matches!(e, Event::Step { .. }) && saved.get() {
+            assert!(page.exists(), "after a checkpoint was saved");
+        }
+        saved.set(saved.get() || matches!(e, Event::Saved { .. }));
+        is_step(e, 5)
+    })
+    .unwrap_err();
+    let stopped = std::fs::read_to_string(&page).unwrap();
+    assert!(stopped.contains("<td>steps</td><td>5</td>"), "{stopped}");
+    std::fs::remove_file(&page).unwrap();
+    assert_eq!(qwentune::train::report::write(&run.output_dir).unwrap(), page);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), stopped, "made again");
+}
+
 #[test]
 fn an_extended_run_is_the_same_however_it_was_interrupted() {
     let base = settings("extended", false);

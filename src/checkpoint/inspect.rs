@@ -3,8 +3,10 @@
 use super::format::{Fault, Header, Reading, read};
 use super::shelf::step_of;
 use super::state::State;
-use super::storage::{Folder, RealFile, RealFolder};
+use super::storage::RealFile;
 use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::formats::open_folder::OpenFolder;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -72,13 +74,13 @@ fn read_file(path: &Path, reading: Reading) -> std::result::Result<(Header, Stat
 /// # Errors
 /// [`Kind::Input`] when the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<Listed>> {
-    let folder = checkpoint_folder(folder);
+    let folder = checkpoint_folder(folder)?;
     let reading = |e: io::Error| Error::reading(&folder, e);
-    let names = RealFolder::open(&folder).and_then(|f| f.list()).map_err(reading)?;
+    let names = OpenFolder::open(&folder).and_then(|f| f.list()).map_err(reading)?;
     let mut all: Vec<(u64, Listed)> = Vec::new();
-    for name in names {
-        let Some(named) = step_of(&name) else { continue };
-        let path = folder.join(&name);
+    for name in names.iter().filter_map(|name| name.to_str()) {
+        let Some(named) = step_of(name) else { continue };
+        let path = folder.join(name);
         let listed = list_one(&path, named);
         all.push((listed.header.as_ref().map_or(named, |h| h.step), listed));
     }
@@ -99,10 +101,12 @@ fn list_one(path: &Path, named: u64) -> Listed {
 }
 
 /// The folder of a run's checkpoints; a path that has no such folder inside is taken for it.
-#[must_use]
-pub fn checkpoint_folder(path: &Path) -> PathBuf {
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn checkpoint_folder(path: &Path) -> Result<PathBuf> {
     let inside = path.join(super::store::FOLDER);
-    if inside.is_dir() { inside } else { path.to_path_buf() }
+    Ok(if files::is_folder(&inside)? { inside } else { path.to_path_buf() })
 }
 
 /// Where the checkpoint of `step` is, or would be, in the run folder `run`.

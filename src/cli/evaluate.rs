@@ -39,7 +39,7 @@ fn loss(settings: Settings, as_json: bool) -> Result<()> {
         ));
     };
     config::check_inputs(&Settings { train_files: vec![file.clone()], ..settings.clone() }, false)?;
-    let mut console = Console::new(settings.quiet || as_json, settings.logging_steps);
+    let mut console = Console::new(settings.quiet || as_json);
     let report = loss_of_file(&settings, &mut console)?;
     drop(console);
     if as_json {

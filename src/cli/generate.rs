@@ -1,12 +1,13 @@
 //! `generate`: an answer to one prompt, or to every row of a file.
 
-use super::preview::harmless;
 use super::tokenize::standard_input;
 use super::{commands, option, show, signals};
+use crate::config::Layer;
 use crate::config::check::model_folder;
 use crate::config::{self, Settings};
 use crate::data::prompts::Prompter;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
+use crate::formats::publish::MadeFrom;
 use crate::generate::{Event, Generator, Model, Options, Sampling, job, text};
 use crate::report::console::{Console, complain, duration, say, type_out};
 use crate::train::{Control, Devices};
@@ -44,11 +45,12 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     options.ends.sort_unstable();
     options.ends.dedup();
     let control = Control::default();
-    signals::watch(&control)?;
+    control.begin(); // what was answered is kept from the first row on
+    signals::watch(&control, &Layer::default())?;
     match task {
         Task::Prompt(prompt) => answer(&model, &prompter, options, &prompt, &settings, &control),
         Task::File { input, output } => {
-            let mut console = Console::new(settings.quiet, 1);
+            let mut console = Console::new(settings.quiet);
             let start = Instant::now();
             let stop = || control.stop_requested();
             let done = job::run(&model, &prompter, &options, &input, &output, &mut console, &stop)?;
@@ -136,7 +138,7 @@ fn answer(
     let terminal = std::io::stdout().is_terminal();
     let gone = Cell::new(false);
     let write = |text: &str| {
-        let written = if terminal { type_out(&harmless(text)) } else { type_out(text) };
+        let written = if terminal { type_out(&printable(text)) } else { type_out(text) };
         gone.set(gone.get() || !written);
     };
     let mut generator = Generator::new(model, options, ids.len(), 1)?;
@@ -153,6 +155,7 @@ fn answer(
     };
     let complete = generator.run(&[&ids], 0, &mut tell, &|| control.stop_requested() || gone.get())?;
     write("\n");
+    model.check_unchanged()?;
     if !complete && !gone.get() {
         return Err(Error::new(Kind::Stopped, "stopped"));
     }

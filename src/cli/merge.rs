@@ -16,7 +16,7 @@ pub fn merge(matches: &ArgMatches) -> Result<()> {
     model_folder(model)?;
     let spec = Spec::read(model)?;
     let adapter = Adapter::read(path("adapter"), &spec)?;
-    let mut console = Console::new(false, 1);
+    let mut console = Console::new(false);
     let merged = fold::merge(model, &spec, &adapter, out, &mut console)?;
     drop(console);
     let (folder, bytes) = (out.display(), size(merged.bytes));

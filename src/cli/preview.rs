@@ -4,8 +4,8 @@ use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
 use crate::data::preview::{PreviewRow, preview as read_rows};
-use crate::error::{Error, Result};
-use crate::report::console::{colours, say};
+use crate::error::{Error, Result, printable};
+use crate::report::console::{colours, say, say_styled};
 use clap::ArgMatches;
 use serde_json::json;
 
@@ -25,11 +25,11 @@ pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
         if as_json {
             say(&row_json(row).to_string());
         } else {
-            say(&row_text(index + 1, row, coloured));
+            say_styled(&row_text(index + 1, row, coloured));
         }
     }
     if !as_json && !rows.is_empty() {
-        say(&legend(&settings, coloured));
+        say_styled(&legend(&settings, coloured));
     }
     Ok(())
 }
@@ -58,12 +58,12 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
     let scored = row.labels.iter().skip(1).filter(|label| **label >= 0).count();
     let mut text = format!(
         "row {number}, {}:{}: {} tokens, {scored} scored",
-        row.file.display(),
+        printable(&row.file.display().to_string()),
         row.line,
         row.ids.len()
     );
     if !row.note.is_empty() {
-        text += &format!("\n  {}", row.note);
+        text += &format!("\n  {}", printable(&row.note));
     }
     if row.pieces.is_empty() && !row.ids.is_empty() {
         text += &format!("\n  ids {:?}", row.ids);
@@ -71,7 +71,7 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
     if coloured {
         let pieces = row.pieces.iter().map(|(piece, scored)| {
             let colour = if *scored { SCORED } else { UNSCORED };
-            format!("{colour}{}{PLAIN}", harmless(piece))
+            format!("{colour}{}{PLAIN}", printable(piece))
         });
         return text + "\n" + &pieces.collect::<String>() + "\n";
     }
@@ -80,11 +80,6 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
         text += &format!("\n  {mark} {}", serde_json::to_string(piece).unwrap_or_default());
     }
     text
-}
-
-/// Data may hold control sequences; a terminal must not obey them.
-pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 fn legend(settings: &Settings, coloured: bool) -> String {

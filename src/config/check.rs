@@ -2,6 +2,7 @@
 
 use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
 use crate::error::{Error, Result};
+use crate::files;
 use std::path::Path;
 
 /// Checks every setting by itself and the combinations that contradict each other.
@@ -138,12 +139,19 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    // `auto` beside an adapter's folder means the complete state in it.
-    let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
-    need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
-        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
-    })?;
+    one_beginning(s.resume_from_checkpoint.as_ref(), s.init_adapter.is_some())?;
     check_device(s)
+}
+
+/// A complete state and weights alone exclude each other; but beside `auto` an adapter's folder stands for the complete
+/// state in it.
+///
+/// # Errors
+/// Usage.
+pub fn one_beginning(resume: Option<&ResumeFrom>, adapter: bool) -> Result<()> {
+    need(!adapter || resume.is_none_or(|from| *from == ResumeFrom::Auto), || {
+        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    })
 }
 
 fn check_device(s: &Settings) -> Result<()> {
@@ -179,16 +187,17 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
     }
     model_folder(&s.model)?;
     for file in s.train_files.iter().chain(&s.valid_file) {
-        if !file.is_file() {
+        if !files::exists(file)? {
             return Err(Error::input(format!("{}: no such data file", file.display())));
         }
+        files::open(file)?;
     }
-    // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
-    let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
-    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
-        Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
-        None => Ok(()),
+    for adapter in &s.fold_adapters {
+        if !files::is_folder(adapter)? {
+            return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+        }
     }
+    Ok(())
 }
 
 /// Checks that a model folder is there.
@@ -196,7 +205,7 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
 /// # Errors
 /// Input, with the way from a hub name to a folder.
 pub fn model_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
+    if files::is_folder(folder)? {
         return Ok(());
     }
     let error = Error::input(format!("{}: no such model folder", folder.display()));

@@ -3,15 +3,19 @@
 use super::fields::{self, FIELDS, Field};
 use super::{Settings, foreign, value};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Settings that were given, by field; a later one of the same field wins.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     given: BTreeMap<&'static str, Value>,
 }
+
+/// Largest settings file that is read: a parser's tree takes some tens of times its text.
+const MAX_BYTES: u64 = 1 << 20;
 
 impl Layer {
     /// Sets a field to a value in `Settings`' form.
@@ -49,6 +53,32 @@ impl Layer {
         Layer { given: FIELDS.iter().map(|f| (f.key, all[f.key].clone())).collect() }
     }
 
+    /// Every setting that was given, by its key.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.given.keys().copied()
+    }
+
+    /// Puts what `change` makes of each file and folder name in its place; names that are not given are passed over.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn map_paths(&mut self, mut change: impl FnMut(&Path) -> Result<PathBuf>) -> Result<()> {
+        let mut change = |value: &mut Value| -> Result<()> {
+            if let Some(path) = value.as_str().filter(|path| !path.is_empty()) {
+                *value = json!(change(Path::new(path))?);
+            }
+            Ok(())
+        };
+        for field in FIELDS.iter().filter(|field| field.kind.is_path()) {
+            match self.given.get_mut(field.key) {
+                Some(Value::Array(paths)) => paths.iter_mut().try_for_each(&mut change)?,
+                Some(path) => change(path)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Puts `above` on top.
     pub fn cover(&mut self, above: &Layer) {
         self.given.extend(above.given.iter().map(|(k, v)| (*k, v.clone())));
@@ -60,7 +90,7 @@ impl Layer {
     /// # Errors
     /// Input when the file cannot be read, usage when what it says is wrong.
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
+        let text = files::read_text(path, MAX_BYTES)?;
         let is_json = text.trim_start().starts_with('{');
         let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
         let map = match map.get("settings") {
@@ -93,6 +123,16 @@ impl Layer {
 /// # Errors
 /// Usage, naming the setting.
 pub fn resolve(layer: &Layer) -> Result<Settings> {
+    let settings = fill(layer)?;
+    super::check(&settings)?;
+    Ok(settings)
+}
+
+/// Fills in the defaults. What contradicts another setting is left to [`super::check`].
+///
+/// # Errors
+/// Usage, naming a setting whose value does not have its type.
+pub fn fill(layer: &Layer) -> Result<Settings> {
     let mut map: Map<String, Value> = layer.given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     // A path that was unset (`--cache-dir none`) is an absent one.
     map.retain(|key, value| !(value.is_null() && matches!(key.as_str(), "model" | "output_dir")));
@@ -102,10 +142,7 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     {
         map.insert("lora_alpha".into(), json!(2.0 * rank));
     }
-    let settings: Settings =
-        serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))?;
-    super::check(&settings)?;
-    Ok(settings)
+    serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))
 }
 
 /// DeepKE's list `A,B,C` of adapters to begin with: all but the last are folded into the base.

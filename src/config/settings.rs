@@ -101,6 +101,16 @@ pub enum DeviceChoice {
     Cuda(u32),
 }
 
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
 impl DeviceChoice {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[must_use]
@@ -239,11 +249,17 @@ pub struct Settings {
     pub threads: Option<usize>,
     // start
     pub resume_from_checkpoint: Option<ResumeFrom>,
+    /// Begin a run of its own with the state of `resume_from_checkpoint`, under changed settings.
+    pub branch: bool,
     pub init_adapter: Option<PathBuf>,
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
+    /// Digest the base again, whatever digest of it was kept.
+    pub verify_base: bool,
     pub fresh_optimizer: bool,
+    /// Signals that save and stop beside the usual ones, by name (`USR1`).
+    pub stop_signals: Vec<String>,
     /// Print nothing but errors.
     pub quiet: bool,
 }
@@ -309,10 +325,13 @@ impl Default for Settings {
             recompute: Recompute::Auto,
             threads: None,
             resume_from_checkpoint: None,
+            branch: false,
             init_adapter: None,
             fold_adapters: Vec::new(),
             allow_inexact: false,
+            verify_base: false,
             fresh_optimizer: false,
+            stop_signals: Vec::new(),
             quiet: false,
         }
     }

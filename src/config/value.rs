@@ -57,6 +57,7 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
             .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),
         Kind::Modules => Ok(modules(text)),
         Kind::Folders => Ok(folders(text)),
+        Kind::Signals => signals(text).map_or_else(|| wrong("names of signals such as USR1"), Ok),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
         Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
@@ -85,6 +86,10 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
             from_words(field, &words)
         }
         (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => Ok(value.clone()),
+        (Kind::Signals, Value::Array(items)) => {
+            let names: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            from_text(field, &names.join(","))
+        }
         (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
             from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
         }
@@ -103,7 +108,7 @@ fn nothing(field: &Field) -> Result<Value> {
             Ok(Value::Null)
         }
         Kind::Counts => Ok(Value::Null),
-        Kind::Folders => Ok(json!([])),
+        Kind::Folders | Kind::Signals => Ok(json!([])),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
     }
 }
@@ -175,6 +180,23 @@ fn folders(text: &str) -> Value {
         return json!([]);
     }
     json!(text.split(',').map(str::trim).filter(|folder| !folder.is_empty()).collect::<Vec<_>>())
+}
+
+/// Signals that a program may be asked to stop with, by name.
+pub const SIGNALS: [&str; 13] =
+    ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "URG", "XCPU", "VTALRM", "PROF", "PWR"];
+
+/// Names of signals separated by commas, with or without `SIG`.
+fn signals(text: &str) -> Option<Value> {
+    if is_none(text) {
+        return Some(json!([]));
+    }
+    let known = |word: &str| {
+        let name = word.trim().to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        SIGNALS.iter().copied().find(|known| *known == name)
+    };
+    text.split(',').map(known).collect::<Option<Vec<&str>>>().map(|names| json!(names))
 }
 
 /// Whole numbers separated by commas, spaces, or as a Python list; ascending, each once.

@@ -4,7 +4,7 @@
 //! it in order, rendered and tokenised in parallel, and appended in file order, so the result depends on no
 //! thread count. Nothing but the lengths stays in memory.
 
-use super::cache::{self, Report, RowWriter};
+use super::cache::{Report, RowWriter, TokenCache};
 use super::dataset::{Dataset, Part, Prepared, Row, Rows};
 use super::json;
 use super::reader::{RawRow, RowReader};
@@ -13,6 +13,7 @@ use super::rows::{self, Content};
 use crate::config::Settings;
 use crate::config::settings::{RowFormat, TooLong};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::identity::{Data, DataFile, RowSet};
 use crate::philox::{self, Stream};
 use crate::report::event::{Event, Observer};
@@ -158,14 +159,14 @@ impl Source<'_> {
             };
             count(&mut report, index as u64 + 1, &outcome);
             if let Outcome::Row { row, .. } = &outcome {
-                writer.push(row).map_err(|e| Fault::Writing(e).into_error())?;
+                writer.push(row)?;
             }
         }
         let path = Path::new(name);
         if report.bad > self.settings.skip_bad_rows as u64 {
             return Err(bad_rows(path, &report, self.settings.skip_bad_rows));
         }
-        let (part, report) = writer.finish(report).map_err(|e| Fault::Writing(e).into_error())?;
+        let (part, report) = writer.finish(report)?;
         self.tell(path, &report, part.lengths.len())?;
         Ok(part)
     }
@@ -185,7 +186,7 @@ impl Source<'_> {
 
     fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
         use std::io::Read;
-        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+        let mut file = files::open(path)?;
         let total = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 22];
@@ -229,17 +230,9 @@ impl Source<'_> {
         key: [u8; 32],
     ) -> Result<(Part, Report)> {
         if let Some(folder) = cache_folder(self.settings) {
-            match cache::open(&folder, &key) {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                Err(fault) => self.warn(format!("{}; the rows are made again", fault.what)),
-            }
-            match RowWriter::in_folder(&folder, key) {
-                Ok(writer) => match self.make(path, format, digest, writer) {
-                    Err(Fault::Writing(fault)) => self.cannot_cache(&folder, &fault),
-                    made => return made.map_err(Fault::into_error),
-                },
-                Err(fault) => self.cannot_cache(&folder, &fault),
+            match self.cached(&folder, path, format, digest, key) {
+                Err(Fault::Writing(fault)) => self.warn(format!("{}; rows stay in memory", fault.what)),
+                made => return made.map_err(Fault::into_error),
             }
         } else {
             self.warn("there is no folder for the token cache (no HOME); rows stay in memory");
@@ -247,9 +240,26 @@ impl Source<'_> {
         self.make(path, format, digest, RowWriter::in_memory()).map_err(Fault::into_error)
     }
 
-    fn cannot_cache(&mut self, folder: &Path, fault: &std::io::Error) {
-        let folder = folder.display();
-        self.warn(format!("the token cache {folder} cannot be written ({fault}); rows stay in memory"));
+    /// The rows from the cache, or made and put there.
+    fn cached(
+        &mut self,
+        folder: &Path,
+        path: &Path,
+        format: RowFormat,
+        digest: &blake3::Hash,
+        key: [u8; 32],
+    ) -> std::result::Result<(Part, Report), Fault> {
+        let cache = TokenCache::open(folder).map_err(Fault::Writing)?;
+        match cache.find(&key, self.vocab_size) {
+            Ok(Some(found)) => {
+                cache.warning.into_iter().for_each(|text| self.warn(text));
+                return Ok(found);
+            }
+            Ok(None) => {}
+            Err(fault) => self.warn(format!("{}; the rows are made again", fault.what)),
+        }
+        let writer = cache.begin(key).map_err(Fault::Writing)?;
+        self.make(path, format, digest, writer)
     }
 
     fn make(
@@ -331,7 +341,7 @@ fn outside(row: &Row, vocab_size: usize) -> Option<String> {
 
 /// Why rows could not be made: the caller handles a cache that cannot be written.
 enum Fault {
-    Writing(std::io::Error),
+    Writing(Error),
     Other(Error),
 }
 
@@ -344,10 +354,7 @@ impl From<Error> for Fault {
 impl Fault {
     fn into_error(self) -> Error {
         match self {
-            Fault::Other(error) => error,
-            Fault::Writing(error) => {
-                Error::new(crate::error::Kind::Io, format!("the token cache: {error}")).caused_by(error)
-            }
+            Fault::Other(error) | Fault::Writing(error) => error,
         }
     }
 }

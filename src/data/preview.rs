@@ -1,7 +1,7 @@
 //! What the rows of a run become, for people to look at before they train on it.
 
 use super::dataset::Row;
-use super::plan::{Plan, Rules};
+use super::plan::{Origin, Plan, Rules};
 use super::prepare::{self, Outcome};
 use super::reader::RowReader;
 use super::render::Renderer;
@@ -80,6 +80,7 @@ pub fn micro_batches(settings: &Settings, rows: &[PreviewRow]) -> Result<Vec<Vec
         seed: settings.seed,
         epochs: 1.0,
         max_steps: None,
+        origin: Origin::default(),
     };
     let step = Plan::new(&lengths, rules)?.step(0);
     let named = |rows: &Vec<u32>| rows.iter().map(|&row| used[row as usize]).collect();

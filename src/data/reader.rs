@@ -2,6 +2,7 @@
 //! array. Rows are bytes here; what is in them is checked elsewhere, in parallel.
 
 use crate::error::{Error, Result};
+use crate::files;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -70,10 +71,7 @@ const NOT_JSON: [(&[u8], &str); 11] = [
 impl RowReader {
     /// Opens the file and looks at its first bytes.
     pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
-        if file.metadata().is_ok_and(|m| m.is_dir()) {
-            return Err(Error::input(format!("{} is a folder, not a data file", path.display())));
-        }
+        let file = files::open(path)?;
         let input = BufReader::with_capacity(1 << 18, Hashing { file, hasher: blake3::Hasher::new() });
         let mut reader =
             RowReader { path: path.to_path_buf(), input, shape: Shape::Lines, line: 1, offset: 0 };

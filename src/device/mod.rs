@@ -25,7 +25,7 @@ pub enum Device {
     Cpu(Cpu),
     /// A GPU, bf16 with f32 sums.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
 /// Work that comes again: the same name and shape mean the same launches with the same operands.
@@ -87,39 +87,37 @@ impl Device {
         Ok(out)
     }
 
-    /// Starts copying `regions` (f32) to the host. Work that is queued from now on may run beside it; only an optimizer step
-    /// waits for it.
+    /// Starts copying `regions` (f32), as they are after all work queued so far, into the memory of `into`. Work that is
+    /// queued from now on may run beside it; what would change a region waits by itself.
     ///
     /// # Errors
     /// When the device failed.
-    pub fn begin_snapshot(&mut self, regions: &[Region; 3]) -> Result<()> {
+    ///
+    /// # Panics
+    /// When a copy is under way.
+    pub fn begin_copy(&mut self, regions: [Region; 3], into: [Vec<f32>; 3]) -> Result<()> {
         match self {
-            Device::Cpu(_) => {
-                let _ = regions;
+            Device::Cpu(cpu) => {
+                cpu.begin_copy(regions, into);
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => cuda.begin_snapshot(regions),
+            Device::Cuda(cuda) => cuda.begin_copy(regions, into),
         }
     }
 
-    /// Waits for the copy begun last and appends the regions' elements to `outs`.
+    /// Waits for the copy that was begun.
     ///
     /// # Errors
     /// When the device failed.
     ///
     /// # Panics
     /// When none was begun.
-    pub fn end_snapshot(&mut self, regions: &[Region; 3], outs: [&mut Vec<f32>; 3]) -> Result<()> {
+    pub fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
         match self {
-            Device::Cpu(cpu) => {
-                for (region, out) in regions.iter().zip(outs) {
-                    out.extend_from_slice(cpu.read(*region));
-                }
-                Ok(())
-            }
+            Device::Cpu(cpu) => Ok(cpu.end_copy()),
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => cuda.end_snapshot(regions, outs),
+            Device::Cuda(cuda) => cuda.end_copy(),
         }
     }
 

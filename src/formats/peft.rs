@@ -5,20 +5,24 @@
 
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
 use super::torch_file::TorchFile;
-use super::{atomic_file, json};
+use super::{json, publish};
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::files;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The file that says what an adapter is.
 pub const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file with the tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
+/// Largest adapter that is read: about 2 billion parameters in f32, which stay in memory.
+pub const MAX_WEIGHT_BYTES: u64 = 8 << 30;
 /// Largest `adapter_config.json` that is read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Stands for every linear layer of the blocks.
 pub const ALL_LINEAR: &str = "all-linear";
@@ -77,16 +81,31 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     let config = read_config(&folder.join(CONFIG))?;
     let safe = folder.join(WEIGHTS);
     let pickled = folder.join(PICKLED);
-    if !safe.exists() && pickled.exists() {
+    if !files::exists(&safe)? && files::exists(&pickled)? {
         return Ok(Adapter { tensors: read_pickled(pickled, config.one_rank())?, config });
     }
     let tensors = read_safetensors(safe, config.one_rank())?;
     Ok(Adapter { config, tensors })
 }
 
+/// Reads the two files of an adapter folder, whose name is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Adapter> {
+    let path = folder.join(CONFIG);
+    let config = config_of(&path, json::object_of(&path, config)?)?;
+    let tensors = parse_safetensors(folder.join(WEIGHTS), weights, config.one_rank())?;
+    Ok(Adapter { config, tensors })
+}
+
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
-    let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
+    let bytes = files::read(&path, MAX_WEIGHT_BYTES)?;
+    parse_safetensors(path, &bytes, rank)
+}
+
+fn parse_safetensors(path: PathBuf, bytes: &[u8], rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
+    let header = safetensors::parse_header(&path, bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
     if let Some((name, dtype)) = header.others.first_key_value() {
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
@@ -110,19 +129,25 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
-/// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
+/// Writes the files into the folder `folder`, each whole, the config last.
 ///
 /// # Errors
 /// I/O errors, naming the path.
 pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+    let files = encode(adapter);
+    files.iter().try_for_each(|(name, bytes)| publish::replace_file(&folder.join(name), bytes))
+}
+
+/// The folder's files: names and bytes, which are a function of the adapter alone.
+#[must_use]
+pub fn encode(adapter: &Adapter) -> [(&'static str, Vec<u8>); 2] {
     let tensors: Vec<F32Tensor<'_>> = adapter
         .tensors
         .iter()
         .map(|t| F32Tensor { name: &t.name, shape: &t.shape, values: &t.values })
         .collect();
-    atomic_file::write(&folder.join(WEIGHTS), &safetensors::encode_f32(&tensors))?;
-    atomic_file::write(&folder.join(CONFIG), config_text(&adapter.config).as_bytes())
+    [(WEIGHTS, safetensors::encode_f32(&tensors)), (CONFIG, config_text(&adapter.config).into_bytes())]
 }
 
 // ---- tensors ----------------------------------------------------------------------------------------------
@@ -279,7 +304,11 @@ struct ConfigReader<'a> {
 }
 
 fn read_config(path: &Path) -> Result<AdapterConfig> {
-    let reader = ConfigReader { path, keys: json::read_object(path, MAX_CONFIG_BYTES)? };
+    config_of(path, json::read_object(path, MAX_CONFIG_BYTES)?)
+}
+
+fn config_of(path: &Path, keys: json::Object) -> Result<AdapterConfig> {
+    let reader = ConfigReader { path, keys };
     reader.refuse_unsupported()?;
     reader.config()
 }

@@ -1,10 +1,12 @@
 //! Memory-mapped weights of a model folder: a single `model.safetensors` or the shards of its index.
 
+use super::digest_cache::DigestCache;
+use super::json;
+use super::publish::MadeFrom;
 use super::safetensors::{self, Header, printable};
-use super::{atomic_file, json};
 use crate::element::Element;
 use crate::error::{Error, Kind, Result};
-use crate::sys;
+use crate::{files, sys};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
@@ -16,7 +18,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Largest index that is read; that of the largest Qwen is below 200 kB.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 8 << 20;
 
 /// Bytes one thread looks at before it takes the next part; a multiple of every element size.
 const PART: usize = 1 << 20;
@@ -59,6 +61,14 @@ impl Stamp {
     }
 }
 
+impl MadeFrom for WeightMap {
+    /// Whether every mapped file still has the size and mtime it was mapped with: [`Kind::Io`] names the one that was
+    /// edited in place or replaced by another.
+    fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
+    }
+}
+
 /// One mapped file. Derefs to its bytes through `AsRef`.
 pub struct MappedFile {
     // Dropped before the map, in this order: see `sys::Watch`.
@@ -84,11 +94,8 @@ impl std::fmt::Debug for MappedFile {
 impl MappedFile {
     /// Checks the header against the file's size and then maps it.
     fn open(path: &Path) -> Result<(Self, Header)> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let file = files::open(path)?;
         let found = file.metadata().map_err(|e| Error::reading(path, e))?;
-        if !found.is_file() {
-            return Err(Error::input(format!("{}: not a regular file", path.display())));
-        }
         let header = read_header(path, &file, found.len())?;
         // SAFETY: the map is read-only and lives as long as `file` is open. Another process may still write to
         // the file: `check_unchanged` finds edits, and `sys::watch_mapping` ends the process when it shrinks.
@@ -112,7 +119,7 @@ impl MappedFile {
         let edited = !self.stamp.same_content(&Stamp::of(&open));
         // A file that is gone by now is still mapped, and may be put back before a resume needs it.
         let replaced =
-            std::fs::metadata(&self.path).is_ok_and(|found| !self.stamp.same_content(&Stamp::of(&found)));
+            files::look(&self.path)?.is_some_and(|found| !self.stamp.same_content(&Stamp::of(&found)));
         if edited || replaced {
             let how = if edited { "was edited in place" } else { "was replaced" };
             return Err(Error::new(Kind::Io, format!("{} {how} while it was in use", self.path.display()))
@@ -180,14 +187,20 @@ pub struct WeightMap {
 }
 
 impl WeightMap {
+    /// No files, for weights that come from elsewhere.
+    #[must_use]
+    pub fn empty() -> Self {
+        WeightMap { files: Vec::new(), tensors: BTreeMap::new() }
+    }
+
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
     ///
     /// # Errors
     /// Names the file or tensor; `.bin`-only folders are refused with the command that converts them.
     pub fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        match (single.exists(), index.exists()) {
-            (_, true) => Self::open_shards(folder, &index, single.exists()),
+        match (files::exists(&single)?, files::exists(&index)?) {
+            (single, true) => Self::open_shards(folder, &index, single),
             (true, false) => Self::open_files(folder, &BTreeSet::from([SINGLE.to_owned()]), None),
             (false, false) => Err(no_weights(folder)),
         }
@@ -215,7 +228,7 @@ impl WeightMap {
         let mut map = WeightMap { files: Vec::new(), tensors: BTreeMap::new() };
         for name in names {
             let path = folder.join(name);
-            if let (false, Some((index, _))) = (path.exists(), index) {
+            if let (false, Some((index, _))) = (files::exists(&path)?, index) {
                 return Err(Error::input(format!(
                     "{}: missing, {} names it",
                     path.display(),
@@ -304,21 +317,24 @@ impl WeightMap {
         self.files.iter().map(|f| f.stamp.size).sum()
     }
 
-    /// BLAKE3 of every file, by file name, hex; cached by (device, inode, size, mtime, ctime) under `cache`.
-    /// `progress` gets bytes done and bytes in all.
+    /// BLAKE3 of every file, by file name, hex; where there is a `cache`, one that is kept there under the file's device,
+    /// inode, size, mtime and ctime. `progress` gets bytes done and bytes in all.
+    ///
+    /// Not seen by a cached digest: a change that leaves those five as they are, such as one made through a memory map
+    /// whose pages had been written to before, or on a disk that was taken out.
     ///
     /// # Errors
     /// [`Kind::Io`] naming a file that changed while it was read.
     pub fn digests(
         &self,
-        cache: Option<&Path>,
+        cache: Option<&DigestCache>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<BTreeMap<String, String>> {
         let (total, mut done) = (self.file_bytes(), 0);
         let mut digests = BTreeMap::new();
         for file in &self.files {
-            let cached = cache.map(|folder| folder.join("digests").join(file.stamp.key()));
-            let known = cached.as_deref().and_then(read_digest);
+            let key = file.stamp.key();
+            let known = cache.and_then(|cache| cache.get(&key));
             let digest = match known {
                 Some(digest) => {
                     done += file.stamp.size;
@@ -331,8 +347,8 @@ impl WeightMap {
                         progress(done, total);
                     });
                     file.check_unchanged()?;
-                    if let Some(path) = cached {
-                        remember_digest(&path, &digest);
+                    if let Some(cache) = cache {
+                        cache.keep(&key, &digest);
                     }
                     digest
                 }
@@ -341,14 +357,6 @@ impl WeightMap {
             digests.insert(name, digest);
         }
         Ok(digests)
-    }
-
-    /// Whether every mapped file still has the size and mtime it was mapped with.
-    ///
-    /// # Errors
-    /// [`Kind::Io`] naming the file that was edited in place or replaced by another.
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Counts non-finite elements of a tensor.
@@ -431,18 +439,4 @@ fn no_weights(folder: &Path) -> Error {
     }
     Error::input(format!("{shown}: neither {SINGLE} nor {INDEX} is there"))
         .hint("--model-name-or-path takes a downloaded model folder")
-}
-
-fn read_digest(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let digest = text.strip_suffix('\n')?;
-    (digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
-        .then(|| digest.to_owned())
-}
-
-/// A cache that cannot be written costs the next start some seconds, nothing else.
-fn remember_digest(path: &Path, digest: &str) {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let _ =
-        std::fs::create_dir_all(folder).map(|()| atomic_file::write(path, format!("{digest}\n").as_bytes()));
 }

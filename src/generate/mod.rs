@@ -12,7 +12,9 @@ pub use sampling::Sampling;
 use crate::config::{DeviceChoice, Settings};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::json;
+use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::train::devices::{Chosen, Devices};
@@ -52,9 +54,15 @@ impl Model {
     }
 }
 
+impl MadeFrom for Model {
+    fn check_unchanged(&self) -> Result<()> {
+        self.weights.map.check_unchanged()
+    }
+}
+
 /// `eos_token_id` of a generation config: one id, several, or none.
 fn configured_ends(path: &Path) -> Result<Vec<u32>> {
-    if !path.exists() {
+    if !files::exists(path)? {
         return Ok(Vec::new());
     }
     let keys = json::read_object(path, MAX_CONFIG_BYTES)?;

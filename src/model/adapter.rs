@@ -4,6 +4,7 @@ use super::lora::{AdapterSpec, Layout};
 use super::spec::Spec;
 use crate::config::Targets;
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::formats::peft;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -87,7 +88,8 @@ fn unfit(folder: &Path, error: Error) -> Error {
 /// A run's folder given in place of its adapter's.
 fn run_hint(folder: &Path, error: Error) -> Error {
     let inner = folder.join("adapter");
-    if inner.join("adapter_config.json").exists() {
+    // Only a remedy: where it cannot be looked, it is not offered.
+    if files::exists(&inner.join(peft::CONFIG)).unwrap_or(false) {
         return error.hint(format!("the adapter of this run is {}", inner.display()));
     }
     error

@@ -13,6 +13,8 @@ use crate::device::{Planner, Purpose, Region, Storage};
 pub(super) enum Passes {
     /// Forward and backward over micro-batches of so many tokens, with layers before `first` never passed backward.
     Training { tokens: usize, recompute: Recompute, first: usize },
+    /// Forward over micro-batches of so many tokens: losses alone.
+    Evaluation { tokens: usize },
     /// Forward over prompts of `rows` tokens together; then one token of each of `slots` sequences at a time.
     Decoding { rows: usize, slots: usize, capacity: usize },
 }
@@ -118,7 +120,7 @@ impl<'a> Buffers<'a> {
     /// Token rows.
     pub fn rows(&self) -> usize {
         match self.passes {
-            Passes::Training { tokens, .. } => tokens,
+            Passes::Training { tokens, .. } | Passes::Evaluation { tokens } => tokens,
             Passes::Decoding { rows, .. } => rows,
         }
     }

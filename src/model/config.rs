@@ -7,7 +7,7 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Largest `config.json` that is read.
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// Largest sizes that are read: what is beyond them is damage or an attack.
 pub mod most {
@@ -32,6 +32,11 @@ impl Config {
         let path = folder.join("config.json");
         let keys = json::read_object(&path, MAX_BYTES)?;
         Ok(Config { path, keys })
+    }
+
+    /// Keys that stand in no file; `name` takes a path's place in messages.
+    pub fn given(name: &str, keys: Object) -> Self {
+        Config { path: PathBuf::from(name), keys }
     }
 
     pub fn fault(&self, what: impl std::fmt::Display) -> Error {

@@ -11,7 +11,8 @@ use super::spec::Spec;
 use super::weights::Weights;
 use crate::device::Matrix;
 use crate::error::{Error, Result};
-use crate::formats::new_folder::{NewFolder, Sink, check_free};
+use crate::files;
+use crate::formats::publish::{FolderDraft, Sink, check_free};
 use crate::formats::weight_map::{MappedFile, Tensor, WeightMap};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
@@ -47,11 +48,11 @@ pub fn merge(
 ) -> Result<Merged> {
     check_free(out)?;
     let weights = Weights::open(folder, spec)?;
-    let target = NewFolder::create(out)?;
+    let target = FolderDraft::beside(out)?;
     let map = &weights.map;
     for name in carried(folder)? {
         let from = folder.join(&name);
-        let bytes = std::fs::read(&from).map_err(|e| Error::reading(&from, e))?;
+        let bytes = files::read(&from, MAX_CARRIED)?;
         target.file(&name, |sink| sink.write(&bytes))?;
     }
     let mut progress = Progress { observer, done: 0, total: map.file_bytes() };
@@ -60,8 +61,7 @@ pub fn merge(
         let parts = adapted(map, adapter, file)?;
         target.file(&name, |sink| write_shard(sink, file, &parts, adapter, &mut progress))?;
     }
-    map.check_unchanged()?;
-    target.publish()?;
+    target.publish(map)?;
     let matrices = adapter.layout.slots.len();
     Ok(Merged { matrices, shards: map.files().len(), bytes: map.file_bytes() })
 }
@@ -166,14 +166,12 @@ fn carried(folder: &Path) -> Result<Vec<String>> {
         let entry = entry.map_err(fault)?;
         let Some(name) = belongs(entry.file_name()) else { continue };
         let path = folder.join(&name);
-        let found = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?;
-        if found.is_file() && found.len() > MAX_CARRIED {
+        let Some(found) = files::look(&path)?.filter(|found| found.is_file()) else { continue };
+        if found.len() > MAX_CARRIED {
             return Err(Error::input(format!("{}: larger than a model's small files are", path.display()))
                 .hint("move it out of the model folder"));
         }
-        if found.is_file() {
-            names.push(name);
-        }
+        names.push(name);
     }
     names.sort();
     Ok(names)

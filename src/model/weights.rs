@@ -5,8 +5,11 @@ use crate::device::Matrix;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::formats::weight_map::{Tensor, WeightMap};
+use crate::philox::{Stream, uniform};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// A linear layer's frozen part.
 pub struct LinearWeights {
@@ -32,6 +35,24 @@ pub struct Weights {
     pub bytes: u64,
 }
 
+/// Where weights come from.
+trait Source {
+    /// The matrix of that name, [rows, cols].
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix>;
+
+    /// A small tensor's values.
+    fn small(&mut self, spec: &TensorSpec) -> Result<Vec<f32>>;
+
+    fn linear(&mut self, spec: &LinearSpec) -> Result<LinearWeights> {
+        let [output, input] = spec.shape;
+        let weight = self.matrix(&format!("{}.weight", spec.module), output, input)?;
+        let name = format!("{}.bias", spec.module);
+        let bias = spec.bias.then(|| self.small(&TensorSpec { name, shape: vec![output] })).transpose()?;
+        Ok(LinearWeights { weight, bias })
+    }
+}
+
+/// The files of a model folder, each tensor checked as it is asked for.
 struct Loader {
     map: WeightMap,
     bytes: u64,
@@ -54,7 +75,9 @@ impl Loader {
         self.bytes += (shape.iter().product::<usize>() * tensor.element.bytes()) as u64;
         Ok(tensor)
     }
+}
 
+impl Source for Loader {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
         let t = self.tensor(name, &[rows, cols])?;
         Ok(Matrix::new(t.file, t.offset, t.element, rows, cols))
@@ -67,13 +90,44 @@ impl Loader {
         Matrix::new(t.file, t.offset, t.element, 1, len).read_row(0, &mut values);
         Ok(values)
     }
+}
 
-    fn linear(&mut self, spec: &LinearSpec) -> Result<LinearWeights> {
-        let [output, input] = spec.shape;
-        let weight = self.matrix(&format!("{}.weight", spec.module), output, input)?;
-        let name = format!("{}.bias", spec.module);
-        let bias = spec.bias.then(|| self.small(&TensorSpec { name, shape: vec![output] })).transpose()?;
-        Ok(LinearWeights { weight, bias })
+/// Values that no file holds, for benchmarks: matrices keep about the size of what they are multiplied with, norms are about
+/// one. A tensor's numbers depend on its name and the seed alone.
+struct Random {
+    seed: u64,
+    bytes: u64,
+}
+
+impl Random {
+    /// `len` values in bf16 between `centre` ± `spread`.
+    fn values(&mut self, name: &str, len: usize, centre: f32, spread: f32) -> Vec<u8> {
+        let digest = blake3::hash(name.as_bytes());
+        let seed = self.seed ^ u64::from_le_bytes(*digest.as_bytes().first_chunk().expect("32 bytes"));
+        let mut bytes = vec![0; 2 * len];
+        bytes.par_chunks_mut(1 << 16).enumerate().for_each(|(chunk, bytes)| {
+            for (i, pair) in bytes.chunks_exact_mut(2).enumerate() {
+                let draw = uniform(seed, Stream::Benchmark, (chunk << 15 | i) as u64) as f32;
+                let value = centre + (2.0 * draw - 1.0) * spread;
+                pair.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            }
+        });
+        self.bytes += bytes.len() as u64;
+        bytes
+    }
+}
+
+impl Source for Random {
+    fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        let bytes = self.values(name, rows * cols, 0.0, (3.0 / cols as f32).sqrt());
+        Ok(Matrix::new(Arc::new(bytes), 0, Element::Bf16, rows, cols))
+    }
+
+    fn small(&mut self, spec: &TensorSpec) -> Result<Vec<f32>> {
+        let centre = if spec.name.ends_with(".bias") { 0.0 } else { 1.0 };
+        let bytes = self.values(&spec.name, spec.shape.iter().product(), centre, 0.1);
+        let value = |b: &[u8]| half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
+        Ok(bytes.chunks_exact(2).map(value).collect())
     }
 }
 
@@ -98,13 +152,28 @@ impl Weights {
     /// Names the file or tensor.
     pub fn open(folder: &Path, spec: &Spec) -> Result<Self> {
         let mut loader = Loader { map: WeightMap::open(folder)?, bytes: 0 };
+        check_stored_head(spec, &loader.map)?;
+        let gathered = Self::gather(spec, &mut loader)?;
+        Ok(Weights { map: loader.map, bytes: loader.bytes, ..gathered })
+    }
+
+    /// Random bf16 weights of the model's shapes, in memory.
+    ///
+    /// # Errors
+    /// None; as [`Weights::open`] for one signature.
+    pub fn random(spec: &Spec, seed: u64) -> Result<Self> {
+        let mut random = Random { seed, bytes: 0 };
+        let gathered = Self::gather(spec, &mut random)?;
+        Ok(Weights { bytes: random.bytes, ..gathered })
+    }
+
+    fn gather(spec: &Spec, loader: &mut dyn Source) -> Result<Self> {
         let embedding = loader.matrix(&spec.embedding, spec.vocab, spec.hidden)?;
         let head = if spec.tied {
             embedding.clone()
         } else {
             loader.matrix(spec.head(), spec.vocab, spec.hidden)?
         };
-        check_stored_head(spec, &loader.map)?;
         let mut small = BTreeMap::new();
         let mut linears = BTreeMap::new();
         small.insert(spec.norm.weight.name.clone(), loader.small(&spec.norm.weight)?);
@@ -116,7 +185,7 @@ impl Weights {
                 linears.insert(linear.module.clone(), loader.linear(linear)?);
             }
         }
-        Ok(Weights { map: loader.map, embedding, head, linears, small, bytes: loader.bytes })
+        Ok(Weights { map: WeightMap::empty(), embedding, head, linears, small, bytes: 0 })
     }
 
     /// The linear layer of that module.

@@ -713,12 +713,19 @@ fn optimizer(settings: &Settings, len: usize, rows: &mut Vec<Row>) -> Result<()>
     let (grads, gradient) = b.random(Storage::F32, len, 0.01);
     let [m, v] = [(); 2].map(|()| b.given(Storage::F32, vec![0.0; len]));
     let scratch = reduce::plan(&mut b.planner, len);
+    let sums = std::cell::RefCell::new(reduce::Sums::plan(&mut b.planner, 2, len));
     let square = std::cell::Cell::new(0.0);
+    let both = std::cell::RefCell::new(Vec::new());
     let got = b.run(&[params, m, v], &|dev| {
         for step in 1..=3 {
             adamw::step(dev, &AdamW { step, ..ADAMW }, params, grads, m, v);
         }
         square.set(reduce::sum_of_squares(dev, grads, scratch)?);
+        let mut sums = sums.borrow_mut();
+        sums.clear();
+        sums.add(dev, grads);
+        sums.add(dev, grads.slice(0, len.div_ceil(2)));
+        both.replace(sums.read(dev)?);
         Ok(())
     })?;
     let (mut w, mut m, mut v) = (values, vec![0.0; len], vec![0.0; len]);
@@ -734,5 +741,11 @@ fn optimizer(settings: &Settings, len: usize, rows: &mut Vec<Row>) -> Result<()>
         (square.get() - want).abs() / want,
         1e-12,
     ));
+    let part =
+        |len: usize| gradient[..len].iter().fold((0.0, 0.0), |(sum, size), g| (sum + g, size + g.abs()));
+    for (got, len) in both.take().into_iter().zip([len, len.div_ceil(2)]) {
+        let (want, size) = part(len);
+        rows.push(Row::compared("reduce", format!("sum of {len}"), (got - want).abs() / size, 1e-12));
+    }
     Ok(())
 }

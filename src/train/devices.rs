@@ -173,6 +173,16 @@ impl Chosen {
         }
     }
 
+    /// Version of the driver it is reached by.
+    #[must_use]
+    pub fn driver(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Some(driver.facts().driver.clone()),
+            _ => None,
+        }
+    }
+
     /// One line on the device.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -200,7 +210,9 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Cuda::new(driver, plan, crate::ops::KERNELS)?)),
+            Chosen::Cuda(Some(driver)) => {
+                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, crate::ops::KERNELS)?)))
+            }
         }
     }
 }

@@ -129,16 +129,20 @@ impl Schedule {
         Ok(Schedule { base: settings.learning_rate, shape: a.finish(shape)? })
     }
 
-    /// Learning rate of the step after `done` steps in a run of these lengths: each has a piece of schedule, from
-    /// its first step to its own horizon.
+    /// Learning rate of the step after `done` steps in a run of these lengths: that of one schedule over the length
+    /// that counts for the step, as Hugging Face's Trainer has it after a run was made longer.
     #[must_use]
     pub fn learning_rate(&self, done: u64, lengths: &[Length]) -> f64 {
         let Some(length) = lengths.iter().rev().find(|l| l.from_step <= done).or(lengths.first()) else {
             return self.base;
         };
-        let step = done.saturating_sub(length.from_step) as f64;
-        let total = length.total_steps.saturating_sub(length.from_step) as f64;
-        self.base * self.factor(step, length.warmup_steps as f64, total)
+        self.base * self.factor(done as f64, length.warmup_steps as f64, length.total_steps as f64)
+    }
+
+    /// Whether it begins with a warm-up, where one is asked for.
+    #[must_use]
+    pub fn has_warmup(&self) -> bool {
+        self.shape != Shape::Constant
     }
 
     fn factor(&self, step: f64, warmup: f64, total: f64) -> f64 {

@@ -127,9 +127,8 @@ pub fn train_until(settings: &Settings, stop: impl Fn(&Event) -> bool) -> Result
             asker.request_stop();
         }
     };
-    let request =
-        Request { settings: settings.clone(), command_line: vec!["test".into()], ..Request::default() };
-    train::run(request, &control, &mut observer)
+    let request = Request { command_line: vec!["test".into()], ..Request::new(settings) };
+    train::train(request, &control, &mut observer)
 }
 
 /// What must not depend on how often a run was interrupted: adapter, newest checkpoint, metrics without clock.

@@ -3,6 +3,7 @@
 //! and asynchronous copies.
 
 mod bindings;
+mod copies;
 pub mod driver;
 pub mod library;
 mod products;

@@ -92,8 +92,8 @@ fn generation_follows_the_cpu_device() {
 }
 
 fn run_on(devices: Devices, settings: Config) -> Result<Summary> {
-    let request = Request { settings, rows: None, command_line: vec!["test".into()], must_resume: false };
-    train::run_on(devices, request, &Control::default(), &mut |_: &Event| {})
+    let request = Request { devices, command_line: vec!["test".into()], ..Request::new(&settings) };
+    train::train(request, &Control::default(), &mut |_: &Event| {})
 }
 
 /// The snapshot of a step is copied while the next one is computed, and the optimizer waits for it: on this device copies
@@ -133,8 +133,9 @@ fn a_run_that_saves_every_step_ends_as_one_that_saves_once() {
             asker.request_stop();
         }
     };
-    let request = Request { settings: stopped, command_line: vec!["test".into()], ..Request::default() };
-    let error = train::run_on(devices::<2>(), request, &control, &mut observer).unwrap_err();
+    let command_line = vec!["test".into()];
+    let request = Request { devices: devices::<2>(), command_line, ..Request::new(&stopped) };
+    let error = train::train(request, &control, &mut observer).unwrap_err();
     assert_eq!(error.kind, Kind::Stopped, "{error}");
     let step = |run: &Path| std::fs::read(run.join("checkpoints/step-00000004.qckpt")).unwrap();
     assert!(step(&runs[0].1) == step(&folder.join("stopped")), "the checkpoint of step 4");

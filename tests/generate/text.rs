@@ -236,6 +236,50 @@ fn what_belongs_to_another_job_or_is_there_is_not_touched() {
     assert_eq!(job.read("again.jsonl"), job.read("out.jsonl"));
 }
 
+/// A model that is edited while it answers ends the job; what was answered before is kept, and the job goes on with the
+/// model it began with.
+#[test]
+fn a_model_that_is_edited_meanwhile_ends_the_job() {
+    let mut job = new_job();
+    let folder = job.folder.join("model");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(quickstart()).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
+    }
+    job.model = Model::open(&folder, None).unwrap();
+    job.run("whole.jsonl", &|| false).unwrap();
+    let weights = folder.join("model.safetensors");
+    let edit = || {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+        let end = file.metadata().unwrap().len() - 1;
+        file.write_all_at(&[1], end).unwrap();
+        // Another time stamp, whatever the file system's resolution.
+        file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+    };
+    let whole = std::fs::read(&weights).unwrap();
+    let left = Cell::new(60);
+    let edited_meanwhile = || {
+        if left.replace(left.get() - 1) == 0 {
+            edit();
+        }
+        false
+    };
+    let error = job.run("edited.jsonl", &edited_meanwhile).unwrap_err();
+    assert_eq!(error.kind, Kind::Io, "{error}");
+    assert!(
+        error.to_string().contains("model.safetensors")
+            && error.to_string().contains("run the command again")
+    );
+    assert!(!job.folder.join("edited.jsonl").exists());
+    let kept = job.read("edited.jsonl.partial").lines().count() - 1;
+    std::fs::write(&weights, whole).unwrap();
+    job.model = Model::open(&folder, None).unwrap();
+    let done = job.run("edited.jsonl", &|| false).unwrap();
+    assert_eq!((done.continued, job.read("edited.jsonl")), (kept, job.read("whole.jsonl")));
+}
+
 // ---- the program ------------------------------------------------------------------------------------------
 
 fn program(words: &[&str], input: &str) -> Output {

@@ -17,7 +17,8 @@ pub use matmul::Engine;
 
 use super::{Capabilities, Planner, Region};
 use crate::element::Element;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::sys;
 use buffer::Buffer;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
@@ -33,6 +34,8 @@ pub enum Rounding {
 pub struct Cpu {
     arena: Buffer,
     packed: Buffer,
+    /// Copied regions that were not asked for yet.
+    copied: Option<[Vec<f32>; 3]>,
     pool: rayon::ThreadPool,
     /// Rounding of stored activations.
     pub rounding: Rounding,
@@ -58,13 +61,11 @@ impl Cpu {
     /// # Errors
     /// When the pool or the memory cannot be had.
     pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
-        let pool = rayon::ThreadPoolBuilder::new()
-            .num_threads(threads.unwrap_or(0))
-            .build()
-            .map_err(|e| Error::device(format!("cannot start threads: {e}")).caused_by(e))?;
+        let pool = sys::pool(threads)?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),
+            copied: None,
             pool,
             rounding: Rounding::None,
             isa: Isa::best(),
@@ -125,6 +126,20 @@ impl Cpu {
             shared.collect(),
             exclusive.collect(),
         )
+    }
+
+    /// Copies `regions` into the memory of `into`, whose content is lost.
+    pub(super) fn begin_copy(&mut self, regions: [Region; 3], mut into: [Vec<f32>; 3]) {
+        assert!(self.copied.is_none(), "one copy at a time");
+        for (region, out) in regions.into_iter().zip(&mut into) {
+            out.clear();
+            out.extend_from_slice(self.read(region));
+        }
+        self.copied = Some(into);
+    }
+
+    pub(super) fn end_copy(&mut self) -> [Vec<f32>; 3] {
+        self.copied.take().expect("a copy that was begun")
     }
 
     /// Rounds stored activations, where that is asked for.

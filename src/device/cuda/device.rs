@@ -47,15 +47,23 @@ struct Staging {
 
 const STAGING_BYTES: usize = 16 << 20;
 
-/// The state that is being copied to the host beside the work of the next step.
-struct Snapshot {
+/// What copies to the host beside other work need; kept from one copy to the next.
+struct Copier {
     stream: Stream,
-    /// The state is complete.
+    /// What is copied is complete.
     ready: Event,
-    /// The copy is complete: the state may change.
+    /// The copy is complete: what was copied may change.
     copied: Event,
     buffer: HostBuffer,
-    under_way: bool,
+    under_way: Option<Copying>,
+}
+
+/// A copy under way.
+struct Copying {
+    regions: [Region; 3],
+    into: [Vec<f32>; 3],
+    /// Work that is queued from now on runs after it.
+    waited_for: bool,
 }
 
 /// A GPU with the planned memory of a run.
@@ -65,7 +73,7 @@ pub struct Cuda {
     bytes: usize,
     stream: Stream,
     staging: Staging,
-    snapshot: Option<Snapshot>,
+    copier: Option<Box<Copier>>,
     functions: BTreeMap<&'static str, Function>,
     known: BTreeMap<Recording, Known>,
     /// Whether work that comes again is recorded; the bits are the same.
@@ -114,7 +122,7 @@ impl Cuda {
             bytes: plan.bytes(),
             stream,
             staging,
-            snapshot: None,
+            copier: None,
             functions,
             known: BTreeMap::new(),
             graphs: true,
@@ -147,6 +155,16 @@ impl Cuda {
         self.place(region).0.0
     }
 
+    /// The address of a region that the next launch writes. While it is being copied to the host, work that is queued from
+    /// now on waits for the copy.
+    ///
+    /// # Panics
+    /// As [`Cuda::address`].
+    pub fn address_to_write(&mut self, region: Region) -> u64 {
+        self.wait_for_copy_of(region);
+        self.address(region)
+    }
+
     /// The address of an optional region; 0 for none.
     #[must_use]
     pub fn address_or_null(&self, region: Option<Region>) -> u64 {
@@ -171,6 +189,7 @@ impl Cuda {
 
     /// Queues setting a region to zero.
     pub fn zero(&mut self, region: Region) {
+        self.wait_for_copy_of(region);
         let (start, bytes) = self.place(region);
         if self.failure.is_none() && bytes > 0 {
             let done = self.driver.fill(self.stream, start, bytes, 0);
@@ -180,6 +199,7 @@ impl Cuda {
 
     /// Queues a copy between regions of the same type and length.
     pub fn copy(&mut self, from: Region, to: Region) {
+        self.wait_for_copy_of(to);
         let ((from, bytes), (to, same)) = (self.place(from), self.place(to));
         assert_eq!(bytes, same, "copy between different lengths");
         if self.failure.is_none() && bytes > 0 {
@@ -229,6 +249,7 @@ impl Cuda {
     /// When the lengths differ.
     pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         assert_eq!(region.len, values.len(), "values for a region of another length");
+        self.wait_for_copy_of(region);
         let (to, bytes) = self.place(region);
         if bytes == 2 * values.len() {
             return self.stage(to, bytes, |first, buffer| {
@@ -306,7 +327,7 @@ impl Cuda {
         Ok(())
     }
 
-    // ---- snapshots -------------------------------------------------------------------------------------------------
+    // ---- copies beside other work ----------------------------------------------------------------------------------
 
     /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on.
     ///
@@ -315,65 +336,81 @@ impl Cuda {
     ///
     /// # Panics
     /// When a copy is under way.
-    pub fn begin_snapshot(&mut self, regions: &[Region]) -> Result<()> {
+    pub fn begin_copy(&mut self, regions: [Region; 3], into: [Vec<f32>; 3]) -> Result<()> {
         self.check()?;
         let bytes = regions.iter().map(|r| self.place(*r).1).sum();
-        let snapshot = match self.snapshot.take() {
-            Some(snapshot) if snapshot.buffer.len >= bytes => snapshot,
-            _ => Snapshot {
+        let mut copier = match self.copier.take() {
+            Some(copier) if copier.buffer.len >= bytes => copier,
+            _ => Box::new(Copier {
                 stream: self.driver.stream()?,
                 ready: self.driver.event()?,
                 copied: self.driver.event()?,
                 buffer: self.driver.host_buffer(bytes)?,
-                under_way: false,
-            },
+                under_way: None,
+            }),
         };
-        assert!(!snapshot.under_way, "one snapshot at a time");
-        self.driver.record(snapshot.ready, self.stream)?;
-        self.driver.wait(snapshot.stream, snapshot.ready)?;
+        assert!(copier.under_way.is_none(), "one copy at a time");
+        self.driver.record(copier.ready, self.stream)?;
+        self.driver.wait(copier.stream, copier.ready)?;
         let mut first = 0;
         for region in regions {
-            let (from, bytes) = self.place(*region);
-            // SAFETY: the buffer is read by `end_snapshot` only, after `copied`.
-            unsafe { self.driver.start_read(snapshot.stream, snapshot.buffer, first, from, bytes)? };
+            let (from, bytes) = self.place(region);
+            // SAFETY: the buffer is read by `end_copy` only, after `copied`.
+            unsafe { self.driver.start_read(copier.stream, copier.buffer, first, from, bytes)? };
             first += bytes;
         }
-        self.driver.record(snapshot.copied, snapshot.stream)?;
-        self.snapshot = Some(Snapshot { under_way: true, ..snapshot });
+        self.driver.record(copier.copied, copier.stream)?;
+        copier.under_way = Some(Copying { regions, into, waited_for: false });
+        self.copier = Some(copier);
         Ok(())
     }
 
-    /// Lets work that is queued from now on wait for the snapshot under way: it may change what is being copied.
-    pub fn wait_for_snapshot(&mut self) {
-        if let Some(copied) = self.snapshot.as_ref().filter(|s| s.under_way).map(|s| s.copied) {
-            let done = self.driver.wait(self.stream, copied);
-            self.keep(done);
+    /// Lets work that is queued from now on wait for the copy under way, if `region` is part of it.
+    fn wait_for_copy_of(&mut self, region: Region) {
+        let Some(copier) = &self.copier else { return };
+        let Some(copying) = copier.under_way.as_ref().filter(|copying| !copying.waited_for) else { return };
+        let ends = |region: Region| {
+            let (first, bytes) = self.place(region);
+            (first.0, first.0 + bytes as u64)
+        };
+        let (first, end) = ends(region);
+        let overlaps = |copied: &Region| {
+            let (copied_first, copied_end) = ends(*copied);
+            copied_first < end && first < copied_end
+        };
+        if !copying.regions.iter().any(overlaps) {
+            return;
+        }
+        let done = self.driver.wait(self.stream, copier.copied);
+        self.keep(done);
+        if let Some(copying) = self.copier.as_mut().and_then(|copier| copier.under_way.as_mut()) {
+            copying.waited_for = true;
         }
     }
 
-    /// Waits for the snapshot and appends its regions to `outs`, in the order they were given.
+    /// Waits for the copy under way and gives its regions, in the order they were given.
     ///
     /// # Errors
     /// When the device failed.
     ///
     /// # Panics
-    /// When none is under way, or the lengths differ.
-    pub fn end_snapshot(&mut self, regions: &[Region], outs: [&mut Vec<f32>; 3]) -> Result<()> {
-        let snapshot = self.snapshot.as_mut().filter(|s| s.under_way).expect("a snapshot under way");
-        snapshot.under_way = false;
-        let waited = self.driver.wait_for(snapshot.copied);
-        let buffer = snapshot.buffer;
+    /// When none is under way.
+    pub fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
+        let copier = self.copier.as_mut().expect("a copy that was begun");
+        let Copying { regions, mut into, .. } = copier.under_way.take().expect("a copy that was begun");
+        let waited = self.driver.wait_for(copier.copied);
+        let buffer = copier.buffer;
         self.keep(waited);
         self.check()?;
         // SAFETY: the copies into it are over, and the driver lives.
         let mut values = unsafe { buffer.bytes() };
-        assert_eq!(regions.len(), outs.len(), "a list for each region");
-        for (region, out) in regions.iter().zip(outs) {
+        for (region, out) in regions.iter().zip(&mut into) {
             let (bytes, rest) = values.split_at(4 * region.len);
+            out.clear();
             out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             values = rest;
         }
-        Ok(())
+        Ok(into)
     }
 
     // ---- recordings ------------------------------------------------------------------------------------------------

@@ -48,10 +48,10 @@ pub(super) fn step(cuda: &mut Cuda, p: &AdamW, params: Region, grads: Region, m:
     let launch = Launch { grid: [params.len.div_ceil(BLOCK) as u32, 1, 1], threads: 256, shared_bytes: 0 };
     let params = AdamWParams {
         count: params.len as u64,
-        params: cuda.address(params),
+        params: cuda.address_to_write(params),
         grads: cuda.address(grads),
-        m: cuda.address(m),
-        v: cuda.address(v),
+        m: cuda.address_to_write(m),
+        v: cuda.address_to_write(v),
         grad_scale: f.grad_scale,
         keep: f.keep,
         first: f.first,
@@ -61,6 +61,5 @@ pub(super) fn step(cuda: &mut Cuda, p: &AdamW, params: Region, grads: Region, m:
         epsilon: f.epsilon,
         size: f.size,
     };
-    cuda.wait_for_snapshot();
     cuda.launch("adamw_step", launch, &params);
 }

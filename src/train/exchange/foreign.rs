@@ -4,6 +4,7 @@
 use super::set;
 use crate::config::{Layer, Settings};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::hf_trainer::{self, Group, Optimizer, Progress, Schedule};
 use crate::formats::peft::{self, ALL_LINEAR, Adapter};
 use crate::model::Layout;
@@ -51,13 +52,13 @@ impl Foreign {
     pub fn read(folder: &Path, fresh: bool) -> Result<Self> {
         let shown = folder.display();
         let progress = hf_trainer::read_progress(&folder.join(hf_trainer::STATE))?;
-        if !folder.join(peft::CONFIG).exists() {
+        if !files::exists(&folder.join(peft::CONFIG))? {
             return Err(Error::input(format!("{shown}: no {}, so no LoRA adapter", peft::CONFIG))
                 .hint("a checkpoint of full fine-tuning cannot be continued with LoRA; use it as --model-name-or-path"));
         }
         let adapter = peft::read(folder)?;
         let [optimizer, scheduler] = [hf_trainer::OPTIMIZER, hf_trainer::SCHEDULER].map(|f| folder.join(f));
-        let optimizer = match (fresh, optimizer.exists(), scheduler.exists()) {
+        let optimizer = match (fresh, files::exists(&optimizer)?, files::exists(&scheduler)?) {
             (true, false, _) => None,
             (true, true, _) => {
                 return Err(Error::usage(format!(
