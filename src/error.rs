@@ -99,6 +99,7 @@ impl Error {
     pub fn reading(path: &Path, source: io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::NotFound
+            | io::ErrorKind::InvalidInput
             | io::ErrorKind::NotADirectory
             | io::ErrorKind::IsADirectory
             | io::ErrorKind::PermissionDenied => Kind::Input,

@@ -43,6 +43,14 @@ pub fn is_folder(path: &Path) -> Result<bool> {
     Ok(look(path)?.is_some_and(|found| found.is_dir()))
 }
 
+/// The bytes of a regular file; `None` where there is none.
+///
+/// # Errors
+/// As [`look`].
+pub fn size(path: &Path) -> Result<Option<u64>> {
+    Ok(look(path)?.filter(Metadata::is_file).map(|found| found.len()))
+}
+
 /// Opens a regular file for reading; links are followed. A pipe or a device is refused at once: it could be waited for
 /// without end, has no size, and cannot be read twice.
 ///

@@ -272,7 +272,6 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("--init_adapter a,b --fold_adapters c", "give one list"),
         ("--resume_lora_training False", "--fold-adapters"),
         ("--init_lora_weights pissa", "convert"),
-        ("--exclude_modules lm_head", "--lora-target-modules"),
         ("--target_parameters x", "--lora-target-modules"),
         ("--fan_in_fan_out true", "--fan-in-fan-out true"),
         ("--bias all", "--bias all cannot be honoured"),
@@ -299,7 +298,7 @@ fn what_cannot_be_honoured_is_refused_by_name() {
         ("--train_on_inputs True", "--train-on all"),
         ("--prompt_template_name alpaca", "say --template"),
         ("--eval_delay 5", "--eval-delay 5"),
-        ("--device cpu --dtype bf16", "dtype bf16"),
+        ("--device cuda --dtype f32", "dtype f32"),
     ] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let error = train_settings(&words).expect_err(line);

@@ -22,6 +22,7 @@ mod golden;
 mod house;
 mod limits;
 mod linear;
+mod llama_factory;
 mod loss;
 mod matmul;
 mod merge;
@@ -33,7 +34,13 @@ mod output;
 mod publish;
 mod report;
 mod resume;
+#[cfg(feature = "text")]
+mod rows;
 mod scratch;
+#[cfg(feature = "text")]
+mod templates;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;
+mod variants;
+mod walks;

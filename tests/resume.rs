@@ -109,6 +109,28 @@ fn recomputation_does_not_change_bits() {
 }
 
 /// The command line of a tiny run.
+/// Names are resolved in the open folder: what took its old path is another run's.
+#[test]
+fn a_folder_that_is_moved_takes_the_run_in_it_along() {
+    let base = settings("moved", false);
+    train(&base).unwrap();
+    let [here, alone] =
+        ["here", "alone"].map(|name| Settings { learning_rate: 1e-3, ..in_folder(&base, name) });
+    train(&alone).unwrap();
+    let run = in_folder(&base, "here");
+    let moved = run.output_dir.with_file_name("there");
+    let meanwhile = |event: &Event| {
+        if is_step(event, 3) {
+            std::fs::rename(&run.output_dir, &moved).unwrap();
+            train(&here).unwrap();
+        }
+        false
+    };
+    train_until(&run, meanwhile).unwrap();
+    assert_same(&results(&base.output_dir).unwrap(), &results(&moved).unwrap(), "the run that was moved");
+    assert_same(&results(&alone.output_dir).unwrap(), &results(&here.output_dir).unwrap(), "the other");
+}
+
 fn command(run: &Settings, verb: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_qwentune"));
     c.args(verb);
@@ -281,6 +303,19 @@ fn a_step_that_does_not_repeat_ends_the_run() {
     let error = train(&resuming(&run)).unwrap_err();
     assert_eq!(error.kind, Kind::Check, "{error}");
     assert!(error.to_string().contains("step 5"), "{error}");
+}
+
+/// The summary is the run's, however many processes it took: its losses are the first and last of the log.
+#[test]
+fn a_summary_is_of_the_whole_run() {
+    let base = settings("summary", false);
+    let whole = train(&base).unwrap();
+    let run = in_folder(&base, "interrupted");
+    train_until(&run, |e| is_step(e, 4)).unwrap_err();
+    let resumed = train(&resuming(&run)).unwrap();
+    assert_eq!((resumed.loss, resumed.eval_loss), (whole.loss, whole.eval_loss));
+    let again = train(&resuming(&run)).unwrap();
+    assert_eq!((again.trained, again.loss), (0, whole.loss), "nothing was trained, the run is the same");
 }
 
 #[test]

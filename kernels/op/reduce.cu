@@ -15,6 +15,7 @@ EXPORT_PARAMS(SumParams, sums, x, count)
 
 constexpr int THREADS = 256;
 constexpr int CHUNK = 16384;
+EXPORT_CONSTANTS(reduce, CHUNK)
 
 struct SumShared {
     double warps[THREADS / 32];

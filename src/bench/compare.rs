@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use serde::Serialize;
 use std::fmt;
 
-/// What a comparison says. A difference is one whose 99 % interval
+/// What a comparison says. A difference is one whose 99.5 % interval
 /// lies wholly beyond the threshold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "UPPERCASE")]

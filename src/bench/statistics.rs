@@ -4,14 +4,14 @@
 use crate::philox::{Stream, uniform};
 
 /// Resamples of a bootstrap.
-const RESAMPLES: usize = 2000;
+const RESAMPLES: usize = 5000;
 
 /// Share of resamples that a shown interval covers.
 const COVERAGE: f64 = 0.95;
 
-/// Share that the interval covers by which two programs are called different: of a hundred comparisons of equal programs
-/// at most one may say so, whatever the noise.
-const SURE: f64 = 0.99;
+/// Share that the interval covers by which two programs are called different: of two hundred comparisons of equal programs
+/// about one may say so, whatever the noise.
+const SURE: f64 = 0.995;
 
 /// The middle value; the mean of the two middle ones of an even number.
 ///
@@ -84,7 +84,7 @@ pub struct Ratio {
     pub value: f64,
     /// Lower and upper end of the 95 % interval.
     pub interval: [f64; 2],
-    /// Those of the 99 % interval.
+    /// Those of the 99.5 % interval.
     pub sure: [f64; 2],
 }
 

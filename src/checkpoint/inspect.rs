@@ -1,5 +1,6 @@
 //! What can be asked about checkpoints without the run's lock; nothing is changed.
 
+use super::decode::Source;
 use super::format::{Fault, Header, Reading, read};
 use super::shelf::step_of;
 use super::state::State;
@@ -40,6 +41,13 @@ pub struct Shown {
 /// [`Kind::Input`] when it is missing, damaged, or of another format; [`Kind::Io`] when reading fails.
 pub fn load(path: &Path) -> Result<State> {
     read_file(path, Reading::Load).map(|(_, state)| state).map_err(|fault| fault.at(path))
+}
+
+/// Whether an error of this module says that a file is damaged, and not that it could not be read.
+#[must_use]
+pub fn is_damage(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Fault>());
+    matches!(source, Some(Fault::Damaged(_)))
 }
 
 /// What is inside `path`; every byte is checked on the way.
@@ -90,12 +98,12 @@ pub fn list(folder: &Path) -> Result<Vec<Listed>> {
 
 fn list_one(path: &Path, named: u64) -> Listed {
     let opened = RealFile::open(path).map_err(Fault::Io);
+    let bytes = opened.as_ref().map_or(0, |file| file.size().unwrap_or(0));
     let header = opened.and_then(|file| super::decode::read_header(&file));
     let header = header.map_err(|fault| match fault {
         Fault::Damaged(what) | Fault::OtherVersion(what) => what,
         Fault::Io(e) => e.to_string(),
     });
-    let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     let misnamed = header.as_ref().is_ok_and(|h| h.step != named);
     Listed { path: path.to_path_buf(), bytes, header, misnamed }
 }

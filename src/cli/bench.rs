@@ -9,14 +9,18 @@ use crate::bench::workload::{self, Options};
 use crate::bench::{against, sampling};
 use crate::config::{self, DeviceChoice};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::publish;
 use crate::report::console::{complain, say, type_out};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Seconds of one result where nothing is said.
 const SECONDS: f64 = 20.0;
+
+/// Largest ledger, and largest program, bytes.
+const MAX_LEDGER: u64 = 256 << 20;
+const MAX_BINARY: u64 = 1 << 30;
 
 /// Smallest difference that counts where nothing is said, percent.
 const THRESHOLD: f64 = 3.0;
@@ -136,11 +140,10 @@ fn unwritten() -> Error {
     Error::new(crate::error::Kind::Io, "standard output could not be written")
 }
 
-/// Appends whole lines; a ledger only ever grows.
+/// Puts lines behind those that a ledger holds; the whole file takes the old one's place.
 fn append(file: &Path, lines: &str) -> Result<()> {
-    let open = std::fs::OpenOptions::new().create(true).append(true).open(file);
-    let written = open.and_then(|mut out| out.write_all(lines.as_bytes()).and_then(|()| out.sync_all()));
-    written.map_err(|e| Error::io("appending to", file, e))
+    let before = if files::exists(file)? { files::read_text(file, MAX_LEDGER)? } else { String::new() };
+    publish::replace_file(file, (before + lines).as_bytes())
 }
 
 fn measure(matches: &ArgMatches, options: &Options, watch: Watch, seconds: f64) -> Result<Report> {
@@ -163,7 +166,7 @@ fn report(
     let commit = option(matches, "commit").map(str::to_owned);
     let commit = commit.or_else(|| environment("GITHUB_SHA")).or_else(|| environment("CI_COMMIT_SHA"));
     let binary = own_binary()?;
-    let bytes = std::fs::read(&binary).map_err(|e| Error::reading(&binary, e))?;
+    let bytes = files::read(&binary, MAX_BINARY)?;
     let facts = workload::device_facts(options)?;
     Ok(Report {
         schema_version: SCHEMA_VERSION,

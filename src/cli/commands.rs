@@ -75,6 +75,8 @@ pub fn program() -> Command {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("For a machine: JSON");
     let run_folder = Arg::new("run").value_name("OUTPUT_DIR").required(true).help("The folder of the run");
     let rows = Arg::new("rows").long("rows").value_name("N").default_value("3").help("How many rows to show");
+    let explain = Arg::new("explain").long("explain").action(ArgAction::SetTrue);
+    let explain = explain.help("Say what was recognised in each row, and why");
     Command::new("qwentune")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Fine-tunes Qwen models with LoRA; an interrupted run continues to the same bytes")
@@ -91,6 +93,7 @@ pub fn program() -> Command {
             settings(command("preview", "Shows how rows are rendered, tokenised, masked"), Shown::All)
                 .arg(config.clone())
                 .arg(json())
+                .arg(explain)
                 .arg(rows),
         )
         .subcommand(tokenize())
@@ -146,6 +149,8 @@ const GENERATING: &[(&str, &str)] = &[
     ("model_name_or_path", "Folder of the model"),
     ("format", ""),
     ("template", ""),
+    ("chat_template", ""),
+    ("thinking", ""),
     ("system_prompt", ""),
     (
         "per_device_eval_batch_size",
@@ -153,6 +158,8 @@ const GENERATING: &[(&str, &str)] = &[
     ),
     ("seed", "Decides what is drawn (default: 42)"),
     ("device", ""),
+    ("dtype", ""),
+    ("cpu_isa", ""),
     ("threads", ""),
     ("quiet", ""),
 ];
@@ -181,15 +188,10 @@ fn generate() -> Command {
         .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
         .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
         .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
-        .arg(
-            valued(
-                "enable_thinking",
-                "true|false",
-                "Qwen3: whether the answer begins with thoughts (default: true)",
-            )
-            .value_parser(["true", "false"])
-            .ignore_case(true),
-        )
+        .arg(number(
+            "repetition_penalty",
+            "Above 1, tokens that are in the text already are less likely (default: the model's)",
+        ))
         .arg(valued(
             "input_file",
             "FILE",
@@ -386,11 +388,14 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Switch => {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
+        Kind::OptionalSwitch => arg.value_name("true|false"),
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
         Kind::Signals => arg.value_name("NAME,NAME"),
         Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),
-        Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
+        Kind::Modules | Kind::OptionalModules => {
+            arg.num_args(1..).action(ArgAction::Append).value_name("NAMES")
+        }
         Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),
         Kind::Count | Kind::OptionalCount => arg.allow_negative_numbers(true).value_name("N"),
         Kind::Number | Kind::OptionalNumber => arg.allow_negative_numbers(true).value_name("X"),
@@ -399,6 +404,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Choice(_) => arg.value_name("NAME"),
         Kind::Device => arg.value_name("DEVICE"),
         Kind::Json => arg.value_name("JSON"),
+        Kind::Pairs(_) => arg.value_name("NAME=KEY,..."),
     }
 }
 

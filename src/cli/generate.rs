@@ -2,9 +2,8 @@
 
 use super::tokenize::standard_input;
 use super::{commands, option, show, signals};
-use crate::config::Layer;
-use crate::config::check::model_folder;
 use crate::config::{self, Settings};
+use crate::config::{Layer, model_folder};
 use crate::data::prompts::Prompter;
 use crate::error::{Error, Kind, Result, printable};
 use crate::formats::publish::MadeFrom;
@@ -25,7 +24,7 @@ enum Task {
 
 /// `qwentune generate`.
 pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let settings = config::resolve(&commands::given(matches, warnings)?)?;
+    let mut settings = config::resolve(&commands::given(matches, warnings)?)?;
     for (name, why) in [("cutoff_len", "prompts are not cut"), ("output_dir", "answers go to --output-file")]
     {
         if option(matches, name).is_some() {
@@ -35,11 +34,14 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     show(warnings);
     let mut options = options(matches, &settings)?;
     Devices::default().check(&settings)?;
-    let thinking = option(matches, "enable_thinking") != Some("false");
-    model_folder(&settings.model)?;
+    settings.model = model_folder::find(&settings.model)?;
     let task = task(matches)?;
     let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
-    let prompter = Prompter::open(&settings, model.spec.vocab, thinking)?;
+    let prompter = Prompter::open(&settings, model.spec.vocab)?;
+    show(&model.defaults.notes);
+    if option(matches, "repetition_penalty").is_none() {
+        options.sampling.repetition_penalty = model.defaults.repetition_penalty;
+    }
     options.ends.extend(&model.ends);
     options.ends.extend(prompter.ends());
     options.ends.sort_unstable();
@@ -85,7 +87,9 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
             "--temperature 0 takes the likeliest token: --top-k and --top-p mean nothing",
         ));
     }
+    let penalty = number("repetition_penalty", |p| (1e-3..=1e3).contains(&p), "a number above 0")?;
     let sampling = Sampling {
+        repetition_penalty: penalty.map_or(1.0, |penalty| penalty as f32),
         temperature: temperature.unwrap_or(if narrowed { 1.0 } else { 0.0 }),
         top_k,
         top_p: top_p.unwrap_or(1.0),
@@ -98,6 +102,8 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
         ends: Vec::new(),
         threads: settings.threads,
         device: settings.device,
+        dtype: settings.dtype,
+        cpu_isa: settings.cpu_isa,
         devices: Devices::default(),
     })
 }

@@ -78,7 +78,7 @@ fn line(row: &Row) -> String {
         None => "",
     };
     let verdict = if row.passed() { "ok" } else { "FAILED" };
-    format!("  {verdict:<7}{:<11}{error:>8} {limit:<9}{bits:<11}{}", row.operation, row.case)
+    format!("  {verdict:<7}{:<17}{error:>8} {limit:<9}{bits:<11}{}", row.operation, row.case)
 }
 
 fn write_report(file: &Path, device: &str, settings: &Settings, rows: &[Row]) -> Result<()> {

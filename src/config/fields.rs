@@ -8,6 +8,8 @@ use serde_json::Value;
 pub enum Kind {
     /// A boolean; the flag alone means true.
     Switch,
+    /// A boolean or nothing (`none`).
+    OptionalSwitch,
     /// A whole number.
     Count,
     /// A whole number or nothing (`none`, or Hugging Face's `-1`).
@@ -26,8 +28,10 @@ pub enum Kind {
     Folders,
     /// One of these names; dashes and underscores are the same.
     Choice(&'static [&'static str]),
-    /// Module names, or `all-linear`.
+    /// Module names, `all-linear`, or a regular expression.
     Modules,
+    /// The same, or nothing.
+    OptionalModules,
     /// Whole numbers separated by commas or spaces, or nothing.
     Counts,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
@@ -36,6 +40,8 @@ pub enum Kind {
     Resume,
     /// A JSON object.
     Json,
+    /// Pairs `NAME=KEY`, separated by commas; the names are these.
+    Pairs(&'static [&'static str]),
     /// Names of signals separated by commas, or nothing.
     Signals,
 }
@@ -216,7 +222,7 @@ const FORMATS: &[&str] =
     &["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"];
 const TEMPLATES: &[&str] =
     &["auto", "qwen", "qwen1.5", "qwen2.5", "qwen3", "qwen3-nothink", "deepke", "none"];
-const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official"];
+const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official", "template"];
 const SCHEDULERS: &[&str] = &[
     "linear",
     "cosine",
@@ -225,14 +231,34 @@ const SCHEDULERS: &[&str] = &[
     "polynomial",
     "cosine_with_restarts",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
+];
+/// The names of columns and tags in LLaMA-Factory's `dataset_info.json`.
+const COLUMNS: &[&str] = &[
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "text",
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "observation_tag",
+    "function_tag",
+    "system_tag",
 ];
 const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
 use Class::{Branch, Free, Length, Recorded, Refused, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths,
-    Resume, Signals, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalModules, OptionalNumber,
+    OptionalSwitch, Pairs, Path, Paths, Resume, Signals, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
@@ -244,13 +270,21 @@ pub static FIELDS: &[Field] = &[
         "Training rows: one JSON Lines or JSON file, or several"),
     field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Free, Group::Data, "",
         "Rows to evaluate on"),
-    field("val_set_size", "val_set_size", &[], Number, Branch, Group::Data, "",
+    field("val_set_size", "val_set_size", &["val_size"], Number, Branch, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
     field("format", "format", &[], Choice(FORMATS), Branch, Group::Data, "",
         "Row format; auto recognises it for each file"),
+    field("columns", "columns", &[], Pairs(COLUMNS), Branch, Group::Data, "none",
+        "What the keys of rows are called, such as prompt=question,response=answer"),
+    field("max_samples", "max_samples", &[], OptionalCount, Branch, Group::Data, "all",
+        "Rows taken from the beginning of each file"),
     field("template", "template", &[], Choice(TEMPLATES), Branch, Group::Data, "",
-        "Chat template; auto follows the model folder's own"),
-    field("system_prompt", "system_prompt", &[], Text, Branch, Group::Data, "the template's",
+        "Chat template; auto runs the model folder's own"),
+    field("chat_template", "chat_template", &["chat_template_path"], Path, Free, Group::Data, "",
+        "A file with a Jinja chat template, in place of the model folder's own"),
+    field("thinking", "thinking", &["enable_thinking"], OptionalSwitch, Branch, Group::Data, "the template's",
+        "Whether the chat template is told to think (`enable_thinking`)"),
+    field("system_prompt", "system_prompt", &["default_system"], Text, Branch, Group::Data, "the template's",
         "System text of rows that have none"),
     field("train_on", "train_on", &[], Choice(TRAIN_ON), Branch, Group::Data, "",
         "Which tokens are scored"),
@@ -310,7 +344,9 @@ pub static FIELDS: &[Field] = &[
         "Scale: the adapter counts alpha / rank times"),
     field("lora_dropout", "lora_dropout", &[], Number, Branch, Group::Lora, "", "Share of adapter inputs dropped"),
     field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Refused, Group::Lora, "",
-        "Adapted layers: all-linear, or names separated by commas or spaces"),
+        "Adapted layers: all-linear, names separated by commas or spaces, or a regular expression of whole names"),
+    field("lora_exclude_modules", "lora_exclude_modules", &["exclude_modules"], OptionalModules, Refused, Group::Lora, "none",
+        "Layers that get no adapter although the targets name them, PEFT's exclude_modules"),
     field("lora_rank_pattern", "lora_rank_pattern", &["rank_pattern"], Json, Refused, Group::Lora, "",
         "Ranks of layers that have their own, PEFT's rank_pattern: a JSON object of patterns that the ends of their names match"),
     field("lora_alpha_pattern", "lora_alpha_pattern", &["alpha_pattern"], Json, Refused, Group::Lora, "",
@@ -338,12 +374,14 @@ pub static FIELDS: &[Field] = &[
         "Evaluate before the first step too"),
     field("load_best_model_at_end", "load_best_model_at_end", &["load_best"], Switch, Recorded, Group::Output, "",
         "The final adapter is that of the best evaluation"),
-    field("early_stopping_patience", "early_stopping_patience", &[], OptionalCount, Recorded, Group::Output, "",
+    field("early_stopping_patience", "early_stopping_patience", &["early_stopping_steps"], OptionalCount, Recorded, Group::Output, "",
         "Stop after this many evaluations without a better one"),
 
     field("device", "device", &[], Kind::Device, Free, Group::Device, "", "auto, cpu, cuda or cuda:N"),
     field("dtype", "dtype", &["torch_dtype", "compute_dtype"], Choice(&["auto", "bf16", "f32"]), Free, Group::Device, "",
-        "Arithmetic; the CPU computes in f32 whatever the weights are"),
+        "Arithmetic of products with the model's weights; CUDA has bf16 alone"),
+    field("cpu_isa", "cpu_isa", &[], Choice(&["auto", "portable", "avx2", "avx512", "avx512bf16"]), Free, Group::Device, "",
+        "Vector instructions of the CPU; the numbers are the same with all of them"),
     field("recompute", "recompute", &[], Choice(&["auto", "none", "mlp", "full"]), Free, Group::Device, "",
         "Activations computed again instead of kept: less memory, more time, the same numbers"),
     field("threads", "threads", &["num_threads"], OptionalCount, Free, Group::Device, "all cores",

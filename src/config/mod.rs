@@ -4,9 +4,13 @@ pub mod check;
 pub mod fields;
 pub mod foreign;
 pub mod identity;
+pub mod llama_factory;
+pub mod model_folder;
 pub mod read;
 pub mod settings;
 pub mod value;
+#[cfg(feature = "yaml")]
+mod yaml;
 
 pub use check::{check, check_inputs, check_values};
 pub use identity::{changed, math_identity, text_of};

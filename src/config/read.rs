@@ -1,7 +1,9 @@
 //! Layers of settings: a configuration file below, flags above.
 
 use super::fields::{self, FIELDS, Field};
-use super::{Settings, foreign, value};
+#[cfg(feature = "yaml")]
+use super::yaml;
+use super::{Settings, foreign, llama_factory, value};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use serde_json::{Map, Value, json};
@@ -84,7 +86,7 @@ impl Layer {
         self.given.extend(above.given.iter().map(|(k, v)| (*k, v.clone())));
     }
 
-    /// Reads a TOML file, a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
+    /// Reads a TOML file, a YAML file (also one of LLaMA-Factory's), a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
     /// that mean nothing here add a line to `warnings`.
     ///
     /// # Errors
@@ -92,9 +94,17 @@ impl Layer {
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
         let text = files::read_text(path, MAX_BYTES)?;
         let is_json = text.trim_start().starts_with('{');
-        let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
+        let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let map = match (is_json, is_yaml) {
+            (true, _) => parse_json(path, &text)?,
+            (_, true) => parse_yaml(path, &text)?,
+            _ => parse_toml(path, &text)?,
+        };
         let map = match map.get("settings") {
             Some(Value::Object(inner)) if is_json => inner.clone(),
+            _ if llama_factory::is_one(&map) => {
+                llama_factory::translate(map, warnings).map_err(|e| e.at(path.display()))?
+            }
             _ => map,
         };
         let mut layer = Layer::default();
@@ -128,7 +138,7 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     Ok(settings)
 }
 
-/// Fills in the defaults. What contradicts another setting is left to [`super::check`].
+/// Fills in the defaults. What contradicts another setting is left to [`super::check()`].
 ///
 /// # Errors
 /// Usage, naming a setting whose value does not have its type.
@@ -185,6 +195,21 @@ fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
         Ok(Value::Object(map)) => Ok(map),
         _ => Err(Error::usage(format!("{}: not a table of settings", path.display()))),
     }
+}
+
+#[cfg(not(feature = "yaml"))]
+fn parse_yaml(path: &Path, _: &str) -> Result<Map<String, Value>> {
+    Err(Error::usage(format!("{}: this build reads no YAML", path.display()))
+        .hint("build with the feature `yaml`, or write it as TOML or JSON"))
+}
+
+#[cfg(feature = "yaml")]
+fn parse_yaml(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    let at = |(line, what)| Error::usage(format!("{}:{line}: {what}", path.display()));
+    let mut map = yaml::parse(text).map_err(at)?;
+    // A key without a value is one that is not given.
+    map.retain(|_, value| !value.is_null());
+    Ok(map)
 }
 
 fn unknown_key(place: &str, key: &str, value: &Value) -> Error {

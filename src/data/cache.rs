@@ -51,7 +51,9 @@ pub(super) struct Report {
     pub(super) truncated: u64,
     /// Rows left out because none of their tokens is scored.
     pub(super) unscored: u64,
-    /// Rows left out because they are wrong, as `--skip-bad-rows` allowed; the first of them, `line: fault`.
+    /// Answers that are not the last and whose thoughts the chat template leaves out.
+    pub(super) thoughts_left_out: u64,
+    /// Rows left out because they are wrong, as `--skip-bad-rows` allowed; the first of them, place and fault.
     pub(super) bad: u64,
     pub(super) bad_rows: Vec<String>,
     /// Digest of the rows.

@@ -6,6 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::formats::lfs;
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -82,6 +83,9 @@ pub(super) fn read(folder: &Path) -> Result<(Vocabulary, bool)> {
     }
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
     let bytes = files::read(&path, MAX_FILE)?;
+    if lfs::is_pointer(&bytes) {
+        return Err(lfs::pointer(&path));
+    }
     let made = if is_tiktoken { from_tiktoken(&bytes) } else { from_json(&bytes) };
     let vocabulary = made.map_err(wrong)?;
     vocabulary.check().map_err(wrong)?;

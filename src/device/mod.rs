@@ -165,7 +165,8 @@ impl Device {
 
     /// Does `work`. A GPU records its launches the second time it is asked for the same, and from then on repeats them
     /// as one CUDA graph: the same launches, so the same bits. What differs between two times must be in device memory.
-    pub fn repeat(&mut self, recording: Recording, work: impl FnOnce(&mut Device)) {
+    /// Where no graph can be made, `work` is called again, as nothing was done while it was recorded.
+    pub fn repeat(&mut self, recording: Recording, mut work: impl FnMut(&mut Device)) {
         match self {
             Device::Cpu(_) => {
                 drop(recording);
@@ -177,8 +178,12 @@ impl Device {
                 cuda::Recorded::Replayed => {}
                 cuda::Recorded::Begun(recording) => {
                     work(self);
-                    if let Device::Cuda(cuda) = self {
-                        cuda.end_recording(recording);
+                    let done = match self {
+                        Device::Cuda(cuda) => cuda.end_recording(recording),
+                        Device::Cpu(_) => true,
+                    };
+                    if !done {
+                        work(self);
                     }
                 }
             },

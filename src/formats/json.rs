@@ -1,5 +1,6 @@
 //! Strict JSON of untrusted files: bounded size and depth, no key twice.
 
+use super::lfs;
 use crate::error::{Error, Result};
 use crate::files;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -36,6 +37,9 @@ pub fn read_python_scalars(path: &Path, max_bytes: u64) -> Result<Object> {
 /// # Errors
 /// As [`read_object`].
 pub fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+    if lfs::is_pointer(text) {
+        return Err(lfs::pointer(path));
+    }
     object_in(path, parse(text))
 }
 

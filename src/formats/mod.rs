@@ -3,6 +3,7 @@
 pub mod digest_cache;
 pub mod hf_trainer;
 pub mod json;
+pub mod lfs;
 pub mod open_folder;
 pub mod peft;
 pub mod pickle;

@@ -120,9 +120,7 @@ impl FileDraft {
         from.check_unchanged()?;
         let draft = self.draft.as_deref().unwrap_or_default();
         if !self.folder.leads_to(draft, &self.file).map_err(|e| self.fault(e))? {
-            let path = self.folder.path_of(&self.name);
-            return Err(Error::new(Kind::Io, format!("the draft of {} was taken away", path.display()))
-                .hint("use a folder nobody else writes in"));
+            return Err(taken_away(&self.folder.path_of(&self.name)));
         }
         let placed = match over {
             Over::Earlier => self.folder.rename(draft, &self.name),
@@ -166,6 +164,11 @@ fn around(path: &Path) -> Result<(OpenFolder, OsString)> {
 
 fn taken(path: &Path) -> Error {
     Error::output(format!("{} is there already", path.display())).hint("give another name, or remove it")
+}
+
+fn taken_away(path: &Path) -> Error {
+    Error::new(Kind::Io, format!("the draft of {} was taken away", path.display()))
+        .hint("use a folder nobody else writes in")
 }
 
 fn write_all(file: &mut File, bytes: &[u8]) -> io::Result<()> {
@@ -236,8 +239,12 @@ impl FolderDraft {
         };
         self.inner.sync().map_err(fault)?;
         from.check_unchanged()?;
+        let draft = self.draft.as_deref().unwrap_or_default();
+        if !self.parent.enter(draft).and_then(|found| same(&found, &self.inner)).map_err(fault)? {
+            return Err(taken_away(&path));
+        }
         // An empty folder of that name is replaced, anything else makes this fail.
-        self.parent.rename(self.draft.as_deref().unwrap_or_default(), &self.name).map_err(fault)?;
+        self.parent.rename(draft, &self.name).map_err(fault)?;
         self.draft = None;
         self.parent.sync().map_err(fault)
     }
@@ -288,13 +295,13 @@ pub fn check_free(path: &Path) -> Result<PathBuf> {
     let refuse =
         |what: &str, hint: String| Err(Error::output(format!("{} {what}", path.display())).hint(hint));
     let fresh = "give a folder that is not there yet";
-    let Some(found) = files::look(path).map_err(|e| e.of_kind(Kind::Output))? else {
+    if !files::exists(path).map_err(|e| e.of_kind(Kind::Output))? {
         return match std::fs::symlink_metadata(path) {
             Err(_) => Ok(path.to_owned()),
             Ok(_) => refuse("is a link that leads nowhere", fresh.into()),
         };
-    };
-    if !found.is_dir() {
+    }
+    if !files::is_folder(path)? {
         return refuse("is there already and no folder", fresh.into());
     }
     let unusable = |e: io::Error| Error::output(format!("cannot use {}: {e}", path.display())).caused_by(e);
@@ -365,12 +372,12 @@ fn claimed(locked: rustix::io::Result<()>, there: impl FnOnce() -> io::Result<bo
 fn remove_abandoned(folder: &OpenFolder, name: &OsStr) {
     for found in folder.list().unwrap_or_default() {
         if is_draft_of(&found, name) {
-            let _ = remove_if_abandoned(folder, &found);
+            let _ = remove_if_abandoned(folder, name, &found);
         }
     }
 }
 
-fn remove_if_abandoned(folder: &OpenFolder, draft: &OsStr) -> io::Result<()> {
+fn remove_if_abandoned(folder: &OpenFolder, name: &OsStr, draft: &OsStr) -> io::Result<()> {
     let Some(found) = folder.look(draft)? else { return Ok(()) };
     if found.st_uid != rustix::process::geteuid().as_raw() {
         return Ok(());
@@ -378,7 +385,16 @@ fn remove_if_abandoned(folder: &OpenFolder, draft: &OsStr) -> io::Result<()> {
     if is_folder(&found) {
         let inner = folder.enter(draft)?;
         inner.lock()?;
-        return remove_draft_folder(folder, draft, &inner);
+        // A draft holds files only: anything else was put there by somebody, and stays under its name.
+        for name in inner.list()? {
+            if inner.look(&name)?.is_some_and(|found| is_folder(&found)) {
+                return Ok(());
+            }
+        }
+        // Under another name first: where a lock is not seen by every host, its owner must not publish the half.
+        let doomed = secret_name(name)?;
+        folder.rename(draft, &doomed)?;
+        return remove_draft_folder(folder, &doomed, &inner);
     }
     let file = folder.open_file_to_write(draft)?;
     lock(&file)?;

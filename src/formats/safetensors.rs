@@ -5,6 +5,7 @@
 //! tensor its dtype, shape and byte range, then the bytes of all tensors without holes.
 
 use super::json::{StringMap, duplicate};
+use super::lfs;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -50,6 +51,9 @@ pub struct Header {
 /// # Errors
 /// Names `path`, the tensor and the rule broken: limits, duplicate keys, overlaps, holes, rank, dtype, length.
 pub fn parse_header(path: &Path, head: &[u8], file_len: u64) -> Result<Header> {
+    if lfs::is_pointer(head) {
+        return Err(lfs::pointer(path));
+    }
     parse(head, file_len).map_err(|rule| Error::input(format!("{}: {rule}", path.display())))
 }
 
@@ -58,6 +62,10 @@ pub fn parse_header(path: &Path, head: &[u8], file_len: u64) -> Result<Header> {
 /// # Errors
 /// As [`parse_header`]: the header is longer than permitted or than the file.
 pub fn header_end(path: &Path, prefix: [u8; 8], file_len: u64) -> Result<usize> {
+    // The first word of a Git LFS pointer; as a length it is beyond any header's.
+    if prefix == *b"version " {
+        return Err(lfs::pointer(path));
+    }
     end_of_header(&prefix, file_len).map_err(|rule| Error::input(format!("{}: {rule}", path.display())))
 }
 

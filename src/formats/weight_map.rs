@@ -241,7 +241,34 @@ impl WeightMap {
         if let Some((index, listed)) = index {
             map.check_index(index, listed)?;
         }
+        map.complete_names();
         Ok(map)
+    }
+
+    /// Gives the tensor `name`, where it is there, another name besides.
+    pub fn alias(&mut self, name: &str, other: &str) {
+        if let Some(tensor) = self.tensors.get(name).cloned() {
+            self.tensors.insert(other.to_owned(), tensor);
+        }
+    }
+
+    /// Files that were saved from the model without its head (transformers' `AutoModel`) lack the prefix that the
+    /// model with a head has.
+    fn complete_names(&mut self) {
+        for (prefix, table) in [("model.", "embed_tokens.weight"), ("transformer.", "wte.weight")] {
+            let prefixed = self.tensors.keys().any(|name| name.starts_with(prefix));
+            if prefixed || !self.tensors.contains_key(table) {
+                continue;
+            }
+            let complete = |(name, tensor): (String, _)| {
+                if name.starts_with("lm_head.") {
+                    (name, tensor)
+                } else {
+                    (format!("{prefix}{name}"), tensor)
+                }
+            };
+            self.tensors = std::mem::take(&mut self.tensors).into_iter().map(complete).collect();
+        }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {

@@ -52,8 +52,8 @@ pub fn run(
     let rows = prompter.file(input)?;
     let longest = rows.iter().max_by_key(|row| row.ids.len());
     if let Some(row) = longest.filter(|row| row.ids.len() >= model.spec.longest_text()) {
-        let (line, tokens, most) = (row.line, row.ids.len(), model.spec.longest_text());
-        let place = format!("{}:{line}", input.display());
+        let (place, tokens, most) = (row.place, row.ids.len(), model.spec.longest_text());
+        let place = format!("{}{place}", input.display());
         return Err(Error::input(format!(
             "{place}: the prompt has {tokens} tokens; the model reads {most}, answer included"
         )));

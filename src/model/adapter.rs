@@ -41,6 +41,7 @@ impl Adapter {
             alpha: 1.0,
             dropout: 0.0,
             targets: Targets::Names(Vec::new()),
+            exclude: None,
             rslora: false,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
@@ -65,12 +66,12 @@ impl AdapterSpec {
     /// What an adapter's `adapter_config.json` says.
     #[must_use]
     pub fn from_peft(config: &peft::AdapterConfig) -> Self {
-        let all = config.target_modules == [peft::ALL_LINEAR];
         AdapterSpec {
             rank: config.r,
             alpha: config.lora_alpha,
             dropout: config.lora_dropout,
-            targets: if all { Targets::AllLinear } else { Targets::Names(config.target_modules.clone()) },
+            targets: config.target_modules.clone(),
+            exclude: config.exclude_modules.clone(),
             rslora: config.use_rslora,
             rank_pattern: config.rank_pattern.clone(),
             alpha_pattern: config.alpha_pattern.clone(),

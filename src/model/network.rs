@@ -213,7 +213,7 @@ fn repeated(
     pass: &Pass<'_>,
     what: &'static str,
     cancelled: &dyn Fn() -> bool,
-    work: impl FnOnce(&mut Device, &dyn Fn() -> bool) -> Option<()>,
+    mut work: impl FnMut(&mut Device, &dyn Fn() -> bool) -> Option<()>,
 ) -> Option<()> {
     if cancelled() {
         return None;

@@ -229,7 +229,9 @@ impl Spec {
 
     fn of(config: &Config) -> Result<Self> {
         let family = arch::family(config)?;
-        (family.read)(config)
+        let spec = (family.read)(config)?;
+        config.refuse_unknown()?;
+        Ok(spec)
     }
 
     /// The output head's tensor.

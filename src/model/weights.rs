@@ -152,6 +152,10 @@ impl Weights {
     /// Names the file or tensor.
     pub fn open(folder: &Path, spec: &Spec) -> Result<Self> {
         let mut loader = Loader { map: WeightMap::open(folder)?, bytes: 0 };
+        // Some tools save the one table of a tied model under the head's name alone.
+        if spec.tied && loader.map.get(&spec.embedding).is_none() {
+            loader.map.alias(STORED_HEAD, &spec.embedding);
+        }
         check_stored_head(spec, &loader.map)?;
         let gathered = Self::gather(spec, &mut loader)?;
         Ok(Weights { map: loader.map, bytes: loader.bytes, ..gathered })

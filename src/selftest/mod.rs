@@ -2,7 +2,6 @@
 //! asked again, short training runs beside the CPU device, and an interrupted run against an uninterrupted one.
 
 mod operations;
-pub mod reference;
 pub mod tiny;
 mod training;
 

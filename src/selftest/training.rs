@@ -11,7 +11,7 @@ use crate::files;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
-use crate::train::devices::Chosen;
+use crate::train::devices::{Chosen, OnCpu};
 use crate::train::setup::Setup;
 use crate::train::start::history;
 use crate::train::trainer::Trainer;
@@ -73,7 +73,7 @@ pub(super) fn beside_the_cpu(options: &Options, folder: &Path) -> Result<Vec<Row
     let mut rows = Vec::new();
     for family in tiny::FAMILIES {
         let settings = prepare(family, &folder.join(family.name), options.steps.unwrap_or(STEPS))?;
-        let mut reference = trainer(&settings, Chosen::Cpu(None), |device| {
+        let mut reference = trainer(&settings, Chosen::Cpu(OnCpu::f32()), |device| {
             if let Some(cpu) = device.cpu_mut() {
                 cpu.rounding = Rounding::Bf16;
             }
@@ -189,7 +189,7 @@ pub(super) fn generation(options: &Options, folder: &Path) -> Result<Vec<Row>> {
         let model = folder.join(family.name);
         tiny::write_model(family, &model)?;
         let prompts: [&[u32]; 2] = [&first, &first[..5]];
-        let want = generated(&model, Chosen::Cpu(None), Rounding::Bf16, &prompts)?;
+        let want = generated(&model, Chosen::Cpu(OnCpu::f32()), Rounding::Bf16, &prompts)?;
         let got = generated(&model, options.chosen()?, Rounding::None, &prompts)?;
         let error = distance(&wide(&got), &wide(&want));
         rows.push(Row::compared("generation", format!("{} logits", family.name), error, 2e-2));

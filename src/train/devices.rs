@@ -1,6 +1,7 @@
 //! Which device a run uses, and what of that stands in its checkpoints.
 
 use crate::config::{DeviceChoice, Dtype, Settings};
+use crate::device::cpu::{Arithmetic, Isa};
 use crate::device::{Capabilities, Cpu, Device, Planner};
 use crate::error::{Error, Result};
 use crate::identity::{Engine, Identity};
@@ -8,8 +9,14 @@ use crate::identity::{Engine, Identity};
 #[cfg(feature = "cuda")]
 use crate::device::cuda::{Cuda, Driver, nvidia};
 
-/// The arithmetic of the CPU device: changes whenever a result's bits do.
-pub const CPU_ENGINE: &str = "cpu-1";
+/// The version of an arithmetic of the CPU device: changes whenever a result's bits do.
+#[must_use]
+pub fn cpu_version(arithmetic: Arithmetic) -> &'static str {
+    match arithmetic {
+        Arithmetic::F32 => "cpu-2",
+        Arithmetic::Bf16 => "cpu-bf16-1",
+    }
+}
 
 /// The arithmetic around the kernels of a GPU, which have a fingerprint of their own.
 #[cfg(feature = "cuda")]
@@ -43,11 +50,53 @@ impl Default for Devices {
 
 /// The device of a run, before memory is allocated on it.
 pub enum Chosen {
-    /// The CPU, with what was found to speak against a GPU when nothing else was asked for.
-    Cpu(Option<String>),
+    /// The CPU.
+    Cpu(OnCpu),
     /// A GPU; without a driver only plans can be made for it.
     #[cfg(feature = "cuda")]
     Cuda(Option<Box<dyn Driver>>),
+}
+
+/// How the CPU computes.
+#[derive(Clone, Debug)]
+pub struct OnCpu {
+    /// Of products with frozen weights.
+    pub arithmetic: Arithmetic,
+    /// Vector instructions; all give the same bits.
+    pub isa: Isa,
+    /// What was found to speak against a GPU, when nothing else was asked for.
+    pub instead: Option<String>,
+}
+
+impl OnCpu {
+    /// f32 with the fastest instructions there are.
+    #[must_use]
+    pub fn f32() -> Self {
+        OnCpu { arithmetic: Arithmetic::F32, isa: Isa::best(), instead: None }
+    }
+
+    /// As the settings say; a run that continues keeps its arithmetic where they leave it open.
+    ///
+    /// # Errors
+    /// Instructions that this processor does not have.
+    fn of(s: &Settings, resumed: Option<&Identity>, instead: Option<String>) -> Result<Self> {
+        let isa = match s.cpu_isa.name() {
+            None => Isa::best(),
+            Some(name) => Isa::available().into_iter().find(|isa| isa.name() == name).ok_or_else(|| {
+                let names: Vec<_> = Isa::available().into_iter().map(Isa::name).collect();
+                Error::device(format!("--cpu-isa {name}: this processor has {}", names.join(", ")))
+                    .hint("leave it out: the fastest is used, and the numbers are the same")
+            })?,
+        };
+        let before = resumed.filter(|r| r.engine.device == "cpu").map(|r| r.engine.arithmetic.as_str());
+        let arithmetic = match s.dtype {
+            Dtype::F32 => Arithmetic::F32,
+            Dtype::Bf16 => Arithmetic::Bf16,
+            Dtype::Auto if before == Some(Arithmetic::Bf16.name()) => Arithmetic::Bf16,
+            Dtype::Auto => Arithmetic::F32,
+        };
+        Ok(OnCpu { arithmetic, isa, instead })
+    }
 }
 
 /// Memory of a GPU that is not planned: the kernels themselves, recorded work, what the driver takes.
@@ -83,14 +132,15 @@ impl Devices {
     pub fn choose(&self, s: &Settings, resumed: Option<&Identity>) -> Result<Chosen> {
         let before = resumed.map(|identity| identity.engine.device.as_str());
         let on_cpu = before == Some("cpu");
+        let cpu = |instead| Ok(Chosen::Cpu(OnCpu::of(s, resumed, instead)?));
         match s.device {
-            DeviceChoice::Cpu => Ok(Chosen::Cpu(None)),
+            DeviceChoice::Cpu => cpu(None),
             DeviceChoice::Cuda(index) => self.open(index),
-            DeviceChoice::Auto if on_cpu || s.dtype == Dtype::F32 => Ok(Chosen::Cpu(None)),
+            DeviceChoice::Auto if on_cpu || s.dtype == Dtype::F32 => cpu(None),
             DeviceChoice::Auto => match self.probe(0) {
                 Ok(()) => self.open(0),
-                Err(why) if before.is_some() || s.dtype == Dtype::Bf16 => Err(why),
-                Err(why) => Ok(Chosen::Cpu(Some(why.what))),
+                Err(why) if before.is_some() => Err(why),
+                Err(why) => cpu(Some(why.what)),
             },
         }
     }
@@ -102,7 +152,7 @@ impl Devices {
 
     #[cfg(not(feature = "cuda"))]
     fn open(&self, index: u32) -> Result<Chosen> {
-        self.probe(index).map(|()| Chosen::Cpu(None))
+        self.probe(index).map(|()| Chosen::Cpu(OnCpu::f32()))
     }
 
     /// As [`Devices::choose`], for a plan: a GPU that was asked for need not be there.
@@ -135,10 +185,10 @@ impl Chosen {
     /// A GPU that cannot run the kernels.
     pub fn engine(&self) -> Result<Engine> {
         match self {
-            Chosen::Cpu(_) => Ok(Engine {
+            Chosen::Cpu(OnCpu { arithmetic, .. }) => Ok(Engine {
                 device: "cpu".into(),
-                arithmetic: "f32".into(),
-                version: CPU_ENGINE.into(),
+                arithmetic: arithmetic.name().into(),
+                version: cpu_version(*arithmetic).into(),
                 kernels: None,
             }),
             #[cfg(feature = "cuda")]
@@ -187,8 +237,10 @@ impl Chosen {
     #[must_use]
     pub fn describe(&self) -> String {
         match self {
-            Chosen::Cpu(None) => "CPU".into(),
-            Chosen::Cpu(Some(why)) => format!("CPU ({why})"),
+            Chosen::Cpu(OnCpu { arithmetic, isa, instead }) => {
+                let why = instead.as_ref().map_or(String::new(), |why| format!(" ({why})"));
+                format!("CPU, {}, {}{why}", arithmetic.name(), isa.name())
+            }
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => "a GPU, none of which is here: sizes only".into(),
             #[cfg(feature = "cuda")]
@@ -206,12 +258,16 @@ impl Chosen {
     /// When it cannot be had.
     pub fn device(self, plan: &Planner, threads: Option<usize>) -> Result<Device> {
         match self {
-            Chosen::Cpu(_) => Ok(Device::Cpu(Cpu::new(plan, threads)?)),
+            Chosen::Cpu(OnCpu { arithmetic, isa, .. }) => {
+                let mut cpu = Cpu::new(plan, threads)?;
+                (cpu.arithmetic, cpu.isa) = (arithmetic, isa);
+                Ok(Device::Cpu(cpu))
+            }
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(Some(driver)) => {
-                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, crate::ops::KERNELS)?)))
+                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, &crate::ops::kernels())?)))
             }
         }
     }

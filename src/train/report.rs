@@ -38,7 +38,7 @@ pub fn write(run: &Path) -> Result<PathBuf> {
 /// Writes the page that compares the runs in these folders to `out`.
 ///
 /// # Errors
-/// As [`write`].
+/// As [`write()`].
 pub fn compare(runs: &[PathBuf], out: &Path) -> Result<()> {
     let compared: Result<Vec<Compared>> = runs.iter().map(|run| compared(run)).collect();
     publish::replace_file(out, html::compare(&compared?).as_bytes())

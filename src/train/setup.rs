@@ -350,6 +350,12 @@ impl Ready {
 
 /// What reads a run's model and data.
 pub trait Prepare {
+    /// Whether the device that was asked for is there; takes nothing, and comes before any folder is touched.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn check(&self, settings: &Settings) -> Result<()>;
+
     /// Reads and checks them, as [`Setup::open`]; nothing is allocated on a device yet.
     ///
     /// # Errors
@@ -386,6 +392,10 @@ pub trait Prepared {
 }
 
 impl Prepare for Devices {
+    fn check(&self, settings: &Settings) -> Result<()> {
+        Devices::check(self, settings)
+    }
+
     fn prepare(
         &self,
         settings: &Settings,

@@ -179,3 +179,17 @@ pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>,
         panic!("{what}: {name} differs");
     }
 }
+
+/// Checks that what is written of an adapter's configuration is what PEFT writes, and that what is left out is what
+/// PEFT takes where it is not there.
+pub fn assert_adapter_config(ours: &serde_json::Value, theirs: &serde_json::Value, name: &str) {
+    use serde_json::json;
+    for (key, value) in ours.as_object().unwrap() {
+        assert_eq!(*value, theirs[key], "{name}: {key}");
+    }
+    let defaults = [json!(null), json!(false), json!({}), json!("megatron.core"), json!(16)];
+    for (key, value) in theirs.as_object().unwrap() {
+        let left_out = defaults.contains(value) || key == "peft_version";
+        assert!(ours.get(key).is_some() || left_out, "{name}: {key} {value} is missing");
+    }
+}

@@ -244,10 +244,3 @@ pub fn device_facts(options: &Options) -> Result<DeviceFacts> {
         threads: options.threads.unwrap_or(cores),
     })
 }
-
-/// Largest resident memory of this process so far, bytes, where the system tells it.
-fn peak_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().trim_end_matches(" kB").parse::<u64>().ok()? * 1024)
-}

@@ -1,6 +1,7 @@
 //! Training steps of a model on random tokens.
 
 use super::{Case, Model, SEED};
+use crate::bench::conditions;
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
 use crate::checkpoint::state::PlanOrigin;
@@ -158,7 +159,7 @@ impl Workload for Train {
             ("model_tflops_per_second".into(), json!(self.flops_per_token * median / 1e12)),
             ("planned_bytes".into(), json!(self.planned_bytes)),
         ]);
-        if let Some(peak) = super::peak_memory() {
+        if let Some(peak) = conditions::peak_memory() {
             details.insert("process_peak_bytes".into(), json!(peak));
         }
         Ok(details)

@@ -1,22 +1,19 @@
 //! Matrix products of the CPU device.
 //!
-//! Every element is a sum in one fixed order: within blocks of [`BLOCK`] consecutive k by fused multiply-add
-//! from zero, the block sums added in order, the products of an output in the order given. Threads, tiles and
-//! instruction sets choose who computes an element and when, never how, so all give the same bits.
+//! Every element is a sum in one fixed order: within blocks of consecutive k as its [`Arithmetic`] says, the block sums
+//! added in order, the products of an output in the order given. Threads, tiles and instruction sets choose who computes
+//! an element and when, never how, so all give the same bits.
 
 use super::buffer::Buffer;
 use super::isa::{Isa, Job};
-use super::kernel::{self, LeftView, ROWS, RightPanel, Target, VECTORS};
+use super::kernel::{self, Arithmetic, BLOCK, Depth, LeftView, ROWS, RightPanel, Target, VECTORS};
 use super::pack::{self, Part};
-use super::simd::Simd;
+use super::simd::{Bf16, F16, F32, Form, Simd, Swapped};
+use super::thin::{self, Weight};
 use crate::device::Matrix;
 use crate::element::Element;
 use std::cell::RefCell;
-use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-
-/// Length of a block of the inner dimension.
-pub const BLOCK: usize = 256;
 
 /// Left factor [M, K], f32: element (i, k) is `values[i * row + k * step]`.
 #[derive(Clone, Copy)]
@@ -145,8 +142,43 @@ pub struct Engine<'a> {
     pub pool: &'a rayon::ThreadPool,
     /// Instruction set.
     pub isa: Isa,
+    /// Of products with frozen weights; the others are f32.
+    pub(super) arithmetic: Arithmetic,
     /// Packed left factors.
     pub(super) packed: &'a mut Buffer,
+}
+
+/// Columns of a left factor that some terms multiply.
+struct Factor {
+    left: usize,
+    first: usize,
+    depth: usize,
+    /// Result columns of these terms.
+    columns: usize,
+    arithmetic: Arithmetic,
+    read: Reading,
+}
+
+/// How tiles read a factor.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    InPlace,
+    /// Rows of [`Swapped`], for thin bf16 products.
+    Rows,
+    Panels,
+}
+
+impl Factor {
+    /// f32 of packed memory for each row.
+    fn packed_depth(&self, isa: Isa) -> usize {
+        match self.read {
+            Reading::InPlace => 0,
+            Reading::Rows => Swapped::units(self.depth),
+            Reading::Panels => {
+                pack::left_units(self.depth, self.arithmetic == Arithmetic::Bf16, isa.multiplies_pairs())
+            }
+        }
+    }
 }
 
 impl Engine<'_> {
@@ -159,52 +191,90 @@ impl Engine<'_> {
             return;
         }
         p.check(result.len(), stride);
-        let columns: Vec<_> = (0..p.lefts.len()).map(|i| p.packed_columns(i)).collect();
-        let depth: usize = columns.iter().map(|c| c.len()).sum();
+        let factors = self.factors(p);
+        let depth: usize = factors.iter().map(|f| f.packed_depth(self.isa)).sum();
         let round = (PACKED / depth.max(1)).next_multiple_of(8 * ROWS);
         self.packed.reserve(depth * round.min(p.rows.next_multiple_of(ROWS)));
         for first in (0..p.rows).step_by(round) {
             let rows = round.min(p.rows - first);
             let lefts: Vec<_> = p.lefts.iter().map(|left| left.after_rows(first)).collect();
-            let views = self.pack(&lefts, &columns, rows);
+            let views = self.pack(&lefts, &factors, rows);
             let residual = p.residual.map(|r| &r[first * stride..]);
             let result = Shared(result[first * stride..].as_mut_ptr());
-            self.compute(&Round { p, rows, views, residual, result, stride });
+            self.compute(&Round {
+                p,
+                weights: self.arithmetic,
+                factors: &factors,
+                rows,
+                views,
+                residual,
+                result,
+                stride,
+            });
         }
     }
 
-    /// Packs the given columns of the factors; where there are none the factor is viewed in place.
-    fn pack(&mut self, lefts: &[Left<'_>], columns: &[Range<usize>], rows: usize) -> Vec<LeftView> {
-        let panels = rows.div_ceil(ROWS);
+    /// The parts of left factors that terms read, each once.
+    fn factors(&self, p: &Product<'_>) -> Vec<Factor> {
+        let mut all: Vec<Factor> = Vec::new();
+        for (output, term) in p.outputs.iter().flat_map(|o| o.terms.iter().map(move |t| (o, t))) {
+            let arithmetic = term.arithmetic(self.arithmetic);
+            let factor = match all.iter_mut().find(|f| f.serves(term, arithmetic)) {
+                Some(factor) => factor,
+                None => {
+                    let (Term { left, first, depth, .. }, read) = (*term, Reading::InPlace);
+                    all.push(Factor { left, first, depth, columns: 0, arithmetic, read });
+                    all.last_mut().expect("it was just put there")
+                }
+            };
+            factor.columns += output.columns;
+        }
+        for factor in &mut all {
+            factor.read = match factor.arithmetic {
+                Arithmetic::Bf16 if p.is_thin() => Reading::Rows,
+                Arithmetic::Bf16 => Reading::Panels,
+                Arithmetic::F32 if factor.columns < PACK_COLUMNS => Reading::InPlace,
+                Arithmetic::F32 if p.lefts[factor.left].row == 1 || p.rows < ROWS => Reading::InPlace,
+                Arithmetic::F32 => Reading::Panels,
+            };
+        }
+        all
+    }
+
+    /// Packs the factors that are not read in place.
+    fn pack(&mut self, lefts: &[Left<'_>], factors: &[Factor], rows: usize) -> Vec<LeftView> {
         let mut rest = &mut self.packed[..];
-        let mut views = Vec::with_capacity(lefts.len());
-        for (left, columns) in lefts.iter().zip(columns) {
-            if columns.is_empty() {
-                let base = left.values.as_ptr();
-                views.push(LeftView {
-                    base,
-                    rows,
-                    panel: ROWS * left.row,
-                    row: left.row,
-                    step: left.step,
-                    packed: false,
-                });
-                continue;
-            }
-            let depth = columns.len();
-            let left = &Left { values: &left.values[columns.start * left.step..], ..*left };
-            let (packed, after) = rest.split_at_mut(panels * ROWS * depth);
-            rest = after;
-            let to = Shared(packed.as_mut_ptr());
-            // Packing an element costs about as much as eight multiply-adds.
-            spread(self.pool, 8 * packed.len(), panels, |index| {
-                let job =
-                    PackLeft { left, rows, index, depth, to: to.get().wrapping_add(index * ROWS * depth) };
-                self.isa.dispatch(job);
+        let mut views = Vec::with_capacity(factors.len());
+        for factor in factors {
+            let left = &lefts[factor.left];
+            let left = &Left { values: &left.values[factor.first * left.step..], ..*left };
+            let (row, step) = (left.row, left.step);
+            let units = factor.packed_depth(self.isa);
+            let in_place =
+                LeftView { base: left.values.as_ptr(), rows, panel: ROWS * row, row, step, packed: false };
+            views.push(match factor.read {
+                Reading::InPlace => in_place,
+                Reading::Rows => {
+                    let (packed, after) = rest.split_at_mut(rows * units);
+                    rest = after;
+                    for (i, to) in packed.chunks_exact_mut(units).enumerate() {
+                        pack::left_row(left, i, factor.depth, to);
+                    }
+                    LeftView { base: packed.as_ptr(), row: units, step: 1, ..in_place }
+                }
+                Reading::Panels => {
+                    let panels = rows.div_ceil(ROWS);
+                    let (packed, after) = rest.split_at_mut(panels * ROWS * units);
+                    rest = after;
+                    let (to, isa) = (Shared(packed.as_mut_ptr()), self.isa);
+                    // Packing an element costs about as much as eight multiply-adds.
+                    spread(self.pool, 8 * packed.len(), panels, |index| {
+                        let to = to.get().wrapping_add(index * ROWS * units);
+                        isa.dispatch(PackLeft { left, rows, index, factor, units, to });
+                    });
+                    pack::packed_view(packed, rows, units)
+                }
             });
-            let view = pack::packed_view(packed, rows, depth);
-            // Terms count columns from the factor's first one.
-            views.push(LeftView { base: view.base.wrapping_sub(columns.start * ROWS), ..view });
         }
         views
     }
@@ -214,6 +284,23 @@ impl Engine<'_> {
         spread(self.pool, round.work(), tasks.len(), |i| {
             PANELS.with_borrow_mut(|panels| self.isa.dispatch(Compute { round, task: tasks[i], panels }));
         });
+    }
+}
+
+impl Factor {
+    fn serves(&self, term: &Term<'_>, arithmetic: Arithmetic) -> bool {
+        (self.left, self.first, self.depth) == (term.left, term.first, term.depth)
+            && self.arithmetic == arithmetic
+    }
+}
+
+impl Term<'_> {
+    /// Its arithmetic, where that of frozen weights is `weights`.
+    fn arithmetic(&self, weights: Arithmetic) -> Arithmetic {
+        match self.right.source {
+            Source::Values(_) => Arithmetic::F32,
+            Source::Weight(..) => weights,
+        }
     }
 }
 
@@ -250,7 +337,11 @@ impl Shared {
 /// A product for as many rows as are packed at a time.
 struct Round<'a> {
     p: &'a Product<'a>,
+    /// Arithmetic of frozen weights.
+    weights: Arithmetic,
+    factors: &'a [Factor],
     rows: usize,
+    /// Of the factors.
     views: Vec<LeftView>,
     residual: Option<&'a [f32]>,
     result: Shared,
@@ -271,6 +362,13 @@ struct Task {
 }
 
 impl Round<'_> {
+    /// A term's left factor as tiles read it, with its arithmetic.
+    fn left(&self, term: &Term<'_>) -> (LeftView, Arithmetic) {
+        let arithmetic = term.arithmetic(self.weights);
+        let index = self.factors.iter().position(|f| f.serves(term, arithmetic));
+        (self.views[index.expect("every term has a factor")], arithmetic)
+    }
+
     /// Multiply-adds.
     fn work(&self) -> usize {
         let depth = |o: &Output<'_>| o.terms.iter().map(|t| t.depth).sum::<usize>() + 1;
@@ -312,17 +410,19 @@ struct PackLeft<'a> {
     left: &'a Left<'a>,
     rows: usize,
     index: usize,
-    depth: usize,
+    factor: &'a Factor,
+    units: usize,
     to: *mut f32,
 }
 
 impl Job for PackLeft<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
+        let bf16 = self.factor.arithmetic == Arithmetic::Bf16;
         // SAFETY: the panel's place was reserved for it alone, and its rows exist.
         unsafe {
-            let to = std::slice::from_raw_parts_mut(self.to, self.depth * ROWS);
-            pack::left::<S>(self.left, self.rows, self.index, self.depth, to);
+            let to = std::slice::from_raw_parts_mut(self.to, self.units * ROWS);
+            pack::left::<S>(self.left, self.rows, self.index, self.factor.depth, bf16, to);
         }
     }
 }
@@ -349,30 +449,83 @@ impl Compute<'_> {
     unsafe fn sum<S: Simd>(self) {
         let Compute { round, task, panels } = self;
         let output = &round.p.outputs[task.output];
-        let mut accumulate = round.p.accumulate;
         // SAFETY: the task's first column lies inside the result.
         let base = unsafe { round.result.get().add(output.column + task.column) };
+        let mut to = Target { base, stride: round.stride, accumulate: round.p.accumulate };
         for term in &output.terms {
-            let mut left = round.views[term.left];
-            left.base = left.base.wrapping_add(term.first * left.step);
-            for k0 in (0..term.depth).step_by(BLOCK) {
-                let depth = BLOCK.min(term.depth - k0);
-                let part = Part { k0, depth, column: task.column, columns: task.columns };
-                let target = Target { base, stride: round.stride, accumulate };
-                // SAFETY: passed on from the caller.
-                unsafe { block::<S>(left, task, &term.right, part, panels, target) };
-                accumulate = true;
+            let (left, arithmetic) = round.left(term);
+            // SAFETY: passed on from the caller.
+            unsafe {
+                match arithmetic {
+                    Arithmetic::F32 => add_term::<S, false>(left, task, term, round.p.is_thin(), panels, to),
+                    Arithmetic::Bf16 => add_term::<S, true>(left, task, term, round.p.is_thin(), panels, to),
+                }
             }
+            to.accumulate |= term.depth > 0;
         }
         // SAFETY: passed on from the caller.
-        unsafe { finish(round, task, output, base, accumulate) };
+        unsafe { finish(round, task, output, base, to.accumulate) };
+    }
+}
+
+/// One product of a task.
+///
+/// # Safety
+/// As for [`Compute::sum`].
+#[inline(always)]
+unsafe fn add_term<S: Simd, const BF16: bool>(
+    left: LeftView,
+    task: Task,
+    term: &Term<'_>,
+    is_thin: bool,
+    panels: &mut Buffer,
+    mut to: Target,
+) {
+    let right = &term.right;
+    if is_thin && let Source::Weight(bytes, element) = right.source {
+        // SAFETY: passed on from the caller.
+        return unsafe { thin_term::<S, BF16>(left, task, (bytes, element), term, to) };
+    }
+    let block = if BF16 { Arithmetic::Bf16.block() } else { Arithmetic::F32.block() };
+    for k0 in (0..term.depth).step_by(block) {
+        let depth = block.min(term.depth - k0);
+        let part = Part { k0, depth, column: task.column, columns: task.columns };
+        // SAFETY: passed on from the caller.
+        unsafe { add_block::<S, BF16>(left, task, right, part, panels, to) };
+        to.accumulate = true;
+    }
+}
+
+/// # Safety
+/// As for [`Compute::sum`]; the product is thin.
+#[inline(always)]
+unsafe fn thin_term<S: Simd, const BF16: bool>(
+    left: LeftView,
+    task: Task,
+    (bytes, element): (&[u8], Element),
+    term: &Term<'_>,
+    to: Target,
+) {
+    let stride = term.right.stride * element.bytes();
+    let from = bytes.as_ptr().wrapping_add(task.column * stride);
+    let weight = Weight { from, stride, columns: task.columns, depth: term.depth };
+    let base = left.base.wrapping_add(task.row * left.row);
+    let left = LeftView { base, rows: task.rows, ..left };
+    let to = Target { base: to.base.wrapping_add(task.row * to.stride), ..to };
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match element {
+            Element::F32 => thin::multiply::<S::Narrow, F32, BF16>(left, weight, to),
+            Element::F16 => thin::multiply::<S::Narrow, F16, BF16>(left, weight, to),
+            Element::Bf16 => thin::multiply::<S::Narrow, Bf16, BF16>(left, weight, to),
+        }
     }
 }
 
 /// # Safety
 /// As for [`Compute::sum`].
 #[inline(always)]
-unsafe fn block<S: Simd>(
+unsafe fn add_block<S: Simd, const BF16: bool>(
     left: LeftView,
     task: Task,
     right: &Right<'_>,
@@ -387,8 +540,8 @@ unsafe fn block<S: Simd>(
     let skipped = if direct.is_some() { full } else { 0 };
     let rest = Part { column: part.column + skipped, columns: part.columns - skipped, ..part };
     // SAFETY: the part lies inside the factor, and the buffer holds a task's columns.
-    unsafe { pack::right::<S>(right, rest, panels) };
-    let packed = panels.as_ptr();
+    unsafe { pack::right::<S, BF16>(right, rest, panels) };
+    let (packed, units) = (panels.as_ptr(), part.units(BF16));
     let panel = |index: usize| {
         let column = index * width;
         let columns = width.min(part.columns.checked_sub(column).filter(|c| *c > 0)?);
@@ -397,15 +550,16 @@ unsafe fn block<S: Simd>(
                 RightPanel { base: base.wrapping_add(column), step: right.stride, columns }
             }
             _ => RightPanel {
-                base: packed.wrapping_add((column - skipped) * part.depth),
+                base: packed.wrapping_add((column - skipped) * units),
                 step: columns.next_multiple_of(S::LANES),
                 columns,
             },
         })
     };
     let rows = task.row..task.row + task.rows;
+    let depth = Depth { left: if BF16 && S::PAIRS { part.k0 / 2 } else { part.k0 }, units };
     // SAFETY: passed on from the caller; the panels above cover the part.
-    unsafe { kernel::block::<S>(left, rows, (part.k0, part.depth), panel, target) };
+    unsafe { kernel::block::<S, BF16>(left, rows, depth, panel, target) };
 }
 
 /// Scale, bias and residual, or zeros where nothing was summed.
@@ -453,6 +607,14 @@ impl<'a> Right<'a> {
         }
     }
 
+    /// Where its elements begin, and how they are stored.
+    pub(super) fn bytes(&self) -> (*const u8, Element) {
+        match self.source {
+            Source::Values(v) => (v.as_ptr().cast(), Element::F32),
+            Source::Weight(b, element) => (b.as_ptr(), element),
+        }
+    }
+
     fn elements(&self) -> usize {
         match self.source {
             Source::Values(v) => v.len(),
@@ -462,16 +624,13 @@ impl<'a> Right<'a> {
 }
 
 impl Product<'_> {
-    /// Columns of a left factor to pack; none where it is better read in place.
-    fn packed_columns(&self, left: usize) -> Range<usize> {
-        let uses = || self.outputs.iter().flat_map(|o| o.terms.iter().map(move |t| (o.columns, t)));
-        let uses = || uses().filter(|(_, t)| t.left == left);
-        let columns: usize = uses().map(|(columns, _)| columns).sum();
-        if columns < PACK_COLUMNS || self.lefts[left].row == 1 || self.rows < ROWS {
-            return 0..0;
-        }
-        let first = uses().map(|(_, t)| t.first).min().unwrap_or(0);
-        first..uses().map(|(_, t)| t.first + t.depth).max().unwrap_or(0)
+    /// Whether it is a few rows times weights summed over their columns; see [`thin`].
+    fn is_thin(&self) -> bool {
+        let passes_by = |t: &Term<'_>| match t.right.source {
+            Source::Values(_) => true,
+            Source::Weight(..) => t.right.transposed && self.lefts[t.left].step == 1,
+        };
+        self.rows <= thin::ROWS && self.outputs.iter().flat_map(|o| &o.terms).all(passes_by)
     }
 
     /// Everything that is read or written in a fast loop lies inside its slice.

@@ -1,4 +1,4 @@
-//! The CPU device: one f32 arena, a rayon pool, SIMD matmul. The same bits for any number of threads and
+//! The CPU device: one f32 arena, a rayon pool, matrix products by vector instructions. The same bits for any number of threads and
 //! for every instruction set it knows.
 
 mod buffer;
@@ -10,9 +10,11 @@ pub mod matmul;
 mod pack;
 mod simd;
 pub mod tasks;
+mod thin;
 pub mod tile;
 
 pub use isa::Isa;
+pub use kernel::{Arithmetic, BLOCK};
 pub use matmul::Engine;
 
 use super::{Capabilities, Planner, Region};
@@ -41,6 +43,8 @@ pub struct Cpu {
     pub rounding: Rounding,
     /// Instruction set in use; all give the same bits.
     pub isa: Isa,
+    /// Arithmetic of products with frozen weights.
+    pub arithmetic: Arithmetic,
 }
 
 impl Cpu {
@@ -69,6 +73,7 @@ impl Cpu {
             pool,
             rounding: Rounding::None,
             isa: Isa::best(),
+            arithmetic: Arithmetic::F32,
         })
     }
 
@@ -122,7 +127,7 @@ impl Cpu {
         let exclusive =
             writes.iter().map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
         (
-            Engine { pool: &self.pool, isa: self.isa, packed: &mut self.packed },
+            Engine { pool: &self.pool, isa: self.isa, arithmetic: self.arithmetic, packed: &mut self.packed },
             shared.collect(),
             exclusive.collect(),
         )

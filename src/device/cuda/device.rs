@@ -4,20 +4,11 @@
 //! is kept, later work is left out, and the next call that returns a result tells it.
 
 use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
-use super::{Parameters, images};
+use super::{AnyKernel, Kernel, Parameters, images};
 use crate::device::{Capabilities, Matrix, Planner, Recording, Region, Storage};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-
-/// Kernels that are compiled together: `kernels/op/IMAGE.cu`.
-#[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// Name of the source and of its image.
-    pub image: &'static str,
-    /// Names of its kernels.
-    pub kernels: &'static [&'static str],
-}
 
 /// What became of work that comes again.
 pub enum Recorded {
@@ -33,7 +24,13 @@ pub enum Recorded {
 enum Known {
     Once,
     Graph(Graph),
+    /// A graph of it could not be made.
+    Never,
 }
+
+/// Device memory that stays free of recordings: the driver keeps them beside the planned memory, and says when there is
+/// none left only to those who then need it.
+const FREE_MEMORY: u64 = 128 << 20;
 
 /// Recordings kept. Shapes are few, as micro-batches are padded; more are run launch by launch.
 const MOST_RECORDINGS: usize = 128;
@@ -54,7 +51,7 @@ struct Copier {
     ready: Event,
     /// The copy is complete: what was copied may change.
     copied: Event,
-    buffer: HostBuffer,
+    buffer: CopyBuffer,
     under_way: Option<Copying>,
 }
 
@@ -64,6 +61,23 @@ struct Copying {
     into: [Vec<f32>; 3],
     /// Work that is queued from now on runs after it.
     waited_for: bool,
+}
+
+/// Where a copy goes.
+enum CopyBuffer {
+    /// Page-locked: it is copied while other work goes on.
+    Locked(HostBuffer),
+    /// What there is when no memory can be locked: it is copied at once, and the host waits.
+    Pageable(Vec<u8>),
+}
+
+impl CopyBuffer {
+    fn len(&self) -> usize {
+        match self {
+            CopyBuffer::Locked(buffer) => buffer.len,
+            CopyBuffer::Pageable(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// A GPU with the planned memory of a run.
@@ -94,21 +108,24 @@ impl Cuda {
         logits: 1 << 28,
     };
 
-    /// Allocates the planned memory, zeroed, and loads the kernels of `families`.
+    /// Allocates the planned memory, zeroed, and loads the kernels.
     ///
     /// # Errors
     /// What the driver says: too little memory, an image it cannot run.
-    pub fn new(driver: Box<dyn Driver>, plan: &Planner, families: &[Family]) -> Result<Self> {
+    pub fn new(driver: Box<dyn Driver>, plan: &Planner, kernels: &[&dyn AnyKernel]) -> Result<Self> {
         assert_eq!(plan.capabilities(), Self::CAPABILITIES, "a plan for another device");
         let arena = driver.allocate(plan.bytes())?;
         let stream = driver.stream()?;
         driver.fill(stream, arena, plan.bytes(), 0)?;
         let mut functions = BTreeMap::new();
-        for family in families {
-            let module = driver.load(family.image, images::find(family.image))?;
-            for name in family.kernels {
-                functions.insert(*name, driver.function(module, name)?);
-            }
+        let mut modules = BTreeMap::new();
+        for kernel in kernels {
+            let module = match modules.get(kernel.image()) {
+                Some(module) => *module,
+                None => driver.load(kernel.image(), images::find(kernel.image()))?,
+            };
+            modules.insert(kernel.image(), module);
+            functions.insert(kernel.name(), driver.function(module, kernel.name())?);
         }
         let staging = Staging {
             buffers: [driver.host_buffer(STAGING_BYTES)?, driver.host_buffer(STAGING_BYTES)?],
@@ -174,17 +191,18 @@ impl Cuda {
     /// Queues a kernel. A grid without blocks is nothing to do.
     ///
     /// # Panics
-    /// When the kernel is in none of the families the device was made with.
-    pub fn launch<P: Parameters>(&mut self, kernel: &str, launch: Launch, params: &P) {
-        if self.failure.is_some() || launch.grid.contains(&0) {
+    /// When the device was made without the kernel.
+    pub(crate) fn launch<P: Parameters>(&mut self, kernel: &Kernel<P>, grid: [u32; 3], params: &P) {
+        if self.failure.is_some() || grid.contains(&0) {
             return;
         }
-        let function =
-            *self.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is in no family of kernels"));
-        // SAFETY: only operations launch kernels. They take addresses from `address`, which are inside the arena, with
-        // regions as large as their kernels' documentation says, and the struct and shared memory of that kernel.
+        let name = kernel.name();
+        let function = *self.functions.get(name).unwrap_or_else(|| panic!("{name} was not loaded"));
+        let launch = Launch { grid, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+        // SAFETY: only the operations can launch kernels. They take addresses from `address`, which are inside the arena,
+        // with regions as large as their kernels' documentation says; the handle has the struct and shared memory.
         let done = unsafe { self.driver.launch(self.stream, function, launch, params.bytes()) };
-        self.keep(done.map_err(|e| e.at(kernel)));
+        self.keep(done.map_err(|e| e.at(name)));
     }
 
     /// Queues setting a region to zero.
@@ -329,10 +347,11 @@ impl Cuda {
 
     // ---- copies beside other work ----------------------------------------------------------------------------------
 
-    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on.
+    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on; where no memory can be
+    /// page-locked, it is done when this returns.
     ///
     /// # Errors
-    /// When the device failed, or page-locked memory is short.
+    /// When the device failed.
     ///
     /// # Panics
     /// When a copy is under way.
@@ -340,12 +359,15 @@ impl Cuda {
         self.check()?;
         let bytes = regions.iter().map(|r| self.place(*r).1).sum();
         let mut copier = match self.copier.take() {
-            Some(copier) if copier.buffer.len >= bytes => copier,
+            Some(copier) if copier.buffer.len() >= bytes => copier,
             _ => Box::new(Copier {
                 stream: self.driver.stream()?,
                 ready: self.driver.event()?,
                 copied: self.driver.event()?,
-                buffer: self.driver.host_buffer(bytes)?,
+                buffer: match self.driver.host_buffer(bytes) {
+                    Ok(buffer) => CopyBuffer::Locked(buffer),
+                    Err(_) => CopyBuffer::Pageable(vec![0; bytes]),
+                },
                 under_way: None,
             }),
         };
@@ -355,8 +377,15 @@ impl Cuda {
         let mut first = 0;
         for region in regions {
             let (from, bytes) = self.place(region);
-            // SAFETY: the buffer is read by `end_copy` only, after `copied`.
-            unsafe { self.driver.start_read(copier.stream, copier.buffer, first, from, bytes)? };
+            match &mut copier.buffer {
+                // SAFETY: the buffer is read by `end_copy` only, after `copied`.
+                CopyBuffer::Locked(buffer) => unsafe {
+                    self.driver.start_read(copier.stream, *buffer, first, from, bytes)?;
+                },
+                CopyBuffer::Pageable(all) => {
+                    self.driver.read(copier.stream, &mut all[first..first + bytes], from)?;
+                }
+            }
             first += bytes;
         }
         self.driver.record(copier.copied, copier.stream)?;
@@ -396,14 +425,17 @@ impl Cuda {
     /// # Panics
     /// When none is under way.
     pub fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
-        let copier = self.copier.as_mut().expect("a copy that was begun");
+        let mut copier = self.copier.take().expect("a copy that was begun");
         let Copying { regions, mut into, .. } = copier.under_way.take().expect("a copy that was begun");
         let waited = self.driver.wait_for(copier.copied);
-        let buffer = copier.buffer;
         self.keep(waited);
         self.check()?;
-        // SAFETY: the copies into it are over, and the driver lives.
-        let mut values = unsafe { buffer.bytes() };
+        let copier = self.copier.insert(copier);
+        let mut values = match &copier.buffer {
+            // SAFETY: the copies into it are over, and the driver lives.
+            CopyBuffer::Locked(buffer) => unsafe { buffer.bytes() },
+            CopyBuffer::Pageable(bytes) => bytes,
+        };
         for (region, out) in regions.iter().zip(&mut into) {
             let (bytes, rest) = values.split_at(4 * region.len);
             out.clear();
@@ -434,23 +466,31 @@ impl Cuda {
                 }
                 Recorded::Direct
             }
-            Some(Known::Once) => match self.driver.begin_capture(self.stream) {
-                Ok(()) => Recorded::Begun(recording),
-                Err(error) => {
-                    self.keep(Err(error));
-                    Recorded::Direct
+            Some(Known::Never) => Recorded::Direct,
+            Some(Known::Once) => {
+                let room = self.driver.memory_free().is_ok_and(|free| free >= FREE_MEMORY);
+                if room && self.driver.begin_capture(self.stream).is_ok() {
+                    return Recorded::Begun(recording);
                 }
-            },
+                self.known.insert(recording, Known::Never);
+                Recorded::Direct
+            }
         }
     }
 
-    /// Ends a recording and launches it.
-    pub fn end_recording(&mut self, recording: Recording) {
-        let launched = self.driver.end_capture(self.stream).and_then(|graph| {
-            self.known.insert(recording, Known::Graph(graph));
-            // SAFETY: nothing has changed since the calls were recorded.
-            unsafe { self.driver.launch_graph(self.stream, graph) }
-        });
+    /// Ends a recording and launches it; false where no graph can be made of it: nothing has been done then.
+    pub fn end_recording(&mut self, recording: Recording) -> bool {
+        let graph = self.driver.end_capture(self.stream);
+        // What failed while it was recorded comes from the work, and from nothing else: told when it is done directly.
+        self.failure = None;
+        let Ok(graph) = graph else {
+            self.known.insert(recording, Known::Never);
+            return false;
+        };
+        self.known.insert(recording, Known::Graph(graph));
+        // SAFETY: nothing has changed since the calls were recorded.
+        let launched = unsafe { self.driver.launch_graph(self.stream, graph) };
         self.keep(launched);
+        true
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Backward, Dropout, Forward, Group, Linear, Lora, adapters};
 use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
+use crate::device::cpu::tasks;
 use crate::device::{Cpu, Region};
 use crate::philox::philox4x32;
 use rayon::prelude::*;
@@ -76,8 +77,9 @@ pub(super) fn backward(cpu: &mut Cpu, g: &Group, o: &Backward) {
         rank_gradients(cpu, g, o, &adapters);
         cpu.round(o.ds);
         let input = dropped(cpu, o.dropout, o.x, o.scratch);
-        for &(layer, lora, first) in &adapters {
-            adapter_gradients(cpu, g, o, input, (layer, lora, first));
+        if o.dy.len > 0 {
+            a_gradients(cpu, g, o, input, &adapters);
+            adapters.chunk_by(|a, b| a.1.rank == b.1.rank).for_each(|same| b_gradients(cpu, g, o, same));
         }
     }
     let Some(dx) = o.dx else { return };
@@ -124,39 +126,68 @@ fn rank_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, adapters: &[(&Linear, 
     engine.multiply(&p, w[0], g.rank_sum());
 }
 
-/// `dB += dyᵀ·s` and `dA += dsᵀ·drop(x)` of one adapter.
-fn adapter_gradients(
-    cpu: &mut Cpu,
-    g: &Group,
-    o: &Backward,
-    input: Region,
-    (layer, lora, first): (&Linear, Lora, usize),
-) {
-    let tokens = o.dy.len / g.output;
-    let width = g.rank_sum();
-    let whole = |columns, right| {
-        [Output {
-            column: 0,
-            columns,
-            terms: vec![Term { left: 0, first: 0, depth: tokens, right }],
-            scale: 1.0,
-            bias: None,
-        }]
-    };
-    let (mut engine, r, mut w) = cpu.engine(&[o.dy, o.s, o.ds, input], &[lora.grad_b, lora.grad_a]);
-    if tokens == 0 {
-        return;
+/// `dA += dsᵀ·drop(x)`. The gradient of these tokens is summed by itself, in `o.partial`, and then added: so the order of the
+/// sum over micro-batches does not depend on who computes them.
+fn a_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, input: Region, adapters: &[(&Linear, Lora, usize)]) {
+    let (width, tokens) = (g.rank_sum(), o.dy.len / g.output);
+    let partial = o.partial.slice(0, width * g.input);
+    let (mut engine, r, mut w) = cpu.engine(&[o.ds, input], &[partial]);
+    let lefts = [Left::transposed(r[0], width)];
+    let outputs = [over_tokens(0, g.input, tokens, 0, Right::new(r[1], g.input))];
+    let p = Product { rows: width, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    engine.multiply(&p, w[0], g.input);
+    for (_, lora, first) in adapters {
+        add(cpu, partial.slice(first * g.input, lora.rank * g.input), lora.grad_a);
     }
-    let lefts = [Left::transposed(&r[0][layer.column..], g.output)];
-    let outputs = whole(lora.rank, Right::new(&r[1][first..], width));
-    let rows = layer.weight.rows();
-    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: true };
-    engine.multiply(&p, w[0], lora.rank);
+}
 
-    let lefts = [Left::transposed(&r[2][first..], width)];
-    let outputs = whole(g.input, Right::new(r[3], g.input));
-    let p = Product { rows: lora.rank, lefts: &lefts, outputs: &outputs, residual: None, accumulate: true };
-    engine.multiply(&p, w[1], g.input);
+/// `dB += dyᵀ·s` of adapters of one rank, summed as [`a_gradients`]: transposed, which reads dy as it lies.
+fn b_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, adapters: &[(&Linear, Lora, usize)]) {
+    let (width, tokens, rank) = (g.rank_sum(), o.dy.len / g.output, adapters[0].1.rank);
+    let partial = o.partial.slice(0, rank * g.output);
+    let (mut engine, r, mut w) = cpu.engine(&[o.s, o.dy], &[partial]);
+    let (mut lefts, mut outputs) = (Vec::new(), Vec::new());
+    for (index, (layer, _, first)) in adapters.iter().enumerate() {
+        lefts.push(Left::transposed(&r[0][*first..], width));
+        let right = Right::new(&r[1][layer.column..], g.output);
+        outputs.push(over_tokens(layer.column, layer.weight.rows(), tokens, index, right));
+    }
+    let p = Product { rows: rank, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    engine.multiply(&p, w[0], g.output);
+    for (layer, lora, _) in adapters {
+        let (_, [from], [to]) = cpu.split([partial], [lora.grad_b]);
+        for (column, row) in to.chunks_exact_mut(rank).enumerate() {
+            for (r, v) in row.iter_mut().enumerate() {
+                *v += from[r * g.output + layer.column + column];
+            }
+        }
+    }
+}
+
+/// One product over all tokens.
+fn over_tokens<'a>(
+    column: usize,
+    columns: usize,
+    tokens: usize,
+    left: usize,
+    right: Right<'a>,
+) -> Output<'a> {
+    let terms = vec![Term { left, first: 0, depth: tokens, right }];
+    Output { column, columns, terms, scale: 1.0, bias: None }
+}
+
+/// `to += from`.
+fn add(cpu: &mut Cpu, from: Region, to: Region) {
+    let isa = cpu.isa;
+    let (pool, [from], [to]) = cpu.split([from], [to]);
+    let n = tasks::rows(1);
+    tasks::run(
+        pool,
+        isa,
+        to.chunks_mut(n).zip(from.chunks(n)).collect(),
+        #[inline(always)]
+        |(to, from)| to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+    );
 }
 
 /// Which terms of the input's gradient are summed.

@@ -86,12 +86,16 @@ impl Group {
         self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).sum()
     }
 
-    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients.
+    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients; on the CPU
+    /// for dA of all adapters, or for dB of those of one rank.
     #[must_use]
     pub fn partial_len(&self, device: &Capabilities, tokens: usize) -> usize {
         let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
-        let splits = if device.sums_in_parts { tokens.div_ceil(SPLIT_TOKENS) } else { 0 };
-        splits * self.layers.iter().map(part).sum::<usize>()
+        if device.sums_in_parts {
+            return tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>();
+        }
+        let widest = self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).max().unwrap_or(0);
+        (self.rank_sum() * self.input).max(widest * self.output)
     }
 }
 

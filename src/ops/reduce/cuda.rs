@@ -3,11 +3,15 @@
 use super::CHUNK;
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::error::Result;
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "reduce", kernels: &["sum_of_squares", "sum"] };
+pub const KERNELS: Kernels =
+    Kernels { kernels: &[&SUM_OF_SQUARES, &SUM], shared: &[("reduce", "CHUNK", CHUNK)] };
+
+static SUM_OF_SQUARES: Kernel<SumParams> = Kernel::new("reduce", "sum_of_squares", 256, 64);
+static SUM: Kernel<SumParams> = Kernel::new("reduce", "sum", 256, 64);
 
 parameters! {
     /// A launch of `sum_of_squares` or `sum`.
@@ -21,21 +25,21 @@ parameters! {
     }
 }
 
-fn launch(cuda: &mut Cuda, kernel: &'static str, x: Region, sums: Region) {
+fn launch(cuda: &mut Cuda, kernel: &Kernel<SumParams>, x: Region, sums: Region) {
     let params = SumParams { sums: cuda.address(sums), x: cuda.address(x), count: x.len as u64 };
     let grid = [x.len.div_ceil(CHUNK) as u32, 1, 1];
-    cuda.launch(kernel, Launch { grid, threads: 256, shared_bytes: 64 }, &params);
+    cuda.launch(kernel, grid, &params);
 }
 
 pub(super) fn sum_of_squares(cuda: &mut Cuda, x: Region, scratch: Region) -> Result<f64> {
     let sums = scratch.slice(0, 2 * x.len.div_ceil(CHUNK));
-    launch(cuda, "sum_of_squares", x, sums);
+    launch(cuda, &SUM_OF_SQUARES, x, sums);
     Ok(read_sums(cuda, sums)?.iter().sum())
 }
 
 /// Queues the sums of the chunks of `x`.
 pub(super) fn sum(cuda: &mut Cuda, x: Region, sums: Region) {
-    launch(cuda, "sum", x, sums);
+    launch(cuda, &SUM, x, sums);
 }
 
 /// The f64 that a region holds.

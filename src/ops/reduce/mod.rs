@@ -36,7 +36,9 @@ pub fn sum_of_squares(dev: &mut Device, x: Region, scratch: Region) -> Result<f6
 /// Sums of f32 values in f64, in a fixed order: several are begun one after the other, and read at once.
 pub struct Sums {
     /// On a device that queues work: a sum for each chunk, [`Sums::chunks`] to each of the sums.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "devices that queue are left out"))]
     region: Region,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "devices that queue are left out"))]
     chunks: usize,
     /// Elements of each sum begun on such a device.
     begun: Vec<usize>,

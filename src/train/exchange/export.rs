@@ -87,6 +87,8 @@ fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
     for listed in &files {
         match inspect::load(&listed.path) {
             Ok(state) => return Ok((listed.path.clone(), state)),
+            // One that cannot be read now may be read later: only damage makes an older one the newest.
+            Err(e) if !inspect::is_damage(&e) => return Err(e),
             Err(e) => observer.on_event(&Event::Warning(e.what)),
         }
     }
@@ -131,9 +133,13 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         lora_dropout: s.lora_dropout,
         target_modules: match &s.lora_target_modules {
             // Names of single blocks mean what they mean in PEFT; short ones would mean more.
-            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => names.clone(),
-            _ => names::target_names(modules),
+            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => {
+                Targets::Names(names.clone())
+            }
+            Targets::Pattern(pattern) => Targets::Pattern(pattern.clone()),
+            _ => Targets::Names(names::target_names(modules)),
         },
+        exclude_modules: s.lora_exclude_modules.clone(),
         use_rslora: s.use_rslora,
         rank_pattern: s.lora_rank_pattern.clone(),
         alpha_pattern: s.lora_alpha_pattern.clone(),

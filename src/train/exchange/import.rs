@@ -39,7 +39,7 @@ pub(in crate::train) fn settings(asked: &Asked, foreign: &Foreign) -> Result<Set
     let mut layer = foreign.implied(&asked.given);
     layer.cover(&asked.given);
     let mut settings = config::resolve(&layer)?;
-    config::check_inputs(&settings, true)?;
+    config::check_inputs(&mut settings, true)?;
     settings.allow_inexact = asked.allow_inexact;
     Ok(settings)
 }

@@ -5,7 +5,7 @@ use super::{Objective, Pass};
 use crate::data::batch::{self, MicroBatch};
 use crate::data::dataset::Dataset;
 use crate::device::{Device, Region};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::identity;
 use crate::model::network::{Input, Network};
 use crate::ops::attention::Segment;
@@ -33,7 +33,12 @@ impl Objective for Supervised {
     }
 
     fn batch(&self, rows: &Dataset, indices: &[u32]) -> Result<MicroBatch> {
-        batch::assemble(rows, indices)
+        let batch = batch::assemble(rows, indices)?;
+        if batch.scored.is_empty() {
+            // Rows without a scored token were left out when they were read.
+            return Err(Error::check(format!("no token of the rows {indices:?} is scored")));
+        }
+        Ok(batch)
     }
 
     fn divisor(&self, batches: &[MicroBatch]) -> f64 {

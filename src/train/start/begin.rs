@@ -1,6 +1,5 @@
 //! Carrying the decision out: the lock, model and data, then the folder, then the first lines.
 
-use super::World;
 use super::carry::{Carried, best_of};
 use super::commands::Commands;
 use super::decide::{From, Seen, Start, moved};
@@ -8,8 +7,10 @@ use super::history::{self, Course};
 use super::locate::complete_state;
 use super::policy::{self, As, Continuation};
 use super::request::Asked;
+use super::{Fault, World};
 use crate::checkpoint::state::{Ancestor, Descent, History, PlanOrigin, State};
 use crate::checkpoint::storage::Disk;
+use crate::checkpoint::store::Store;
 use crate::config::fields::FIELDS;
 use crate::config::{self, Layer, Settings, Strategy};
 use crate::error::{Error, Result};
@@ -48,36 +49,39 @@ pub(super) fn begin(
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
+    world.prepare.check(&start.settings)?;
     let folder = RunFolder::lock(world.disk, &start.asked.output)?;
     if Seen::now(world.disk, &start.asked.output)? != start.seen {
         return Ok(Outcome::Changed(start.asked));
     }
     // They are kept encoded from here on; that there were any is remembered.
+    start.origin = start.origin.filter(|_| world.fault != Some(Fault::NoOrigin));
     let rows = start.asked.rows.as_mut().map(std::mem::take);
     let plan_origin = |identity: &Identity| start.from.plan_origin(identity);
     let state = start.from.state();
     let prepared = world.prepare.prepare(&start.settings, rows, state, &plan_origin, observer)?;
     let settings = prepared.settings().clone();
     let (mut identity, total) = (prepared.identity().clone(), prepared.total_steps());
-    let plan = start.from.plan(&settings, &identity, total, start.asked.allow_inexact)?;
+    let plan = start.from.plan(&settings, &identity, total, start.asked.allow_inexact, world.fault)?;
     let checkpoint = prepared.checkpoint_bytes();
     let (mut trainer, base) = prepared.trainer(plan.course.history.clone(), observer)?;
     start.from.inherit(&mut identity);
-    trainer.state_mut().identity.clone_from(&identity);
-    trainer.state_mut().tainted = plan.tainted;
-    let carried = start.carry(world.disk, &settings, &mut trainer, &identity)?;
+    let carried = match world.fault {
+        Some(Fault::LeavesBest) => Carried::Nothing,
+        _ => start.carry(world.disk, &settings, &mut trainer, &identity)?,
+    };
     let commands = start.commands(world.disk, &settings)?;
-    let proof = start.proof(&plan, &identity);
+    let proof = match world.fault {
+        Some(Fault::ComparesAll) => Proof::Repeats,
+        _ => start.proof(&plan, &identity),
+    };
     let (saved, found) = (start.from.saved_here(), start.from.found());
     start.from.restore(&mut trainer, &identity)?;
+    trainer.state_mut().identity.clone_from(&identity);
     trainer.state_mut().tainted = plan.tainted;
+
     // From here on the folder is written.
-    if start.moves_aside
-        && let Some(target) = folder.move_aside()?
-    {
-        start.notes.insert(0, moved(&target));
-    }
-    let mut store = folder.store(settings.save_total_limit)?;
+    let mut store = start.clear(&folder, settings.save_total_limit, world.fault)?;
     let mut warnings = store.set_aside_damaged(&start.damaged)?;
     warnings.extend(store.space_warning(checkpoint));
     if proof == Proof::SetAside && trainer.step() > 0 {
@@ -90,16 +94,9 @@ pub(super) fn begin(
     carried.write(&folder, &mut start.notes)?;
     folder.write_run_file(&start.run_file(&settings, &identity, &plan)?)?;
     start.introduce(world.disk, &trainer, &found, &plan, observer)?;
-    let begun = Begun {
-        settings,
-        folder,
-        saver: Saver::new(store, saved)?,
-        trainer,
-        inexact: matches!(plan.continuation, Continuation::Inexact(_)),
-        metrics,
-        base,
-        commands,
-    };
+    let saver = Saver::new(store, saved)?;
+    let inexact = matches!(plan.continuation, Continuation::Inexact(_));
+    let begun = Begun { settings, folder, saver, trainer, inexact, metrics, base, commands };
     Run::new(begun, control, observer).train().map(Outcome::Ended)
 }
 
@@ -145,7 +142,14 @@ impl From {
     }
 
     /// What going on with the state is, under settings by which the run has `total` steps.
-    fn plan(&self, settings: &Settings, now: &Identity, total: u64, allow_inexact: bool) -> Result<Plan> {
+    fn plan(
+        &self,
+        settings: &Settings,
+        now: &Identity,
+        total: u64,
+        allow_inexact: bool,
+        fault: Option<Fault>,
+    ) -> Result<Plan> {
         let From::State { found, run, here, how } = self else {
             let course = Course { history: history::new(settings, total), news: Vec::new() };
             return Ok(Plan { course, continuation: Continuation::Exact, tainted: false });
@@ -155,11 +159,11 @@ impl From {
         let known = match (how, run) {
             (As::Branch, Some(run)) if *here => run.history.clone(),
             (As::Branch, _) => self.branch(settings, now, total)?,
-            (As::Itself, Some(run)) => run.history.clone(),
-            (As::Itself, None) => state.history.clone(),
+            (As::Itself, Some(run)) if fault != Some(Fault::ForgetsLengths) => run.history.clone(),
+            (As::Itself, _) => state.history.clone(),
         };
         let own = if *how == As::Branch { known.before(state.step) } else { state.history.clone() };
-        let course = history::go_on(&known, &own, state.step, settings, total)?;
+        let course = history::go_on(&known, &own, state.step, settings, total, fault)?;
         let tainted = state.tainted || !inexact.is_empty();
         let continuation = if !inexact.is_empty() {
             Continuation::Inexact(inexact)
@@ -240,6 +244,18 @@ fn same_plan(a: &Identity, b: &Identity) -> bool {
 }
 
 impl Start {
+    /// Moves an earlier run aside, where that was decided, before anything in the folder is open; then opens the
+    /// checkpoints.
+    fn clear(&mut self, folder: &RunFolder, keep: usize, fault: Option<Fault>) -> Result<Store> {
+        let early = if fault == Some(Fault::LateMove) { Some(folder.store(keep)?) } else { None };
+        if self.moves_aside
+            && let Some(target) = folder.move_aside()?
+        {
+            self.notes.insert(0, moved(&target));
+        }
+        early.map_or_else(|| folder.store(keep), Ok)
+    }
+
     /// Whether lines that were logged beyond the state must come again.
     fn proof(&self, plan: &Plan, identity: &Identity) -> Proof {
         let same = |run: &RunFile| run.identity == *identity && run.history == plan.course.history;

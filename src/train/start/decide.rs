@@ -1,5 +1,6 @@
 //! The decision: one value, made from what was asked and what is there, which everything after reads.
 
+use super::World;
 use super::locate::{FoundRun, FoundState, Located, Look, is_inside, weights_in};
 use super::policy::{self, As};
 use super::request::{Asked, Beginning, value};
@@ -91,13 +92,16 @@ impl Seen {
 ///
 /// # Errors
 /// Each of [`crate::error::Kind`] that a wrong request, setting, state or folder has.
-pub(super) fn decide(disk: &dyn Disk, asked: Asked) -> Result<Decision> {
+pub(super) fn decide(world: &World<'_>, asked: Asked) -> Result<Decision> {
+    let disk = world.disk;
     if asked.output.as_os_str().is_empty() {
+        // What else is missing or wrong is told first: model, data, settings.
+        settled(disk, asked)?;
         return Err(Error::usage("the output folder is missing").hint("give it: --output-dir DIR"));
     }
     let ended = RunFolder::end_interrupted_move(disk, &asked.output)?;
     let seen = Seen::now(disk, &asked.output)?;
-    let located = Look { disk, asked: &asked }.find()?;
+    let located = Look { disk, asked: &asked, fault: world.fault }.find()?;
     let found = match located {
         Located::Trainer(path) => return Ok(Decision::Import(asked, path)),
         Located::Nothing { why } => Err(why),
@@ -225,6 +229,10 @@ fn going_on(disk: &dyn Disk, asked: Asked, found: FoundRun, seen: Seen) -> Resul
             (settings.clone(), settings, working_directory)
         }
         Some((_, run)) => {
+            // What its base was folded from, the run knows itself.
+            if given.get("fold_adapters").and_then(|v| v.as_array()).is_some_and(Vec::is_empty) {
+                given.forget("fold_adapters");
+            }
             let mut layer = run.settings_from_here(disk)?;
             layer.cover(&given);
             changed = policy::changes(&run.settings, &config::read::fill(&layer)?, how)?;
@@ -288,8 +296,8 @@ fn resolve(asked: &Asked, layer: &Layer) -> Result<Settings> {
         config::check_values(&settings)?;
         return Ok(settings);
     }
-    let settings = config::resolve(layer)?;
-    config::check_inputs(&settings, !asked.output.as_os_str().is_empty())?;
+    let mut settings = config::resolve(layer)?;
+    config::check_inputs(&mut settings, !asked.output.as_os_str().is_empty())?;
     Ok(settings)
 }
 
@@ -308,7 +316,7 @@ fn here() -> Result<PathBuf> {
 /// The settings a run that was asked for would have; only looks.
 pub(super) fn settled(disk: &dyn Disk, asked: Asked) -> Result<Settings> {
     let seen = Seen { run: None, checkpoints: Vec::new() };
-    match (Look { disk, asked: &asked }).find()? {
+    match (Look { disk, asked: &asked, fault: None }).find()? {
         Located::Trainer(path) => exchange::settings(&asked, &Foreign::read(&path, asked.fresh_optimizer)?),
         Located::Nothing { why } => Ok(beginning(disk, asked, why, seen)?.settings),
         Located::Run(found) => Ok(going_on(disk, asked, *found, seen)?.settings),

@@ -1,6 +1,7 @@
 //! Lengths and recorded settings with the steps from which they count: what a run was planned to be at each step, so
 //! that a continuation from any of them is the same.
 
+use super::Fault;
 use crate::checkpoint::state::{Change, History, Length};
 use crate::config::fields::{Class, FIELDS, Field};
 use crate::config::{self, Layer, Settings, value};
@@ -60,7 +61,14 @@ pub fn settings_at(settings: &Settings, history: &History, done: u64) -> Result<
 ///
 /// # Errors
 /// [`crate::error::Kind::Refused`]: the state belongs to a run of another length; the run would end before its state.
-pub fn go_on(known: &History, state: &History, step: u64, wanted: &Settings, total: u64) -> Result<Course> {
+pub fn go_on(
+    known: &History,
+    state: &History,
+    step: u64,
+    wanted: &Settings,
+    total: u64,
+    fault: Option<Fault>,
+) -> Result<Course> {
     if known.before(step) != state.before(step) {
         let lengths = |h: &History| {
             let all: Vec<String> = h.lengths.iter().map(|l| l.total_steps.to_string()).collect();
@@ -73,20 +81,20 @@ pub fn go_on(known: &History, state: &History, step: u64, wanted: &Settings, tot
         ))
         .hint("continue the run that the checkpoint belongs to, or begin another with it: train --branch"));
     }
-    if total < step {
+    if total < step && fault != Some(Fault::Shorter) {
         return Err(Error::refused(format!("the run is at step {step}; it cannot end at step {total}"))
             .hint(
                 "give a longer length, or continue an earlier checkpoint with --resume-from-checkpoint STEP",
             ));
     }
     let mut course = Course { history: known.clone(), news: Vec::new() };
-    course.lengthen(step, wanted, total)?;
+    course.lengthen(step, wanted, total, fault)?;
     course.change(step, wanted);
     Ok(course)
 }
 
 impl Course {
-    fn lengthen(&mut self, step: u64, wanted: &Settings, total: u64) -> Result<()> {
+    fn lengthen(&mut self, step: u64, wanted: &Settings, total: u64, fault: Option<Fault>) -> Result<()> {
         let Some(last) = self.history.length().copied() else { return Ok(()) };
         if last.total_steps == total {
             return Ok(());
@@ -95,7 +103,8 @@ impl Course {
         lengths.retain(|length| length.from_step == 0 || length.from_step < step);
         let before = *lengths.last().unwrap_or(&last);
         if before.total_steps != total {
-            lengths.push(Length { from_step: step, total_steps: total, warmup_steps: before.warmup_steps });
+            let warmup_steps = if fault == Some(Fault::Restart) { 0 } else { before.warmup_steps };
+            lengths.push(Length { from_step: step, total_steps: total, warmup_steps });
         }
         let now = Length { total_steps: total, ..last };
         self.news.push(format!("the run now ends at step {total} instead of {}", last.total_steps));

@@ -1,6 +1,7 @@
 //! Where a state is. Only looks: nothing is opened for writing, locked or renamed, and a failure to look is never taken
 //! for an absence.
 
+use super::Fault;
 use super::request::{Asked, Beginning, Source, value};
 use crate::checkpoint::format::{Digest, Reading, read};
 use crate::checkpoint::inspect;
@@ -52,6 +53,7 @@ pub(super) struct FoundState {
 pub(super) struct Look<'a> {
     pub disk: &'a dyn Disk,
     pub asked: &'a Asked,
+    pub fault: Option<Fault>,
 }
 
 impl Look<'_> {
@@ -236,7 +238,10 @@ impl Look<'_> {
         if found.state.is_none()
             && let Some(origin) = run.as_ref().and_then(|run| run.origin.clone())
         {
-            found.state = Some(self.origin(folder, origin)?);
+            found.state = match self.origin(folder, origin) {
+                Err(_) if self.fault == Some(Fault::BeginsAnew) => None,
+                found => Some(found?),
+            };
         }
         found.run = run.map(|run| (folder.to_owned(), run));
         Ok(found)

@@ -42,6 +42,31 @@ pub struct World<'a> {
     pub disk: &'a dyn Disk,
     /// What reads its model and data.
     pub prepare: &'a dyn Prepare,
+    /// A fault that is put back.
+    #[doc(hidden)]
+    pub fault: Option<Fault>,
+}
+
+/// Faults this program had. The tests put one back into a world of theirs, to show that they would notice it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The store holds the folder of the checkpoints before it is moved aside.
+    LateMove,
+    /// What another plan logged is compared.
+    ComparesAll,
+    /// Another length begins another schedule.
+    Restart,
+    /// A run may end before the step it is at.
+    Shorter,
+    /// The best adapter stays in the folder the state comes from.
+    LeavesBest,
+    /// Nothing says with which state a run began.
+    NoOrigin,
+    /// The lengths of the state count, not those of the run.
+    ForgetsLengths,
+    /// A state that is gone is taken for none.
+    BeginsAnew,
 }
 
 /// What a run with these settings would need and do, without starting it.
@@ -70,7 +95,7 @@ pub fn settled(request: Request) -> Result<Settings> {
 /// Each of [`crate::error::Kind`]; [`crate::error::Kind::Stopped`] after a requested stop was saved.
 pub fn train(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
     let devices = request.devices;
-    train_in(&World { disk: &FileSystem, prepare: &devices }, request, control, observer)
+    train_in(&World { disk: &FileSystem, prepare: &devices, fault: None }, request, control, observer)
 }
 
 /// As [`train`], in a world of the caller's.
@@ -98,7 +123,13 @@ pub fn resume(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     let devices = request.devices;
-    resume_in(&World { disk: &FileSystem, prepare: &devices }, folder, request, control, observer)
+    resume_in(
+        &World { disk: &FileSystem, prepare: &devices, fault: None },
+        folder,
+        request,
+        control,
+        observer,
+    )
 }
 
 /// As [`resume`], in a world of the caller's.
@@ -149,7 +180,7 @@ fn run(
 ) -> Result<Summary> {
     refuse_several(|name| std::env::var(name).ok())?;
     for _ in 0..DECISIONS {
-        let start = match decide(world.disk, asked)? {
+        let start = match decide(world, asked)? {
             Decision::Start(start) => *start,
             Decision::Import(theirs, checkpoint) => {
                 if theirs.beginning == Beginning::Continue(Source::Auto) {

@@ -4,6 +4,7 @@
 use super::blocks::{Block, Columns, blocks, cut, hide_keys_in_lanes, hide_keys_in_rows, write_rows};
 use super::{KEYS, QUERIES, STEP};
 use crate::device::Cpu;
+use crate::device::cpu::Isa;
 use crate::device::cpu::lanes::{self, LANES, Lanes, column_products, row_products};
 use crate::device::cpu::math::exp;
 use crate::device::cpu::tasks;
@@ -81,7 +82,7 @@ fn query_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Backwa
         isa,
         places.zip(dqs).collect(),
         #[inline(always)]
-        |((head, block), dq)| query_block(&Operands::of(p, sources, head), block, dq),
+        |((head, block), dq)| query_block(isa, &Operands::of(p, sources, head), block, dq),
     );
 }
 
@@ -122,7 +123,7 @@ impl QueryPanel {
 
 /// `dQ = Σ dS·K`, with dS = P∘(dout·Vᵀ - delta)·scale.
 #[inline(always)]
-fn query_block(o: &Operands<'_>, block: Block, mut out: Tile<'_>) {
+fn query_block(isa: Isa, o: &Operands<'_>, block: Block, mut out: Tile<'_>) {
     let d = o.q.width;
     let mut panels: Vec<QueryPanel> =
         (0..block.rows).step_by(LANES).map(|r| QueryPanel::new(o, block.first + r, block.rows - r)).collect();
@@ -136,10 +137,10 @@ fn query_block(o: &Operands<'_>, block: Block, mut out: Tile<'_>) {
         for panel in &mut panels {
             let seen = count.min((panel.first + panel.rows).saturating_sub(first));
             if seen > 0 {
-                row_products(&keys, &panel.q, &mut scores[..seen]);
-                row_products(&values, &panel.dout, &mut dweights[..seen]);
+                row_products(isa, &keys, &panel.q, &mut scores[..seen]);
+                row_products(isa, &values, &panel.dout, &mut dweights[..seen]);
                 panel.differentiate(&mut scores[..seen], &dweights, o.scale, first);
-                column_products(&keys, &scores[..seen], &mut panel.dq);
+                column_products(isa, &keys, &scores[..seen], &mut panel.dq);
             }
         }
     }
@@ -167,7 +168,7 @@ fn key_value_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Ba
             let first = Operands::of(p, sources, kv * p.group());
             let mut panels = KeyPanel::all(&first, block);
             for head in kv * p.group()..(kv + 1) * p.group() {
-                key_block(&Operands::of(p, sources, head), block, &mut panels);
+                key_block(isa, &Operands::of(p, sources, head), block, &mut panels);
             }
             write_key_panels(&panels, block, dk, dv);
         },
@@ -216,7 +217,7 @@ impl KeyPanel {
 
 /// One query head's part of `dK = Σ dSᵀ·Q` and `dV = Σ Pᵀ·dout`.
 #[inline(always)]
-fn key_block(o: &Operands<'_>, block: Block, panels: &mut [KeyPanel]) {
+fn key_block(isa: Isa, o: &Operands<'_>, block: Block, panels: &mut [KeyPanel]) {
     let d = o.q.width;
     let (mut queries, mut douts) = (vec![0.0; STEP * d], vec![0.0; STEP * d]);
     let (mut scores, mut dweights) = ([[0.0; LANES]; STEP], [[0.0; LANES]; STEP]);
@@ -226,11 +227,11 @@ fn key_block(o: &Operands<'_>, block: Block, panels: &mut [KeyPanel]) {
         o.dout.copy(first, &mut douts[..count * d]);
         for panel in panels.iter_mut() {
             let (scores, dweights) = (&mut scores[..count], &mut dweights[..count]);
-            row_products(&queries, &panel.k, scores);
-            row_products(&douts, &panel.v, dweights);
+            row_products(isa, &queries, &panel.k, scores);
+            row_products(isa, &douts, &panel.v, dweights);
             panel.differentiate(o, scores, dweights, first);
-            column_products(&douts, scores, &mut panel.dv);
-            column_products(&queries, dweights, &mut panel.dk);
+            column_products(isa, &douts, scores, &mut panel.dv);
+            column_products(isa, &queries, dweights, &mut panel.dk);
         }
     }
 }

@@ -3,6 +3,7 @@
 
 use super::blocks::{Block, Columns, blocks, cut, cut_statistic, hide_keys_in_rows, write_rows};
 use super::{QUERIES, STEP};
+use crate::device::cpu::Isa;
 use crate::device::cpu::lanes::{LANES, Lanes, column_products, row_products};
 use crate::device::cpu::math::{exp, ln};
 use crate::device::cpu::tasks;
@@ -35,7 +36,7 @@ pub(in super::super) fn run(
             let q = Columns::head(qk, p.qk_width(), head, d);
             let k = Columns::head(qk, p.qk_width(), p.heads + kv, d);
             let v = Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d);
-            forward_block([q, k, v], p.scale, block, out, lse);
+            forward_block(isa, [q, k, v], p.scale, block, out, lse);
         },
     );
     cpu.round(writes[0]);
@@ -54,7 +55,14 @@ struct Softmax {
 }
 
 #[inline(always)]
-fn forward_block([q, k, v]: [Columns<'_>; 3], scale: f32, block: Block, mut out: Tile<'_>, lse: &mut [f32]) {
+fn forward_block(
+    isa: Isa,
+    [q, k, v]: [Columns<'_>; 3],
+    scale: f32,
+    block: Block,
+    mut out: Tile<'_>,
+    lse: &mut [f32],
+) {
     let d = q.width;
     let mut panels: Vec<Softmax> = (0..block.rows)
         .step_by(LANES)
@@ -77,9 +85,9 @@ fn forward_block([q, k, v]: [Columns<'_>; 3], scale: f32, block: Block, mut out:
         for panel in &mut panels {
             let seen = count.min((panel.first + panel.rows).saturating_sub(first));
             if seen > 0 {
-                row_products(&keys, &panel.q, &mut scores[..seen]);
+                row_products(isa, &keys, &panel.q, &mut scores[..seen]);
                 panel.weigh(&mut scores[..seen], scale, first);
-                column_products(&values, &scores[..seen], &mut panel.out);
+                column_products(isa, &values, &scores[..seen], &mut panel.out);
             }
         }
     }
