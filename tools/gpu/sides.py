@@ -1,6 +1,6 @@
 """The two sides of a training benchmark on a GPU, qwentune and PEFT, on the same rows and from the same adapter; and a run that
-is killed and resumed. `tools/gpu/proof` runs them."""
-import argparse
+is killed and resumed. `tools/gpu/proof` runs them. Whatever takes long is a process of its own, which ends when the time of
+its part has run out."""
 import json
 import os
 import shutil
@@ -30,17 +30,31 @@ LEARNING_RATE = 1e-4
 WARMUP = 5
 
 
-def run(command, log, timeout, environment=None):
-    """A command's exit status and output, which also goes to `log`."""
-    command = [str(word) for word in command]
+class NotFinished(Exception):
+    """A part's time ran out."""
+
+
+def ask(args, name, command, environment=None):
+    """A command's output, which also goes to a file; it is stopped when the part's time is over."""
+    command, log = [str(word) for word in command], args.work / f"{name}.log"
+    variables = dict(os.environ, **(environment or {}))
+    with log.open("w") as file:
+        print(*command, file=file, flush=True)
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=variables)
+        wait(args, name, process)
+    text = log.read_text(errors="replace").partition("\n")[2]
+    if process.returncode != 0:
+        raise RuntimeError(f"{name} ended with {process.returncode}: {text[-2000:]}")
+    return text
+
+
+def wait(args, name, process):
     try:
-        variables = dict(os.environ, **(environment or {}))
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout, env=variables)
-        status, output = done.returncode, done.stdout
-    except subprocess.TimeoutExpired as error:
-        status, output = -1, (error.stdout or b"").decode(errors="replace") + f"\nstopped after {timeout} s"
-    log.write_text(" ".join(command) + "\n" + output)
-    return status, output
+        process.wait(max(args.ends - time.monotonic(), 0.1))
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+        raise NotFinished(f"{name} was stopped when the part's {args.longest} s were over") from None
 
 
 # ---- models and adapters ---------------------------------------------------------------------------------------------
@@ -129,10 +143,7 @@ def metrics(folder):
 def train_qwentune(args, case):
     output = args.work / f"run-{case['shape']}"
     shutil.rmtree(output, ignore_errors=True)
-    command = train_command(args, case, output, "--save-strategy", "no")
-    status, text = run(command, args.work / f"train-{case['shape']}.log", 300)
-    if status != 0:
-        raise RuntimeError(f"training ended with {status}: {text[-1500:]}")
+    ask(args, f"train-{case['shape']}", train_command(args, case, output, "--save-strategy", "no"))
     lines = metrics(output)
     return figures(case, [line["seconds"] for line in lines], [line["loss"] for line in lines])
 
@@ -141,12 +152,10 @@ def train_peft(args, case, checkpointing):
     """PEFT in a process of its own: its memory is free again for what follows."""
     name = f"peft-{case['shape']}{'-checkpointing' if checkpointing else ''}"
     result = args.work / f"{name}.json"
-    command = [sys.executable, __file__, case["shape"], args.work, args.device, args.steps, int(checkpointing), result]
-    status, text = run(command, args.work / f"{name}.log", 300)
-    if status != 0:
-        raise RuntimeError(f"PEFT ended with {status}: {text[-1500:]}")
+    words = ["peft", case["shape"], args.work, args.device, args.steps, int(checkpointing), result]
+    ask(args, name, [sys.executable, __file__, *words])
     measured = json.loads(result.read_text())
-    return figures(case, measured["seconds"], measured["losses"])
+    return figures(case, measured["seconds"], measured["losses"]) | {"peak_bytes": measured["peak_bytes"]}
 
 
 def peft_worker(shape, work, device, steps, checkpointing, out):
@@ -156,7 +165,7 @@ def peft_worker(shape, work, device, steps, checkpointing, out):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if device.startswith("cuda") else "cpu"
+    device = torch_device(device)
     case = paths(work, shape)
     model = AutoModelForCausalLM.from_pretrained(
         case["model"], dtype=torch.bfloat16, attn_implementation="sdpa", device_map={"": device}
@@ -186,6 +195,12 @@ def peft_worker(shape, work, device, steps, checkpointing, out):
     out.write_text(json.dumps({"seconds": seconds, "losses": losses, "peak_bytes": peak}))
 
 
+def torch_device(device):
+    """PyTorch's name of the device: it has none for one that is only emulated."""
+    import torch
+    return "cuda" if device.startswith("cuda") and torch.cuda.is_available() else "cpu"
+
+
 # ---- cases ------------------------------------------------------------------------------------------------------------
 
 
@@ -198,8 +213,7 @@ def prepare(args, shape):
     case = paths(args.work, shape)
     if not (case["model"] / "config.json").exists():  # written last
         shutil.rmtree(case["model"], ignore_errors=True)
-        write_model(case["model"], shape, "cuda" if args.device.startswith("cuda") else "cpu")
-    write_adapter(case["adapter"], shape)
+        ask(args, f"model-{shape}", [sys.executable, __file__, "model", shape, args.work, args.device])
     tokens, rows = BATCHES[shape]
     vocab = (CONFIG | SHAPES[shape])["vocab_size"]
     write_rows(case["rows"], rows * args.steps, tokens)
@@ -210,75 +224,89 @@ def prepare(args, shape):
     return case
 
 
-def beside_peft(args, shape):
-    """All sides in turn, twice, so that a clock that falls meets all of them; the second round is compared with the first."""
-    case, found, skipped = prepare(args, shape), {}, {}
+def beside_peft(args, shape, found):
+    """All sides in turn, twice, so that a clock that falls meets all of them. What a side could not do for want of memory is
+    said; `found` grows as the sides end."""
+    case, skipped = prepare(args, shape), found.setdefault("skipped", {})
+    found["batch"] = BATCHES[shape]
     sides = {"qwentune": lambda: train_qwentune(args, case), "peft": lambda: train_peft(args, case, False),
              "peft_checkpointing": lambda: train_peft(args, case, True)}
+    rounds = found.setdefault("rounds", {})
     for _ in range(2):
         for name, side in sides.items():
             if name in skipped:
                 continue
             try:
-                found.setdefault(name, []).append(side())
+                rounds.setdefault(name, []).append(side())
             except RuntimeError as error:
                 if name == "qwentune" or "out of memory" not in str(error).lower():
                     raise
                 skipped[name] = "out of memory"
-    for name, rounds in found.items():
-        found[name] = {**rounds[-1], "rounds": [round["tokens_per_second"] for round in rounds]}
-    ours = found["qwentune"]
-    result = {"sides": found, "skipped": skipped, "batch": BATCHES[shape]}
-    for name in found.keys() - {"qwentune"}:
-        theirs, pairs = found[name], list(zip(ours["losses"], found[name]["losses"]))
-        difference = max(abs(a - b) / abs(b) for a, b in pairs)
-        result[f"ratio_to_{name}"] = statistics.median(a / b for a, b in zip(ours["rounds"], theirs["rounds"]))
-        result[f"largest_loss_difference_to_{name}"] = difference
-        if difference > 0.02:
-            raise RuntimeError(f"losses differ from {name} by {difference:.3f}: {pairs}")
-    return result
+            compare(found, name)
 
 
-def killed(args, shape):
+def compare(found, name):
+    """Speed and losses of qwentune beside PEFT's, as far as both have run."""
+    ours, theirs = found["rounds"].get("qwentune"), found["rounds"].get(name)
+    if name == "qwentune" or not theirs:
+        return
+    rates = [(a["tokens_per_second"], b["tokens_per_second"]) for a, b in zip(ours, theirs)]
+    found[f"ratio_to_{name}"] = statistics.median(a / b for a, b in rates)
+    pairs = list(zip(ours[-1]["losses"], theirs[-1]["losses"]))
+    difference = max(abs(a - b) / abs(b) for a, b in pairs)
+    found[f"largest_loss_difference_to_{name}"] = difference
+    if difference > 0.02:
+        raise RuntimeError(f"losses differ from {name} by {difference:.3f}: {pairs}")
+
+
+def killed(args, shape, found):
     """SIGKILL at three places of a run, then the bytes of one that was left alone."""
     case = prepare(args, shape)
     whole, cut = args.work / "whole", args.work / "cut"
     for folder in (whole, cut):
         shutil.rmtree(folder, ignore_errors=True)
     save = ("--save-steps", 2, "--lora-dropout", 0.1, "--quiet", "true")
-    status, text = run(train_command(args, case, whole, *save), args.work / "whole.log", 300)
-    if status != 0:
-        raise RuntimeError(f"training ended with {status}: {text[-1500:]}")
-    kills = 0
+    ask(args, "whole", train_command(args, case, whole, *save))
+    found["kills"] = 0
     for step in (3, args.steps // 2, args.steps - 2):
-        command = [args.qwentune, "resume", cut] if kills else train_command(args, case, cut, *save)
+        command = [args.qwentune, "resume", cut] if found["kills"] else train_command(args, case, cut, *save)
         process = subprocess.Popen([str(w) for w in command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if (cut / "metrics.jsonl").exists() and len(metrics_or_none(cut)) >= step:
+        while process.poll() is None:
+            if time.monotonic() > args.ends:
+                wait(args, f"the run to be killed at step {step}", process)
+            if (cut / "metrics.jsonl").exists() and len(whole_lines(cut)) >= step:
                 process.send_signal(signal.SIGKILL)
-                kills += 1
+                found["kills"] += 1
                 break
             time.sleep(0.002)
         process.wait()
-    status, text = run([args.qwentune, "resume", cut], args.work / "cut.log", 300)
-    if status != 0:
-        raise RuntimeError(f"the resumed run ended with {status}: {text[-1500:]}")
+    if found["kills"] < 3:
+        raise RuntimeError(f"the run ended before it was killed a third time: {found['kills']} kills")
+    ask(args, "cut", [args.qwentune, "resume", cut])
     names = ["adapter/adapter_model.safetensors", f"checkpoints/step-{args.steps:08}.qckpt"]
     different = [name for name in names if (whole / name).read_bytes() != (cut / name).read_bytes()]
     keep = [[{k: v for k, v in line.items() if k != "seconds"} for line in metrics(f)] for f in (whole, cut)]
     if keep[0] != keep[1]:
         different.append("metrics.jsonl")
     if different:
-        raise RuntimeError(f"after {kills} kills these differ: {different}")
-    return {"kills": kills, "identical": [*names, "metrics.jsonl"]}
+        raise RuntimeError(f"after {found['kills']} kills these differ: {different}")
+    found["identical"] = [*names, "metrics.jsonl"]
 
 
-def metrics_or_none(folder):
-    """Lines that are whole; the last one may be half written."""
+def whole_lines(folder):
+    """Lines of the metrics; the last one may be half written."""
     return [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
 
 
+def main(what, shape, work, device, *more):
+    if what == "model":
+        case = paths(Path(work), shape)
+        write_adapter(case["adapter"], shape)
+        write_model(case["model"], shape, torch_device(device))
+    else:
+        steps, checkpointing, out = more
+        peft_worker(shape, Path(work), device, int(steps), checkpointing == "1", Path(out))
+
+
 if __name__ == "__main__":
-    shape, work, device, steps, checkpointing, out = sys.argv[1:]
-    peft_worker(shape, Path(work), device, int(steps), checkpointing == "1", Path(out))
+    main(*sys.argv[1:])

@@ -1,4 +1,8 @@
-"""How long a launch takes at least, by what was counted of it and kernels/devices.tsv. A model, never a measurement."""
+"""How long a launch takes at least, by what was counted of it and kernels/devices.tsv. A model, never a measurement.
+
+The bound is the largest of what each unit needs for the launch's work, all of them at work all the time; "no overlap" lets
+the tensor cores and the issue of all other instructions take turns. Neither sees power, the instruction cache, or the hit
+rate of L2."""
 import collections
 import math
 import pathlib
@@ -12,6 +16,9 @@ MOST_BLOCKS = 32
 # Multiply-adds of one mma.m16n8k16.
 MMA = 16 * 8 * 16
 
+# Columns of the table that are no numbers.
+WORDS = ("device", "driver_name", "capability", "sources")
+
 Bound = collections.namedtuple("Bound", "ms limiter no_overlap_ms parts")
 
 
@@ -21,7 +28,7 @@ def devices():
     table = {}
     for row in rows:
         entry = dict(zip(head, row))
-        table[entry["device"]] = {key: value if key in ("device", "capability", "sources") else float(value)
+        table[entry["device"]] = {key: value if key in WORDS else float(value)
                                   for key, value in entry.items()}
     return table
 
@@ -31,10 +38,18 @@ def device(name):
     return found or sys.exit(f"{name} is not in {DEVICES.relative_to(ROOT)}: {', '.join(devices())}")
 
 
+def target(card):
+    """The architecture whose machine code the device runs, as kernels/registers.tsv has them."""
+    known = sorted({line.split("\t")[1].removeprefix("sm_") for line in REGISTERS.read_text().splitlines()[1:]})
+    major, minor = card["capability"].split(".")
+    same = [name for name in known if name.rstrip("a")[:-1] == major and int(name.rstrip("a")[-1]) <= int(minor)]
+    return max(same, default=None) or sys.exit(f"no kernels are compiled for capability {card['capability']}")
+
+
 def registers(target):
     """{kernel: registers of a thread}."""
     rows = [line.split("\t") for line in REGISTERS.read_text().splitlines()[1:]]
-    return {kernel: int(count) for kernel, where, count, *_ in rows if where == target}
+    return {kernel: int(count) for kernel, where, count, *_ in rows if where == f"sm_{target}"}
 
 
 def blocks_at_once(card, threads, shared_bytes, registers_of_thread):
@@ -49,8 +64,8 @@ def blocks_at_once(card, threads, shared_bytes, registers_of_thread):
 
 
 def launch(card, work, threads, shared_bytes, registers_of_thread):
-    """The bound of a launch. `work`: blocks, mma, wavefronts, sectors, instructions, pipes {pipe: instructions}, and
-    dram_bytes where they are known."""
+    """The bound of a launch, memory left out, which launches of one call share. `work`: blocks, mma, wavefronts, sectors,
+    instructions, pipes {pipe: instructions}."""
     multiprocessors, hertz = card["multiprocessors"], card["mhz"] * 1e6
     pipes = work["pipes"]
     parts = {
@@ -61,15 +76,14 @@ def launch(card, work, threads, shared_bytes, registers_of_thread):
         "special": pipes["special"] * 32 / card["special_lanes"],
         "shared": work["wavefronts"],
         "L2": work["sectors"] * 32 / card["l2_bytes"] * multiprocessors,
-        "DRAM": work.get("dram_bytes", 0) / (card["dram_gb_s"] * 1e9) * hertz * multiprocessors,
     }
     at_once = blocks_at_once(card, threads, shared_bytes, registers_of_thread)
     waves = work["blocks"] / (multiprocessors * at_once)
     parts = {name: cycles / multiprocessors for name, cycles in parts.items()}
-    # The last wave takes as long as the others, however few blocks it has; L2 and DRAM serve those alone.
+    # The last wave takes as long as the others, however few blocks it has; L2 serves those alone.
     uneven = math.ceil(waves) / waves
     for name in parts:
-        if name not in ("L2", "DRAM"):
+        if name != "L2":
             parts[name] *= uneven
     parts["latency"] = math.ceil(waves) * card["latency_cycles"]
     limiter = max(parts, key=parts.get)
