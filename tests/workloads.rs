@@ -6,8 +6,8 @@ use qwentune::bench::report::{Better, Measurement};
 use qwentune::bench::workload::{self, Options, Source};
 use qwentune::bench::{roofline, sampling};
 use qwentune::config::{DeviceChoice, Dtype, Recompute};
+use qwentune::device::Devices;
 use qwentune::error::Kind;
-use qwentune::train::Devices;
 use std::collections::BTreeSet;
 
 /// Seconds of a result: a warm-up and one sample.

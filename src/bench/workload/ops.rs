@@ -7,9 +7,9 @@ use crate::bench::roofline::{self, Card};
 use crate::bench::sampling::{Pass, Workload};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::ops::OPERATIONS;
 use crate::ops::check::{self, Cost, Rig, described};
 use crate::ops::linear;
+use crate::ops::{self, OPERATIONS};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -97,7 +97,7 @@ pub(super) fn build(case: &Case) -> Result<Vec<Box<dyn Workload>>> {
     let (of_model, operation) = of_model(case)?;
     let chosen = case.chosen()?;
     let rig = Rig::to_measure(&*of_model, chosen.capabilities());
-    let mut device = chosen.device(rig.plan(), case.threads)?;
+    let mut device = ops::device(chosen, rig.plan(), case.threads)?;
     rig.load(&mut device)?;
     let digest = rig.run(&mut device)?.digest();
     let (names, calls): (Vec<_>, _) = (rig.calls().iter().map(|call| call.name).collect(), calls(&rig));
@@ -171,7 +171,7 @@ pub(super) fn matmul_peak(case: &Case) -> Result<f64> {
     let product =
         linear::check::Case { tokens: case.tokens, input: side, layers, residual: false, dropout: 0.0 };
     let rig = Rig::to_measure(&product, chosen.capabilities());
-    let mut device = chosen.device(rig.plan(), case.threads)?;
+    let mut device = ops::device(chosen, rig.plan(), case.threads)?;
     rig.load(&mut device)?;
     let forward = rig.calls().iter().position(|call| call.name == "forward").expect("linear layers have one");
     let mut fastest = f64::INFINITY;
