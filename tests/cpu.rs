@@ -4,18 +4,23 @@
 use crate::common::{
     assert_same, metrics_without_clock, results, scratch, tiny_settings, train, train_until,
 };
-use qwentune::config::{CpuIsa, DeviceChoice, Dtype, ResumeFrom, Settings, Strategy};
+use qwentune::checkpoint::state::PlanOrigin;
+use qwentune::config::{CpuIsa, DeviceChoice, Dtype, Recompute, ResumeFrom, Settings, Strategy};
+use qwentune::data::dataset::{Row, Rows};
 use qwentune::device::cpu::{Arithmetic, Cpu, Isa};
 use qwentune::device::{Device, Planner};
 use qwentune::error::Kind;
 use qwentune::generate::sampling::Sampling;
 use qwentune::generate::{Event as Told, Generator, Model, Options};
-use qwentune::model::Decoder;
+use qwentune::identity::Identity;
 use qwentune::model::decode::Limits;
+use qwentune::model::{Decoder, Spec, Weights};
 use qwentune::report::event::Event;
 use qwentune::selftest::tiny;
 use qwentune::train::Devices;
+use qwentune::train::engine::{Engine, NetworkEngine};
 use qwentune::train::evaluate::evaluate;
+use qwentune::train::setup::{Base, Setup};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -92,7 +97,7 @@ fn every_family_ends_in_the_same_bytes_on_every_path() {
 fn logits(model: &Model, arithmetic: Arithmetic, isa: Isa, threads: usize) -> Vec<u32> {
     let mut bits = Vec::new();
     for rows in [1, 2, 3, 4, 7, 9] {
-        let mut planner = Planner::new(Cpu::CAPABILITIES);
+        let mut planner = Planner::new(Cpu::capabilities_in(arithmetic));
         let limits = Limits { slots: rows, capacity: 24, rows: 20 * rows };
         let Model { spec, weights, adapter, .. } = model;
         let mut decoder = Decoder::plan(&mut planner, spec, weights, adapter, limits).unwrap();
@@ -257,4 +262,50 @@ fn an_adapter_of_bf16_answers_and_is_merged() {
     let of_merged = Settings { model: merged, train_files: Vec::new(), ..settings.clone() };
     let loss = evaluate(&of_merged, &mut |_: &Event| {}).unwrap().base.loss;
     assert!((loss - eval[eval.len() - 1]).abs() < 5e-3, "{loss} {eval:?}");
+}
+
+/// How often threads are woken in forward and backward pass of `layers` layers.
+fn forks(layers: usize, dtype: Dtype) -> u64 {
+    let serde_json::Value::Object(keys) = serde_json::json!({
+        "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_size": 512, "intermediate_size": 1024,
+        "num_hidden_layers": layers, "num_attention_heads": 8, "num_key_value_heads": 2, "vocab_size": 300,
+        "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "max_position_embeddings": 1024, "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    }) else {
+        unreachable!("an object")
+    };
+    let spec = Spec::given("a model of the tests", keys.into_iter().collect()).unwrap();
+    let weights = Weights::random(&spec, 1).unwrap();
+    let settings = Settings {
+        device: DeviceChoice::Cpu,
+        dtype,
+        threads: Some(2),
+        lora_dropout: 0.0,
+        per_device_train_batch_size: 1,
+        recompute: Recompute::None,
+        ..Settings::default()
+    };
+    let row = Row { ids: (0..512).map(|i| i % 300).collect(), labels: (0..512).map(|i| i % 300).collect() };
+    let rows = Rows { train: vec![row], eval: Vec::new() };
+    let chosen = Devices::default().choose(&settings, None).unwrap();
+    let (origin, mut silent) = (|_: &Identity| PlanOrigin::default(), |_: &Event| {});
+    let setup =
+        Setup::over(Base { spec, weights }, &settings, Some(rows), None, &origin, chosen, &mut silent)
+            .unwrap();
+    let mut ready = setup.allocate(&mut silent).unwrap();
+    let batch = ready.engine.batch(&ready.train.rows, &[0]).unwrap();
+    let count = |engine: &mut NetworkEngine| engine.device.cpu_mut().expect("the CPU").threads().forks();
+    let before = count(&mut ready.engine);
+    assert!(ready.engine.begin_step(0, &[batch], &|| false).unwrap());
+    count(&mut ready.engine) - before
+}
+
+/// On many cores small operations cost as much as it takes to wake the threads: that happens so often and no more.
+#[test]
+fn a_layer_wakes_the_threads_so_often() {
+    for (dtype, most) in [(Dtype::F32, 50), (Dtype::Bf16, 56)] {
+        let layer = (forks(3, dtype) - forks(1, dtype)) / 2;
+        println!("{layer} times a layer in {dtype:?}");
+        assert_eq!(layer, most, "{dtype:?}");
+    }
 }
