@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod common;
 mod config;
+mod cpu;
 mod data;
 mod embed;
 #[cfg(feature = "cuda")]

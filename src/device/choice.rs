@@ -160,7 +160,7 @@ impl Chosen {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Chosen::Cpu(_) => Cpu::CAPABILITIES,
+            Chosen::Cpu(cpu) => Cpu::capabilities_in(cpu.arithmetic),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(_) => Cuda::CAPABILITIES,
         }

@@ -44,7 +44,7 @@ impl Device {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Device::Cpu(_) => Cpu::CAPABILITIES,
+            Device::Cpu(cpu) => cpu.capabilities(),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => Cuda::CAPABILITIES,
         }
@@ -59,7 +59,7 @@ impl Device {
     /// When the lengths differ.
     pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => cpu.write(region).copy_from_slice(values),
+            Device::Cpu(cpu) => cpu.put(region, values),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.write(region, values)?,
         }
@@ -72,7 +72,7 @@ impl Device {
     /// When the device failed, also in work that was queued before.
     pub fn read_into(&mut self, region: Region, out: &mut Vec<f32>) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => out.extend_from_slice(cpu.read(region)),
+            Device::Cpu(cpu) => cpu.get(region, out),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.read_into(region, out)?,
         }

@@ -105,6 +105,7 @@ impl Cuda {
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cuda",
         activation: Element::Bf16,
+        kept: Element::Bf16,
         own_memory: true,
         queued: true,
         sums_in_parts: true,
@@ -162,7 +163,7 @@ impl Cuda {
     fn place(&self, region: Region) -> (Address, usize) {
         let size = match region.storage {
             Storage::F32 | Storage::Integer => 4,
-            Storage::Activation | Storage::Copy => 2,
+            Storage::Activation | Storage::Kept | Storage::Copy => 2,
         };
         let (first, bytes) = (region.start * size, region.len * size);
         assert!(first + bytes <= self.bytes, "region outside the arena");

@@ -232,7 +232,7 @@ impl check::Case for Case {
         }
         let group = l.group.clone();
         rig.call("forward", self.cost(), move |dev, _| {
-            super::forward(dev, &group, &Forward { x, y, s, residual, dropout, scratch });
+            super::forward(dev, &group, &Forward { x, y, s, residual, kept: false, dropout, scratch });
             Ok(())
         });
         // The adapters' products twice: for the input's gradient and for their own.
