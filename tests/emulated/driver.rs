@@ -102,8 +102,8 @@ pub struct Emulated {
 pub enum Counting {
     /// They are listed.
     Listed,
-    /// They are run as far as their counts need it, where the library counts; and listed.
-    Sampled,
+    /// They are run too: by a library that counts, as far as it is asked to.
+    Run,
 }
 
 /// Copies and fills of more bytes are weights and activations, which no count depends on.

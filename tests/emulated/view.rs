@@ -157,9 +157,9 @@ fn counts_of_a_model() {
     let case = workload::cases(&options(words[0], number(1), number(2), Some(number(3)))).unwrap().remove(0);
     let shape = case.shape(Cuda::CAPABILITIES).unwrap();
     // Logits are as many as the vocabulary: two smaller ones give the counts of any.
-    let counting = std::env::var_os("QT_SAMPLE").is_some();
+    let counting = std::env::var_os("QT_VIEW").is_some();
     let vocabularies = if counting { vec![shape.vocab, 1280, 2304] } else { vec![shape.vocab] };
-    let kind = if counting { Counting::Sampled } else { Counting::Listed };
+    let kind = if counting { Counting::Run } else { Counting::Listed };
     let mut parts_seen = 0;
     for vocab in vocabularies {
         let small = Shape { vocab, ..shape };

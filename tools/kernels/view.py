@@ -17,10 +17,12 @@ Part = collections.namedtuple("Part", "name case times flops bytes works")
 Work = collections.namedtuple("Work", "kernel threads shared counts")
 
 
-def parts(library, binary, folder, shape, tokens, rank, layers, code):
-    """The parts of a step."""
+def parts(library, binary, folder, shape, tokens, rank, layers, code, exact):
+    """The parts of a step; `exact`: by all blocks of each launch, not by those that the others follow from."""
     out = pathlib.Path(folder) / "view.jsonl"
-    variables = {"QT_VIEW": f"{shape},{tokens},{rank},{layers}", "QT_SAMPLE": "1", "QT_COUNTS": str(out)}
+    variables = {"QT_VIEW": f"{shape},{tokens},{rank},{layers}", "QT_COUNTS": str(out)}
+    if not exact:
+        variables["QT_SAMPLE"] = "1"
     passed, output = emulated.test(binary, library.path, (TEST,), **variables)
     if not passed:
         sys.exit(f"{TEST} did not pass:\n{output}")
