@@ -123,6 +123,8 @@ fn gradients_of_the_f64_forms_match_finite_differences() {
 fn every_operation_has_its_part_of_a_model() {
     let shape = Shape {
         tokens: 24,
+        row: 12,
+        chunk: 10,
         hidden: 64,
         heads: 2,
         kv_heads: 1,
@@ -132,7 +134,14 @@ fn every_operation_has_its_part_of_a_model() {
         rank: 8,
         layers: 1,
         head_norm: true,
-        delta: Some(DeltaShape { key_heads: 1, value_heads: 2, key_dim: 16, value_dim: 16, taps: 4 }),
+        delta: Some(DeltaShape {
+            key_heads: 1,
+            value_heads: 2,
+            key_dim: 16,
+            value_dim: 16,
+            taps: 4,
+            layers: 1,
+        }),
     };
     for operation in OPERATIONS {
         let cases = (operation.in_model)(&shape);

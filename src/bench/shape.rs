@@ -25,13 +25,15 @@ enum Family {
     Qwen2,
     /// Qwen3, heads of 128.
     Qwen3,
+    /// Qwen3.5 and its successors, with so many heads of values in linear layers.
+    Qwen35(usize),
 }
 
 macro_rules! shapes {
-    ($($name:literal $family:ident $hidden:literal $intermediate:literal $layers:literal $heads:literal $kv:literal $vocab:literal $tied:literal;)*) => {
+    ($($name:literal $family:ident $(($heads_of_values:literal))? $hidden:literal $intermediate:literal $layers:literal $heads:literal $kv:literal $vocab:literal $tied:literal;)*) => {
         &[$(Shape {
             name: $name, hidden: $hidden, intermediate: $intermediate, layers: $layers, heads: $heads, kv_heads: $kv,
-            vocab: $vocab, tied: $tied, family: Family::$family,
+            vocab: $vocab, tied: $tied, family: Family::$family $(($heads_of_values))?,
         }),*]
     };
 }
@@ -57,6 +59,13 @@ const SHAPES: &[Shape] = shapes! {
     "qwen3-8b"      Qwen3 4096 12288 36 32  8 151936 false;
     "qwen3-14b"     Qwen3 5120 17408 40 40  8 151936 false;
     "qwen3-32b"     Qwen3 5120 25600 64 64  8 151936 false;
+    "qwen3.5-0.8b"  Qwen35(16) 1024  3584 24  8 2 248320 true;
+    "qwen3.5-2b"    Qwen35(16) 2048  6144 24  8 2 248320 true;
+    "qwen3.5-4b"    Qwen35(32) 2560  9216 32 16 4 248320 true;
+    "qwen3.5-9b"    Qwen35(32) 4096 12288 32 16 4 248320 false;
+    "qwen3.5-27b"   Qwen35(48) 5120 17408 64 24 4 248320 false;
+    "qwen3.6-27b"   Qwen35(48) 5120 17408 64 24 4 248320 false;
+    "qwen3.8-27b"   Qwen35(48) 5120 17408 64 24 4 248320 false;
 };
 
 /// The names, smallest first within a family.
@@ -85,6 +94,7 @@ pub fn config(name: &str) -> Result<Value> {
             config["attention_bias"] = json!(false);
             config
         }
+        Family::Qwen35(heads_of_values) => qwen35(shape, heads_of_values),
     })
 }
 
@@ -96,6 +106,22 @@ fn llama_like(shape: &Shape, model_type: &str, architecture: &str) -> Value {
         "rms_norm_eps": 1e-6, "rope_theta": 1_000_000.0, "max_position_embeddings": 32768,
         "tie_word_embeddings": shape.tied, "torch_dtype": "bfloat16",
     })
+}
+
+/// The text part as it is saved by itself.
+fn qwen35(shape: &Shape, heads_of_values: usize) -> Value {
+    let mut config = llama_like(shape, "qwen3_5_text", "Qwen3_5ForCausalLM");
+    config["head_dim"] = json!(256);
+    config["attention_bias"] = json!(false);
+    config["rope_theta"] = json!(10_000_000.0);
+    config["partial_rotary_factor"] = json!(0.25);
+    config["full_attention_interval"] = json!(4);
+    config["linear_num_key_heads"] = json!(16);
+    config["linear_num_value_heads"] = json!(heads_of_values);
+    config["linear_key_head_dim"] = json!(128);
+    config["linear_value_head_dim"] = json!(128);
+    config["linear_conv_kernel_dim"] = json!(4);
+    config
 }
 
 fn qwen1(shape: &Shape) -> Value {

@@ -4,7 +4,7 @@ use super::projection::{Projection, SharedBuffers};
 use super::{Backward, Block, Forward, Kept, Pass, Reads};
 use crate::device::{Device, Region, Storage};
 use crate::error::Result;
-use crate::model::buffers::Buffers;
+use crate::model::buffers::{Buffers, Saved};
 use crate::model::builder::Builder;
 use crate::model::spec::AttentionSpec;
 use crate::ops::attention::{self, Attention};
@@ -26,10 +26,10 @@ pub(super) struct AttentionBlock {
 
 #[derive(Clone, Copy, Default)]
 struct AttentionBuffers {
-    qkv: Region,
+    qkv: Saved,
     /// Rotated.
     qk: Region,
-    attended: Region,
+    attended: Saved,
     /// `attended` times the gates, where there are some.
     gated: Region,
     lse: Region,
@@ -81,7 +81,7 @@ impl AttentionBlock {
     }
 
     fn rotate(&self, dev: &mut Device, pass: &Pass<'_>) -> [Region; 2] {
-        let qkv = pass.rows(self.buffers.qkv, self.rope.qkv_width());
+        let qkv = pass.rows(self.buffers.qkv.values, self.rope.qkv_width());
         let qk = pass.rows(self.buffers.qk, self.rope.qk_width());
         rope::forward(dev, &self.rope, qkv, pass.angles, qk);
         [qk, qkv]
@@ -90,10 +90,11 @@ impl AttentionBlock {
     /// What the output projection reads: the attention's output, gated where there are gates.
     fn gate(&self, dev: &mut Device, pass: &Pass<'_>) -> Region {
         let AttentionBuffers { attended, gated, qkv, .. } = self.buffers;
-        let Some(gate) = &self.gate else { return attended };
+        let Some(gate) = &self.gate else { return attended.values };
         let width = self.output.group.input;
-        let projected = pass.rows(qkv, gate.width);
-        output_gate::forward(dev, gate, pass.rows(attended, width), projected, pass.rows(gated, width));
+        let projected = pass.rows(qkv.values, gate.width);
+        let attended = pass.rows(attended.values, width);
+        output_gate::forward(dev, gate, attended, projected, pass.rows(gated, width));
         gated
     }
 
@@ -128,9 +129,9 @@ impl Block for AttentionBlock {
         let kv = self.attention.kv_heads * self.attention.head_dim;
         let cache = b.cache(kv).zip(b.cache(kv)).map(|(k, v)| Cache { k, v });
         self.buffers = AttentionBuffers {
-            qkv: b.kept(Activation, qkv),
+            qkv: b.saved(qkv),
             qk: b.work(Activation, qk),
-            attended: b.kept(Activation, attended),
+            attended: b.saved(attended),
             gated: b.work(Activation, if self.gate.is_some() { attended } else { 0 }),
             lse: b.kept(F32, heads),
             cache,
@@ -146,9 +147,9 @@ impl Block for AttentionBlock {
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Forward) {
         let p = &self.attention;
-        self.input.forward(dev, pass, o.x, self.buffers.qkv, None);
+        self.input.forward(dev, pass, o.x, &self.buffers.qkv);
         let [qk, qkv] = self.rotate(dev, pass);
-        let attended = pass.rows(self.buffers.attended, self.output.group.input);
+        let attended = pass.rows(self.buffers.attended.values, self.output.group.input);
         let lse = pass.rows(self.buffers.lse, p.heads);
         match &pass.reads {
             Reads::Texts(segments) => attention::forward(dev, p, segments, qk, qkv, attended, lse),
@@ -161,14 +162,18 @@ impl Block for AttentionBlock {
                 decode_attention::forward(dev, p, qk, seen, cache, attended);
             }
         }
+        self.buffers.attended.save(dev, pass);
         let out = self.gate(dev, pass);
-        self.output.forward(dev, pass, out, o.y, Some(o.residual));
+        self.output.forward_onto(dev, pass, out, o.y, o.residual);
     }
 
     fn backward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Backward, stop: Option<usize>) {
         let buffers = &self.buffers;
         let dattended = (stop != Some(1)).then_some(buffers.dattended);
-        let out = if self.output.group.rank_sum() > 0 { self.gate(dev, pass) } else { buffers.attended };
+        buffers.attended.restore(dev, pass);
+        buffers.qkv.restore(dev, pass);
+        let out =
+            if self.output.group.rank_sum() > 0 { self.gate(dev, pass) } else { buffers.attended.values };
         self.output.backward(dev, pass, out, o.dy, dattended);
         if dattended.is_none() {
             return;
@@ -179,7 +184,7 @@ impl Block for AttentionBlock {
         let operands = attention::Backward {
             qk,
             qkv,
-            out: pass.rows(buffers.attended, attended),
+            out: pass.rows(buffers.attended.values, attended),
             lse: pass.rows(buffers.lse, heads),
             dout: pass.rows(buffers.dattended, attended),
             delta: pass.rows(buffers.delta, heads),

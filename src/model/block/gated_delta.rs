@@ -5,7 +5,7 @@ use super::projection::{Projection, SharedBuffers};
 use super::{Backward, Block, Forward, Pass, Reads};
 use crate::device::{Device, Region, Storage};
 use crate::error::Result;
-use crate::model::buffers::Buffers;
+use crate::model::buffers::{Buffers, Saved};
 use crate::model::builder::Builder;
 use crate::model::spec::GatedDeltaSpec;
 use crate::ops::delta_rule::{self, DeltaRule, Gates, States};
@@ -25,11 +25,11 @@ pub(super) struct GatedDeltaBlock {
 
 #[derive(Clone, Copy, Default)]
 struct GatedDeltaBuffers {
-    projected: Region,
+    projected: Saved,
     /// q|k|v after the convolution; in the backward pass their gradients take another place.
     qkv: Region,
     /// What the delta rule says.
-    said: Region,
+    said: Saved,
     normed: Region,
     /// Of each sequence that goes on: the convolution's window and the rule's state.
     kept: Option<[Region; 2]>,
@@ -78,7 +78,7 @@ impl GatedDeltaBlock {
     }
 
     fn projected(&self, pass: &Pass<'_>) -> Region {
-        pass.rows(self.buffers.projected, self.convolution.width)
+        pass.rows(self.buffers.projected.values, self.convolution.width)
     }
 
     fn qkv(&self, pass: &Pass<'_>) -> Region {
@@ -86,7 +86,7 @@ impl GatedDeltaBlock {
     }
 
     fn said(&self, pass: &Pass<'_>) -> Region {
-        pass.rows(self.buffers.said, self.norm.width())
+        pass.rows(self.buffers.said.values, self.norm.width())
     }
 
     /// The convolution and the rule over the tokens of the pass.
@@ -130,9 +130,9 @@ impl Block for GatedDeltaBlock {
         let window = b.state(Activation, self.convolution.window_len());
         let state = b.state(F32, self.rule.state_len());
         self.buffers = GatedDeltaBuffers {
-            projected: b.kept(Activation, width),
+            projected: b.saved(width),
             qkv: b.work(Activation, qkv),
-            said: b.kept(Activation, out),
+            said: b.saved(out),
             normed: b.work(Activation, out),
             kept: window.zip(state).map(|(window, state)| [window, state]),
             dprojected: b.gradient(Activation, width),
@@ -145,15 +145,18 @@ impl Block for GatedDeltaBlock {
     }
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Forward) {
-        self.input.forward(dev, pass, o.x, self.buffers.projected, None);
+        self.input.forward(dev, pass, o.x, &self.buffers.projected);
         self.mix(dev, pass);
+        self.buffers.said.save(dev, pass);
         self.normalise(dev, pass);
-        self.output.forward(dev, pass, self.buffers.normed, o.y, Some(o.residual));
+        self.output.forward_onto(dev, pass, self.buffers.normed, o.y, o.residual);
     }
 
     fn backward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Backward, stop: Option<usize>) {
         let Reads::Texts(segments) = &pass.reads else { unreachable!("a backward pass is over whole texts") };
         let buffers = &self.buffers;
+        buffers.projected.restore(dev, pass);
+        buffers.said.restore(dev, pass);
         if self.output.group.rank_sum() > 0 {
             self.normalise(dev, pass);
         }

@@ -37,6 +37,14 @@ pub trait Case: std::fmt::Debug {
     fn set_up(&self, rig: &mut Rig);
 }
 
+/// A case's fields without its type's name.
+#[must_use]
+pub fn described(case: &dyn Case) -> String {
+    let text = format!("{case:?}");
+    let fields = text.split_once(" { ").and_then(|(_, rest)| rest.strip_suffix(" }"));
+    fields.unwrap_or(&text).to_owned()
+}
+
 /// The cases of a table.
 pub fn boxed<C: Case + Clone + 'static>(cases: &[C]) -> Vec<Box<dyn Case>> {
     cases.iter().map(|case| Box::new(case.clone()) as Box<dyn Case>).collect()
@@ -55,8 +63,12 @@ pub(in crate::ops) fn takes_heads(device: &Capabilities, head_dim: usize) -> boo
 /// What a model asks of its operations in a training step.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Tokens of a micro-batch, one segment.
+    /// Tokens of a micro-batch.
     pub tokens: usize,
+    /// Tokens of each of its rows, which see nothing of each other.
+    pub row: usize,
+    /// Rows of logits held at once.
+    pub chunk: usize,
     /// Hidden size.
     pub hidden: usize,
     /// Query heads.
@@ -92,6 +104,8 @@ pub struct DeltaShape {
     pub value_dim: usize,
     /// Tokens that the short convolution sees.
     pub taps: usize,
+    /// How many of the model's layers are such; the others attend.
+    pub layers: usize,
 }
 
 impl Shape {
@@ -99,9 +113,15 @@ impl Shape {
     #[must_use]
     pub fn trainable(&self) -> usize {
         let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let attention = 4 * self.hidden + 2 * q + 2 * kv;
+        let gates = if self.delta.is_some() { q } else { 0 };
+        let attention = 4 * self.hidden + 2 * q + 2 * kv + gates;
         let mlp = 3 * (self.hidden + self.intermediate);
-        self.layers * self.rank * (attention + mlp)
+        let mixers = self.delta.map_or(self.layers * attention, |d| {
+            let (keys, values) = (d.key_heads * d.key_dim, d.value_heads * d.value_dim);
+            let delta = 5 * self.hidden + 2 * keys + 3 * values + 2 * d.value_heads;
+            (self.layers - d.layers) * attention + d.layers * delta
+        });
+        self.rank * (mixers + self.layers * mlp)
     }
 }
 

@@ -68,7 +68,7 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
     let case = |d: check::DeltaShape| Case {
         heads: [d.key_heads, d.value_heads],
         dims: [d.key_dim, d.value_dim],
-        segments: Cow::Owned(vec![s.tokens as u32]),
+        segments: Cow::Owned(vec![s.row as u32; s.tokens / s.row]),
         gates: PLAIN,
         spread: 1.0,
     };

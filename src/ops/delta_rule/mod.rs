@@ -82,7 +82,7 @@ impl DeltaRule {
 }
 
 /// `out` [T, value_heads·dv] from `qkv` [T, C] and the gates in `projected` [T, width]. The states after each segment are
-/// kept where `states` is given.
+/// kept where `states` is given. `out` is one that the device keeps without loss.
 pub fn forward(
     dev: &mut Device,
     p: &DeltaRule,

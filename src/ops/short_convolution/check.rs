@@ -46,7 +46,7 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
         channels: 2 * d.key_heads * d.key_dim + d.value_heads * d.value_dim,
         taps: d.taps,
         beside: d.value_heads * (d.value_dim + 2),
-        segments: Cow::Owned(vec![s.tokens as u32]),
+        segments: Cow::Owned(vec![s.row as u32; s.tokens / s.row]),
     };
     s.delta.into_iter().flat_map(|d| boxed(&[case(d)])).collect()
 }

@@ -7,7 +7,7 @@ mod panels;
 use super::{Backward, DeltaRule, EPS, States};
 use crate::device::cpu::Isa;
 use crate::device::cpu::lanes;
-use crate::device::cpu::math::{exp, sigmoid};
+use crate::device::cpu::math::{bf16, exp, sigmoid};
 use crate::device::cpu::tasks;
 use crate::device::cpu::tile::Tile;
 use crate::device::{Cpu, Region};
@@ -19,6 +19,8 @@ use panels::Panels;
 #[derive(Clone, Copy)]
 struct Input<'a> {
     isa: Isa,
+    /// Whether the output is rounded to what layers keep.
+    rounds: bool,
     p: &'a DeltaRule,
     qkv: &'a [f32],
     projected: &'a [f32],
@@ -53,6 +55,14 @@ impl<'a> Input<'a> {
 
     fn len(&self) -> usize {
         self.qkv.len() / self.p.qkv_width()
+    }
+
+    /// Rounds a row of the output, where layers keep bf16.
+    #[inline(always)]
+    fn round(&self, out: &mut [f32]) {
+        if self.rounds {
+            out.iter_mut().for_each(|v| *v = bf16(*v));
+        }
     }
 
     /// 1 / sqrt(dk).
@@ -156,11 +166,11 @@ pub(in super::super) fn forward(
     out: Region,
     states: Option<States<'_>>,
 ) {
-    let isa = cpu.isa;
+    let (isa, rounds) = (cpu.isa, cpu.keeps_bf16());
     let kept = states.map_or(Region { len: 0, ..out }, |s| s.region);
     let (pool, [qkv, projected, a_log, dt_bias], [o, kept]) =
         cpu.split([qkv, projected, p.a_log, p.dt_bias], [out, kept]);
-    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, rounds, p, qkv, projected, a_log, dt_bias };
     let (group, head_state) = (p.group(), p.key_dim * p.value_dim);
     let mut rows = Tile::new(o, p.out_width());
     // The states of a slot, by key head.
@@ -197,7 +207,9 @@ fn forward_head(input: &Input<'_>, head: usize, out: &mut Tile<'_>, kept: Option
             let [_, r] = chunk.errors(&input.values(tokens.clone(), value_head), state);
             let o = chunk.output(&r, state);
             for (row, token) in tokens.clone().enumerate() {
-                o.get_row(row, &mut out.row(token)[i * dv..(i + 1) * dv]);
+                let out = &mut out.row(token)[i * dv..(i + 1) * dv];
+                o.get_row(row, out);
+                input.round(out);
             }
             chunk.advance(&r, state);
         }
@@ -216,10 +228,10 @@ pub(in super::super) fn step(
     out: Region,
     states: States<'_>,
 ) {
-    let isa = cpu.isa;
+    let (isa, rounds) = (cpu.isa, cpu.keeps_bf16());
     let (pool, [qkv, projected, a_log, dt_bias], [o, kept]) =
         cpu.split([qkv, projected, p.a_log, p.dt_bias], [out, states.region]);
-    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, rounds, p, qkv, projected, a_log, dt_bias };
     let mut slots: Vec<Option<&mut [f32]>> = kept.chunks_mut(p.state_len()).map(Some).collect();
     let mut all = Vec::new();
     for (token, out) in o.chunks_mut(p.out_width()).enumerate() {
@@ -262,6 +274,7 @@ fn step_head(input: &Input<'_>, head: usize, state: &mut [f32], out: &mut [f32])
             *o = q.mul_add(*x, *o);
         }
     }
+    input.round(out);
 }
 
 /// What a task of the backward pass writes: columns of q, k, v, b and a.
@@ -274,10 +287,10 @@ struct Gradients<'a> {
 }
 
 pub(in super::super) fn backward(cpu: &mut Cpu, p: &DeltaRule, segments: &[Segment], o: &Backward) {
-    let isa = cpu.isa;
+    let (isa, rounds) = (cpu.isa, cpu.keeps_bf16());
     let (pool, [qkv, projected, a_log, dt_bias, dout], [dqkv, dprojected]) =
         cpu.split([o.qkv, o.projected, p.a_log, p.dt_bias, o.dout], [o.dqkv, o.dprojected]);
-    let input = Input { isa, p, qkv, projected, a_log, dt_bias };
+    let input = Input { isa, rounds, p, qkv, projected, a_log, dt_bias };
     let group = p.group();
     let mut rows = Tile::new(dqkv, p.qkv_width());
     let mut gate_rows = Tile::new(dprojected, p.gates.width);
