@@ -9,6 +9,8 @@ use qwentune::ops::check::{Call, Rig, Shape};
 /// Products meet a whole block of k and the rest of another, whole tiles and the rest of one.
 const SHAPE: Shape = Shape {
     tokens: 52,
+    row: 52,
+    chunk: 52,
     hidden: 576,
     heads: 9,
     kv_heads: 3,
