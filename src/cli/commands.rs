@@ -118,6 +118,17 @@ pub fn program() -> Command {
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
+        .subcommand(
+            command(
+                "init",
+                "Writes a configuration to begin with: every setting, its default and its meaning",
+            )
+            .arg(Arg::new("out").value_name("OUT.toml").help("A new file; without it standard output")),
+        )
+        .subcommand(command("completions", "Prints completions for a shell").arg(
+            Arg::new("shell").value_name("SHELL").required(true).value_parser(super::completions::SHELLS),
+        ))
+        .subcommand(command("man", "Prints the manual page: qwentune man | man -l -"))
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {

@@ -135,11 +135,15 @@ fn about(command: &Command) -> String {
 
 fn zsh(program: &Command) -> String {
     let name = program.get_name();
-    let mut text = format!("#compdef {name}\n# Completions of {name} for zsh: put them into a folder of $fpath as _{name}\n");
+    let mut text = format!(
+        "#compdef {name}\n# Completions of {name} for zsh: put them into a folder of $fpath as _{name}\n"
+    );
     for (words, command) in commands(program) {
-        let function = std::iter::once(name).chain(words.iter().map(String::as_str)).collect::<Vec<_>>().join("_");
+        let function =
+            std::iter::once(name).chain(words.iter().map(String::as_str)).collect::<Vec<_>>().join("_");
         text += &format!("\n_{}() {{\n    local -a commands\n", function.replace('-', "_"));
-        let below: Vec<&Command> = command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help").collect();
+        let below: Vec<&Command> =
+            command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help").collect();
         for c in &below {
             text += &format!("    commands+=('{}:{}')\n", c.get_name(), quoted(&about(c), &[':']));
         }
@@ -153,7 +157,8 @@ fn zsh(program: &Command) -> String {
                 (true, true) => ":value: ".into(),
             };
             for spelling in spellings(arg) {
-                text += &format!("        '{spelling}[{}]{value}' \\\n", quoted(&help(arg), &['[', ']', ':']));
+                text +=
+                    &format!("        '{spelling}[{}]{value}' \\\n", quoted(&help(arg), &['[', ']', ':']));
             }
         }
         if below.is_empty() {
@@ -175,9 +180,12 @@ fn fish(program: &Command) -> String {
     let name = program.get_name();
     let mut text = format!("# Completions of {name} for fish: {name} completions fish | source\n");
     for (words, command) in commands(program) {
-        let below: Vec<&str> = command.get_subcommands().filter(|c| !c.is_hide_set()).map(Command::get_name).collect();
-        let seen: Vec<String> = words.iter().map(|word| format!("__fish_seen_subcommand_from {word}")).collect();
-        let mut condition = if seen.is_empty() { "__fish_use_subcommand".to_owned() } else { seen.join("; and ") };
+        let below: Vec<&str> =
+            command.get_subcommands().filter(|c| !c.is_hide_set()).map(Command::get_name).collect();
+        let seen: Vec<String> =
+            words.iter().map(|word| format!("__fish_seen_subcommand_from {word}")).collect();
+        let mut condition =
+            if seen.is_empty() { "__fish_use_subcommand".to_owned() } else { seen.join("; and ") };
         for c in command.get_subcommands().filter(|c| !c.is_hide_set() && c.get_name() != "help") {
             text += &format!(
                 "complete -c {name} -n '{condition}' -f -a {} -d '{}'\n",
@@ -210,7 +218,9 @@ fn fish(program: &Command) -> String {
 /// Text as roff shows it: no line of it is a request, and dashes are dashes.
 fn roff(text: &str) -> String {
     let escaped = text.replace('\\', "\\e").replace('-', "\\-");
-    let lines = escaped.lines().map(|line| if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line.into() });
+    let lines = escaped
+        .lines()
+        .map(|line| if line.starts_with(['.', '\'']) { format!("\\&{line}") } else { line.into() });
     lines.collect::<Vec<String>>().join("\n")
 }
 
@@ -225,8 +235,10 @@ pub fn manual(program: &Command) -> String {
     for (words, command) in commands(program).into_iter().skip(1) {
         text += &format!(".SS {name} {}\n{}\n", words.join(" "), roff(&about(command)));
         for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-            let value = arg.get_value_names().filter(|_| arg.get_action().takes_values() || arg.is_positional());
-            let value: Vec<String> = value.into_iter().flatten().map(|v| format!("\\fI{}\\fR", roff(v))).collect();
+            let value =
+                arg.get_value_names().filter(|_| arg.get_action().takes_values() || arg.is_positional());
+            let value: Vec<String> =
+                value.into_iter().flatten().map(|v| format!("\\fI{}\\fR", roff(v))).collect();
             let flags: Vec<String> = spellings(arg).iter().map(|s| format!("\\fB{}\\fR", roff(s))).collect();
             text += &format!(".TP\n{} {}\n{}\n", flags.join(", "), value.join(" "), roff(&help(arg)));
         }

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 pub mod commands;
+mod completions;
 pub mod dialect;
 mod doctor;
 mod evaluate;
@@ -9,6 +10,7 @@ mod exchange;
 #[cfg(feature = "text")]
 mod generate;
 mod inference;
+mod init;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
@@ -84,6 +86,17 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("merge", m)) => merge::merge(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("init", m)) => init::init(m),
+        Some(("completions", m)) => {
+            let text =
+                completions::completions(&commands::program(), option(m, "shell").unwrap_or_default())?;
+            say(text.trim_end());
+            Ok(())
+        }
+        Some(("man", _)) => {
+            say(completions::manual(&commands::program()).trim_end());
+            Ok(())
+        }
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
     }

@@ -4,8 +4,11 @@ use super::fields::{Class, FIELDS, Field, Group, Kind};
 use serde_json::Value;
 
 /// Settings that a first run has to give, and what stands there until it does.
-const GIVEN: [(&str, &str); 3] =
-    [("model_name_or_path", "\"path/to/model\""), ("train_file", "[\"train.jsonl\"]"), ("output_dir", "\"runs/first\"")];
+const GIVEN: [(&str, &str); 3] = [
+    ("model_name_or_path", "\"path/to/model\""),
+    ("train_file", "[\"train.jsonl\"]"),
+    ("output_dir", "\"runs/first\""),
+];
 
 /// The text of a commented configuration, TOML.
 #[must_use]
@@ -50,7 +53,10 @@ fn toml(value: &Value) -> String {
         Value::String(text) => format!("{text:?}"),
         Value::Array(items) => format!("[{}]", items.iter().map(toml).collect::<Vec<_>>().join(", ")),
         Value::Object(map) => {
-            format!("{{ {} }}", map.iter().map(|(k, v)| format!("{k:?} = {}", toml(v))).collect::<Vec<_>>().join(", "))
+            format!(
+                "{{ {} }}",
+                map.iter().map(|(k, v)| format!("{k:?} = {}", toml(v))).collect::<Vec<_>>().join(", ")
+            )
         }
         other => other.to_string(),
     }

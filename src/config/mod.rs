@@ -4,6 +4,7 @@ pub mod check;
 pub mod fields;
 pub mod foreign;
 pub mod identity;
+pub mod init;
 pub mod read;
 pub mod run_file;
 pub mod settings;

@@ -41,7 +41,11 @@ const ARCHITECTURES: [(&str, &str); 3] = [("qwen", "qwen"), ("qwen2", "qwen2"), 
 ///
 /// # Errors
 /// An architecture or a layer that llama.cpp has no name for.
-pub fn encode_adapter(adapter: &Adapter, model_type: &str, scale: &dyn Fn(&str, usize) -> f64) -> Result<Vec<u8>> {
+pub fn encode_adapter(
+    adapter: &Adapter,
+    model_type: &str,
+    scale: &dyn Fn(&str, usize) -> f64,
+) -> Result<Vec<u8>> {
     let architecture = ARCHITECTURES.iter().find(|(ours, _)| *ours == model_type).map(|(_, theirs)| *theirs);
     let architecture = architecture.ok_or_else(|| {
         Error::usage(format!("an adapter of a {model_type} model cannot be written as GGUF yet"))
@@ -88,7 +92,8 @@ fn text(value: &str, out: &mut Vec<u8>) {
 }
 
 fn encode(architecture: &str, alpha: f64, tensors: &BTreeMap<String, ([usize; 2], Vec<f32>)>) -> Vec<u8> {
-    let texts = [("general.architecture", architecture), ("general.type", "adapter"), ("adapter.type", "lora")];
+    let texts =
+        [("general.architecture", architecture), ("general.type", "adapter"), ("adapter.type", "lora")];
     let mut out = Vec::new();
     out.extend(MAGIC);
     out.extend(VERSION.to_le_bytes());

@@ -93,6 +93,8 @@ pub fn logged(seconds: f64, line: &LogLine) -> Vec<u8> {
                 ("train/epoch", *epoch),
             ],
         ),
-        LogLine::Eval(EvalLine { step, eval_loss, .. }) => scalars(seconds, *step, &[("eval/loss", *eval_loss)]),
+        LogLine::Eval(EvalLine { step, eval_loss, .. }) => {
+            scalars(seconds, *step, &[("eval/loss", *eval_loss)])
+        }
     }
 }
