@@ -14,13 +14,13 @@ pub fn request(model: &str, output: &str) -> Request {
     let rows = Rows { train: (0..64).map(row).collect(), eval: Vec::new() };
     let mut settings = Settings { model: model.into(), output_dir: output.into(), ..Settings::default() };
     settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
-    Request { settings, rows: Some(rows), ..Request::default() }
+    Request { rows: Some(rows), ..Request::new(&settings) }
 }
 
 /// Shows each step's loss and asks for a stop after the fifth; trains until stopped or done.
 pub fn train_and_stop(request: Request) -> Result<Summary> {
     let control = Control::default();
-    train::run(request, &control, &mut |event: &Event| {
+    train::train(request, &control, &mut |event: &Event| {
         let Event::Step { line, .. } = event else { return };
         println!("step {}: loss {:.4}", line.step, line.loss);
         (line.step == 5).then(|| control.request_stop());

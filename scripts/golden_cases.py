@@ -145,4 +145,7 @@ SCHEDULES = [
     ("warmup_stable_decay", {"num_decay_steps": 9, "num_stable_steps": 16, "min_lr_ratio": 0.1}, 7),
     ("warmup_stable_decay", {"num_decay_steps": 12, "warmup_type": "cosine", "decay_type": "linear"}, 7),
     ("warmup_stable_decay", {"num_decay_steps": 12, "decay_type": "1-sqrt", "num_cycles": 0.5}, 5),
+    ("cosine_with_min_lr", {"min_lr": 3e-5}, 7), ("cosine_with_min_lr", {"min_lr_rate": 0.2, "num_cycles": 1.25}, 0),
+    ("cosine_warmup_with_min_lr", {"min_lr_rate": 0.1}, 7), ("cosine_warmup_with_min_lr", {"min_lr": 3e-5}, 0),
+    ("cosine_warmup_with_min_lr", {"min_lr": 2e-5, "warmup_lr_rate": 0.25, "num_cycles": 0.75}, 6),
 ]

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Writes tests/golden/generate.json: what transformers generates with the models and adapters of tests/golden/train,
+"""Writes tests/golden/generate.json and repetition.json: what transformers generates with the models and adapters of tests/golden/train,
 greedily, in float32 on the CPU; and what its warpers make of logits.
 
     pip install -r scripts/requirements-golden.txt
-    python scripts/make_generate_golden.py
+    python scripts/make_generate_golden.py [--penalties]
 
 Qwen v1 has no transformers class: it goes through qwen_reference.py, which computes every token's whole text again.
 Prompts are drawn until the likeliest token is ahead by MARGIN at every step, so that float32 cannot decide which it is.
@@ -11,6 +11,7 @@ Prompts are drawn until the likeliest token is ahead by MARGIN at every step, so
 
 import json
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def load(case, overrides, adapted):
     return base, model.eval()
 
 
-def generated(base, model, prompt, count):
+def generated(base, model, prompt, count, penalty=1.0):
     """(tokens, how far the likeliest was ahead at least, logits after the prompt)."""
     ids = torch.tensor([prompt])
     if hasattr(base, "prompt_length"):
@@ -54,9 +55,10 @@ def generated(base, model, prompt, count):
     else:
         out = model.generate(
             input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count,
-            eos_token_id=None, pad_token_id=0, output_logits=True, return_dict_in_generate=True,
+            eos_token_id=None, pad_token_id=0, output_logits=True, output_scores=True, return_dict_in_generate=True,
+            repetition_penalty=penalty,
         )
-        steps, tokens = list(out.logits), out.sequences[0, len(prompt):].tolist()
+        steps, tokens = list(out.logits if penalty == 1.0 else out.scores), out.sequences[0, len(prompt):].tolist()
     best = torch.cat(steps).topk(2).values
     return tokens, float((best[:, 0] - best[:, 1]).min()), steps[0][0]
 
@@ -91,7 +93,33 @@ def warped():
         }
 
 
+def penalised():
+    """Greedy answers under a repetition penalty, of a model with an adapter and of one without."""
+    for case, adapted, penalty in [("qwen2-mha-untied-f32", False, 1.3), ("qwen3-untied-f32", True, 1.05),
+                                   ("qwen2-gqa-tied-bf16", True, 5.0), ("qwen3-gqa-tied-bf16", False, 0.8)]:
+        base, model = load(case, {}, adapted)
+        vocab = json.loads((GOLDEN / "train" / case / "model" / "config.json").read_text())["vocab_size"]
+        generator = torch.Generator().manual_seed(7)
+        for length in [1, 9, 26]:
+            while True:
+                prompt = torch.randint(0, vocab, (length,), generator=generator).tolist()
+                tokens, margin, _ = generated(base, model, prompt, 24, penalty)
+                if margin > MARGIN:
+                    break
+            plain = generated(base, model, prompt, 24)[0]
+            yield {"model": case, "overrides": {}, "adapter": adapted, "penalty": penalty, "prompt": prompt,
+                   "tokens": tokens, "without": plain}
+
+
+def write_penalised():
+    lines = [json.dumps(row, separators=(",", ":")) for row in penalised()]
+    (GOLDEN / "repetition.json").write_text("[\n" + ",\n".join(lines) + "\n]\n")
+
+
 def main():
+    write_penalised()
+    if "--penalties" in sys.argv:
+        return
     cases = []
     for case, overrides, lengths, count in CASES:
         for adapted in [False, True]:

@@ -317,8 +317,12 @@ def print_noise(case):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--schedules", action="store_true", help="write the schedules alone")
     parser.add_argument("--noise", action="store_true", help="compare the written cases with float64")
-    noise = parser.parse_args().noise
+    arguments = parser.parse_args()
+    if arguments.schedules:
+        return write_schedules()
+    noise = arguments.noise
     torch.set_num_threads(1)  # one order of summation on every machine
     for case in CASES:
         print_noise(case) if noise else write_case(case)

@@ -1,5 +1,6 @@
 //! One error type: what is wrong, where, and what to do; its [`Kind`] decides the exit status.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io;
 use std::path::Path;
@@ -98,6 +99,7 @@ impl Error {
     pub fn reading(path: &Path, source: io::Error) -> Self {
         let kind = match source.kind() {
             io::ErrorKind::NotFound
+            | io::ErrorKind::InvalidInput
             | io::ErrorKind::NotADirectory
             | io::ErrorKind::IsADirectory
             | io::ErrorKind::PermissionDenied => Kind::Input,
@@ -139,6 +141,23 @@ impl Error {
     pub fn exit_code(&self) -> u8 {
         self.kind as u8
     }
+}
+
+/// The text with everything escaped that a terminal would obey and not show: names of files and their contents come
+/// from anywhere. Line feeds and tabs stay. Whatever is printed goes through it; errors hold texts as they are.
+#[must_use]
+pub fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let escape = |c: char| if is_obeyed(c) { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escape).collect())
+}
+
+/// Control characters, and those that change the direction of the text behind them.
+fn is_obeyed(c: char) -> bool {
+    let redirects = matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    redirects || (c.is_control() && c != '\n' && c != '\t')
 }
 
 impl fmt::Display for Error {

@@ -32,6 +32,10 @@ pub enum Stream {
     ValidationSplit = 0xFFFF_FF03,
     /// Tokens of generated text; the index is row << 32 | token.
     Sampling = 0xFFFF_FF04,
+    /// Resamples of a benchmark's samples; the seed tells series apart.
+    Bootstrap = 0xFFFF_FF05,
+    /// Weights and tokens of a benchmark; the seed tells tensors apart.
+    Benchmark = 0xFFFF_FF06,
 }
 
 /// The 64 random bits of `index` in `stream` under `seed`.

@@ -1,7 +1,7 @@
 //! What only the operating system can do for us, where no safe wrapper exists: signals of faulty memory maps
 //! and of file-size limits; and what it knows: memory that can be had.
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use std::path::Path;
 use std::sync::Once;
 use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
@@ -51,7 +51,7 @@ pub fn watch_mapping(bytes: &[u8], file: &Path) -> Result<Watch> {
     let message = format!(
         "error: {} was truncated or became unreadable while it was mapped\n  \
          put the original file back, then continue with `qwentune resume RUN`\n",
-        file.display()
+        printable(&file.display().to_string())
     )
     .into_bytes()
     .into_boxed_slice();
@@ -123,6 +123,55 @@ pub fn ignore_file_size_signal() {
     unsafe {
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
+}
+
+/// Whether the process was started with `signal` ignored, as `nohup` starts it.
+#[must_use]
+pub fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action only the present one is written, into memory of its type.
+    let asked = unsafe { libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) };
+    // SAFETY: it was written when the call succeeded.
+    asked == 0 && unsafe { action.assume_init() }.sa_sigaction == libc::SIG_IGN
+}
+
+/// Most threads of a pool on a machine with fewer cores: a mistyped number must not ask for a hundred thousand.
+pub const MOST_THREADS: usize = 64;
+
+/// Threads of a pool: those `asked` for, else those of `RAYON_NUM_THREADS`, else one for each core; not more than the
+/// cores or [`MOST_THREADS`], whichever is more. Results do not depend on it.
+#[must_use]
+pub fn threads(asked: Option<usize>) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let environment = || std::env::var("RAYON_NUM_THREADS").ok()?.parse().ok();
+    let wanted = asked.or_else(environment).filter(|n| *n > 0).unwrap_or(cores);
+    wanted.min(cores.max(MOST_THREADS))
+}
+
+/// A pool of [`threads`].
+///
+/// # Errors
+/// [`Kind::Device`] when the system gives none.
+pub fn pool(asked: Option<usize>) -> Result<rayon::ThreadPool> {
+    rayon::ThreadPoolBuilder::new().num_threads(threads(asked)).build().map_err(no_threads)
+}
+
+/// Starts the threads that everything without a pool of its own shares; that they run already is as good.
+///
+/// # Errors
+/// [`Kind::Device`] when the system gives none.
+pub fn start_threads() -> Result<()> {
+    match rayon::ThreadPoolBuilder::new().num_threads(threads(None)).build_global() {
+        // Only where a thread could not be started there is something behind the error.
+        Err(e) if std::error::Error::source(&e).is_some() => Err(no_threads(e)),
+        _ => Ok(()),
+    }
+}
+
+fn no_threads(e: rayon::ThreadPoolBuildError) -> Error {
+    Error::device(format!("the system gives no further thread: {e}"))
+        .hint("raise the limit (ulimit -u, the container's pids), or ask for fewer: --threads 1, RAYON_NUM_THREADS=1")
+        .caused_by(e)
 }
 
 /// Bytes of memory that can be had without swapping; unlimited where the system does not say.

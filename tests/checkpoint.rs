@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 mod crash;
-mod disk;
+pub mod disk;
 mod format;
 mod model;
 mod python;

@@ -1,10 +1,14 @@
 //! The table of settings: everything that is derived from it agrees with it and with `Settings`.
 
+use qwentune::checkpoint::state::History;
+use qwentune::checkpoint::storage::FileSystem;
 use qwentune::config::fields::{Class, FIELDS, Field, Kind, find, markdown};
 use qwentune::config::foreign::FOREIGN;
 use qwentune::config::value::{from_json, from_text, to_text};
-use qwentune::config::{self, Layer, RunFile, Settings, may_change_on_resume, resolve, run_json};
+use qwentune::config::{self, Layer, Settings, resolve};
 use qwentune::error;
+use qwentune::train::run_file::{FORMAT, RunFile};
+use qwentune::train::start::policy::{self, As};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -92,16 +96,18 @@ fn another_value(field: &Field) -> &'static str {
         ("dtype", _) => "f32",
         ("cutoff_len", _) => "100",
         ("val_set_size", _) => "7",
-        (_, Kind::Switch) => "true",
+        (_, Kind::Switch | Kind::OptionalSwitch) => "true",
         (_, Kind::Count | Kind::OptionalCount) => "17",
         (_, Kind::Number | Kind::OptionalNumber) => "0.75",
         (_, Kind::Choice(names)) => names[1],
-        (_, Kind::Modules) => "q_proj,v_proj",
+        (_, Kind::Modules | Kind::OptionalModules) => "q_proj,v_proj",
         (_, Kind::Counts) => "3 0",
         (_, Kind::Device) => "cpu",
         (_, Kind::Json) => "{\"power\": 2}",
+        (_, Kind::Pairs(_)) => "prompt=question",
         (_, Kind::Resume) => "12",
         (_, Kind::Text | Kind::Path | Kind::Paths | Kind::Folders) => "other",
+        (_, Kind::Signals) => "USR1",
     }
 }
 
@@ -121,18 +127,28 @@ fn the_identity_holds_what_decides_the_numbers_and_nothing_else() {
         let Ok(changed) = resolve(&layer) else { panic!("{} does not resolve", field.name) };
         assert_ne!(changed, base, "{}: the other value must differ", field.name);
         let differs = config::math_identity(&changed) != identity;
-        assert_eq!(differs, field.class == Class::Math, "{}", field.name);
-        assert_eq!(may_change_on_resume(field.name), field.class != Class::Math, "{}", field.name);
+        assert_eq!(differs, field.class.decides_numbers(), "{}", field.name);
+        let [resume, branch] =
+            [As::Itself, As::Branch].map(|how| policy::changes(&base, &changed, how).is_ok());
+        assert_eq!(resume, !field.class.decides_numbers(), "{}", field.name);
+        assert_eq!(branch, field.class != Class::Refused, "{}", field.name);
         let listed: Vec<&str> = config::changed(&base, &changed).iter().map(|(f, _, _)| f.key).collect();
         let expected: &[&str] = if field.class == Class::Start { &[] } else { &[field.key] };
         assert_eq!(listed, expected);
     }
-    for name in ["save_steps", "logging_steps", "max_steps", "num_train_epochs", "threads", "output_dir"] {
-        assert!(may_change_on_resume(name), "{name}");
+    let class = |name: &str| find(name).unwrap().class;
+    for (expected, names) in [
+        (Class::Free, ["save_steps", "logging_steps", "threads", "output_dir"]),
+        (
+            Class::Recorded,
+            ["eval_steps", "eval_strategy", "per_device_eval_batch_size", "early_stopping_patience"],
+        ),
+        (Class::Branch, ["learning_rate", "seed", "lora_dropout", "per_device_train_batch_size"]),
+        (Class::Refused, ["lora_r", "lora_target_modules", "lora_rank_pattern", "layers_to_transform"]),
+    ] {
+        names.iter().for_each(|name| assert_eq!(class(name), expected, "{name}"));
     }
-    for name in ["learning_rate", "seed", "lora_r", "per_device_train_batch_size", "no_such_setting"] {
-        assert!(!may_change_on_resume(name), "{name}");
-    }
+    assert_eq!((class("max_steps"), class("num_train_epochs")), (Class::Length, Class::Length));
 }
 
 #[test]
@@ -155,9 +171,19 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         ..Settings::default()
     };
     let versions = BTreeMap::from([("engine".to_owned(), "1".to_owned())]);
-    let text = run_json(&settings, &["qwentune".into(), "train".into()], &versions, &Default::default());
+    let run = RunFile {
+        format: FORMAT,
+        settings: settings.clone(),
+        command_line: vec!["qwentune".into(), "train".into()],
+        working_directory: "/there".into(),
+        versions: versions.clone(),
+        identity: Default::default(),
+        history: History::new(7, 0),
+        origin: None,
+    };
+    let text = run.to_json();
     let folder = write("run.json", &text).parent().unwrap().to_owned();
-    let run = RunFile::read(&folder).unwrap();
+    let run = RunFile::read(&FileSystem, &folder).unwrap();
     let mut frozen = settings.clone();
     (frozen.overwrite_output_dir, frozen.allow_inexact, frozen.quiet) = (false, false, false);
     assert_eq!(run.settings, frozen);
@@ -175,7 +201,7 @@ fn run_json_reads_back_and_leaves_out_how_the_process_started() {
         let broken = text.replacen(from, to, 1);
         assert_ne!(broken, text, "{from} is not in run.json");
         std::fs::write(folder.join("run.json"), broken).unwrap();
-        let error = RunFile::read(&folder).unwrap_err();
+        let error = RunFile::read(&FileSystem, &folder).unwrap_err();
         assert_eq!(error.kind, error::Kind::Input, "{to}");
         assert!(error.what.contains(says), "{to}: {error}");
     }

@@ -21,7 +21,7 @@ fn philox_gives_the_published_words() {
 use qwentune::config::Settings;
 use qwentune::data::batch::{assemble, bucket};
 use qwentune::data::dataset::{Dataset, IGNORED, Prepared, Row, prepare};
-use qwentune::data::plan::{Plan, Rules};
+use qwentune::data::plan::{Origin, Plan, Rules};
 use qwentune::error::Kind;
 use qwentune::philox::philox4x32;
 use qwentune::report::event::Event;
@@ -38,6 +38,7 @@ fn rules() -> Rules {
         seed: 42,
         epochs: 3.0,
         max_steps: None,
+        origin: Origin::default(),
     }
 }
 
@@ -322,21 +323,111 @@ fn flipped(bytes: &[u8], at: usize) -> Vec<u8> {
     copy
 }
 
+/// The only cache file.
+fn cache_file(folder: &Folder) -> std::path::PathBuf {
+    let mut files = fs::read_dir(folder.path().join("cache")).unwrap();
+    let only = files.next().unwrap().unwrap().path();
+    assert!(files.next().is_none(), "one cache file and nothing beside it");
+    only
+}
+
+/// Changes bytes of a cache file and gives it the digest of what it then is.
+fn forge(path: &Path, at: usize, bytes: &[u8]) {
+    let mut forged = fs::read(path).unwrap();
+    forged[at..at + bytes.len()].copy_from_slice(bytes);
+    let end = forged.len() - 32;
+    let digest = blake3::hash(&forged[..end]);
+    forged[end..].copy_from_slice(digest.as_bytes());
+    fs::write(path, forged).unwrap();
+}
+
 #[test]
-fn drafts_of_killed_processes_are_removed() {
-    let folder = Folder::new("drafts");
+fn rows_no_run_makes_are_not_taken_from_the_cache() {
+    let folder = Folder::new("forged");
     let file = folder.file("rows.jsonl", THREE);
     let settings = settings(&folder, &file);
-    prepared(&settings).0.unwrap();
+    let whole = prepared(&settings).0.unwrap();
+    let expected = all_rows(&whole.train);
+    let cached = cache_file(&folder);
+    // Of the first row the first token, and the mask behind its tokens.
+    let mask = 48 + 4 * whole.train.lengths()[0] as usize;
+    for (at, bytes, says) in [
+        (48, [0xff_u8; 4].as_slice(), "outside the vocabulary"),
+        (mask, &[1], "none of its tokens is scored"),
+    ] {
+        forge(&cached, at, bytes);
+        let (again, warnings, tokenised) = prepared(&settings);
+        assert!(tokenised && warnings.len() == 1 && warnings[0].contains(says), "{warnings:?}");
+        assert_eq!(all_rows(&again.unwrap().train), expected);
+    }
+}
+
+#[test]
+fn a_cache_file_that_changes_while_it_is_used_stops_the_run() {
+    let folder = Folder::new("changing");
+    let file = folder.file("rows.jsonl", THREE);
+    let settings = settings(&folder, &file);
+    for _ in ["made by this process", "found"] {
+        let rows = prepared(&settings).0.unwrap().train;
+        forge(&cache_file(&folder), 48, &[9, 0, 0, 0]);
+        let error = rows.row(0).expect_err("a changed row");
+        assert!(error.kind == Kind::Io && error.what.contains("changed while it was in use"), "{error}");
+        rows.row(1).unwrap();
+        fs::remove_file(cache_file(&folder)).unwrap();
+        prepared(&settings).0.unwrap();
+    }
+}
+
+#[test]
+fn a_cache_folder_is_private_or_what_it_is_is_said() {
+    use std::os::unix::fs::{PermissionsExt, symlink};
+    let folder = Folder::new("shared");
+    let file = folder.file("rows.jsonl", THREE);
+    let settings = settings(&folder, &file);
     let cache = folder.path().join("cache");
-    let cached = fs::read_dir(&cache).unwrap().next().unwrap().unwrap().path();
-    let dead = cached.with_extension(format!("{}-0.tmp", u32::MAX));
-    let alive = cached.with_extension(format!("{}-99.tmp", std::process::id()));
-    fs::write(&dead, "left behind").unwrap();
-    fs::write(&alive, "being written").unwrap();
-    fs::remove_file(&cached).unwrap();
+    let mode = |mode| fs::set_permissions(&cache, fs::Permissions::from_mode(mode)).unwrap();
     prepared(&settings).0.unwrap();
-    assert!(cached.exists() && alive.exists() && !dead.exists());
+    assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o700);
+    mode(0o770);
+    let (_, warnings, tokenised) = prepared(&settings);
+    assert!(!tokenised && warnings.len() == 1 && warnings[0].contains("are believed"), "{warnings:?}");
+    mode(0o777);
+    let (_, warnings, tokenised) = prepared(&settings);
+    assert!(tokenised && warnings.len() == 1 && warnings[0].contains("everybody can write"), "{warnings:?}");
+    // Own files in a folder like /tmp.
+    mode(0o1777);
+    let (_, warnings, tokenised) = prepared(&settings);
+    assert!(!tokenised && warnings.is_empty(), "{warnings:?}");
+    // A link in the place of a file is neither read nor written through.
+    let cached = cache_file(&folder);
+    let victim = folder.file("victim", "precious");
+    fs::remove_file(&cached).unwrap();
+    symlink(&victim, &cached).unwrap();
+    let (made, warnings, tokenised) = prepared(&settings);
+    assert!(tokenised && warnings.len() == 1, "{warnings:?}");
+    assert_eq!(made.unwrap().train.len(), 3);
+    assert_eq!(fs::read(&victim).unwrap(), b"precious");
+    assert!(fs::symlink_metadata(cache_file(&folder)).unwrap().is_file());
+}
+
+#[test]
+fn processes_that_share_a_cache_do_not_meet() {
+    let folder = Folder::new("together");
+    let file = folder.file("rows.jsonl", THREE);
+    let settings = settings(&folder, &file);
+    let expected = all_rows(&prepared(&settings).0.unwrap().train);
+    for _ in 0..20 {
+        fs::remove_file(cache_file(&folder)).unwrap();
+        std::thread::scope(|scope| {
+            let threads = [0, 1, 2].map(|_| scope.spawn(|| prepared(&settings)));
+            for thread in threads {
+                let (made, warnings, _) = thread.join().unwrap();
+                assert!(warnings.is_empty(), "{warnings:?}");
+                assert_eq!(all_rows(&made.unwrap().train), expected);
+            }
+        });
+        cache_file(&folder);
+    }
 }
 
 #[test]
@@ -361,13 +452,13 @@ fn wrong_files_are_named_with_row_and_reason() {
         (b" \n\n".to_vec(), &["0 usable rows of 0"]),
         (b"[]".to_vec(), &["0 usable rows of 0"]),
         (b"\x1f\x8b\x08\0\0\0".to_vec(), &["looks like gzip"]),
-        (b"PAR1....".to_vec(), &["looks like Parquet"]),
+        (b"PAR1....".to_vec(), &["Parquet"]),
         (b"PK\x03\x04....".to_vec(), &["looks like a zip"]),
         (utf16, &["looks like UTF-16"]),
         (b"\xff\xfe{\0".to_vec(), &["looks like UTF-16"]),
         (format!("{good}{{\"input_ids\":[1,2").into_bytes(), &["rows:2:", "still being written"]),
         (format!("{good}{{\"input_ids\":[1,2\n{good}").into_bytes(), &["rows:2:", "column"]),
-        (format!("[{},{}", good.trim(), good.trim()).into_bytes(), &["rows:1:", "array's `]`"]),
+        (format!("[{},{}", good.trim(), good.trim()).into_bytes(), &["rows:1 (row 2):", "array's `]`"]),
         (format!("[{},]", good.trim()).into_bytes(), &["missing beside a comma"]),
         (format!("[{0}] {0}", good.trim()).into_bytes(), &["after the array"]),
         (

@@ -5,8 +5,8 @@ use crate::common::scratch;
 use qwentune::checkpoint::format::{self, Fault};
 use qwentune::checkpoint::shelf::Shelf;
 use qwentune::checkpoint::state::{Flaw, State};
-use qwentune::checkpoint::storage::RealFolder;
 use qwentune::error::{Error, Kind};
+use qwentune::formats::open_folder::OpenFolder;
 use qwentune::report::line::{EvalLine, LogLine, StepLine};
 use std::error::Error as _;
 use std::io;
@@ -32,7 +32,7 @@ fn what_the_system_said_is_kept_as_it_is() {
 #[test]
 fn a_state_that_diverged_is_told_from_one_that_is_inconsistent() {
     let refused = |break_it: fn(&mut State)| {
-        let folder = RealFolder::open(&scratch("errors-of-a-state")).unwrap();
+        let folder = OpenFolder::open(&scratch("errors-of-a-state")).unwrap();
         let mut state = state(3, 1);
         break_it(&mut state);
         Shelf::new(Box::new(folder), 2).save(&state).unwrap_err()

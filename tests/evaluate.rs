@@ -42,3 +42,14 @@ fn base_and_adapter_have_the_losses_that_the_run_logged() {
     let none = evaluate(&Settings { valid_file: None, ..settings }, &mut |_: &Event| {}).unwrap_err();
     assert_eq!(none.exit_code(), 2);
 }
+
+/// Evaluating plans no gradients, no moments, and keeps nothing for a backward pass; the plan of a run says how much that is.
+#[test]
+fn evaluating_needs_less_memory_than_training() {
+    let folder = scratch("evaluate-memory");
+    let settings = tiny_settings(&folder);
+    let report = qwentune::train::plan(&settings, &mut |_: &Event| {}).unwrap();
+    let training: u64 = report.arena.iter().map(|(_, bytes)| bytes).sum();
+    let moments_and_gradients = 3 * 4 * report.trainable;
+    assert!(report.evaluation > 0 && report.evaluation + moments_and_gradients < training, "{report:?}");
+}

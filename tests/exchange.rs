@@ -224,7 +224,9 @@ fn an_imported_run_that_is_interrupted_ends_in_the_same_bytes() {
     let output = format!("--output-dir={}", cut.display());
     let mut settings = case.settings(&folder, &[&output, "--resume-from-checkpoint=auto"]);
     // What only the checkpoint knew is in the run's own settings now.
-    let frozen = qwentune::config::RunFile::read(&cut).unwrap().settings;
+    let frozen = qwentune::train::run_file::RunFile::read(&qwentune::checkpoint::storage::FileSystem, &cut)
+        .unwrap()
+        .settings;
     settings = Settings { resume_from_checkpoint: settings.resume_from_checkpoint, ..frozen };
     for step in [11, 20] {
         train_until(&settings, |e| matches!(e, Event::Step { line, .. } if line.step == step)).unwrap_err();

@@ -229,11 +229,11 @@ const NEW_RUN: &[Row] = &[
         words: &["--device cpu"],
     },
     Row {
-        name: "bf16 on the CPU",
+        name: "f32 on a GPU",
         break_it: |_| (),
-        flags: &["--device", "cpu", "--dtype", "bf16"],
+        flags: &["--device", "cuda", "--dtype", "f32"],
         code: 2,
-        words: &["f32"],
+        words: &["bf16"],
     },
     Row {
         name: "output below a file",

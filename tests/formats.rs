@@ -1,13 +1,13 @@
 //! Files that others wrote, or an attacker: what is read, what is refused and with which words.
 
 use crate::scratch::{self, Scratch};
+use qwentune::config::Targets;
 use qwentune::element::Element;
 use qwentune::error::Kind;
 use qwentune::formats::safetensors::{F32Tensor, Header, Outline, encode_f32, encode_header, parse_header};
-use qwentune::formats::{atomic_file, json, peft};
+use qwentune::formats::{json, peft};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 /// A file of this header and so many zero bytes.
@@ -235,39 +235,6 @@ fn names(folder: &Path) -> Vec<String> {
     all
 }
 
-#[test]
-fn atomic_write_replaces_whole_files_and_leftovers() {
-    let folder = scratch::folder();
-    let path = folder.file("a.json", "old");
-    folder.file(".a.json.tmp", "torn by a crash");
-    atomic_file::write(&path, b"new").unwrap();
-    assert_eq!(std::fs::read(&path).unwrap(), b"new");
-    assert_eq!(names(folder.path()), ["a.json"]);
-    // The mode of every file that is created plainly: 0666 & ~umask.
-    let plain = folder.file("plain", "");
-    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode();
-    atomic_file::write(&folder.join("fresh"), b"").unwrap();
-    assert_eq!(mode(&folder.join("fresh")), mode(&plain));
-}
-
-#[test]
-fn atomic_write_follows_no_link_and_leaves_nothing_behind() {
-    let folder = scratch::folder();
-    let victim = folder.file("victim", "precious");
-    symlink(&victim, folder.join(".a.tmp")).unwrap();
-    atomic_file::write(&folder.join("a"), b"new").unwrap();
-    assert_eq!(std::fs::read(&victim).unwrap(), b"precious");
-    assert_eq!(names(folder.path()), ["a", "victim"]);
-    // A folder in the way: the write fails, names the path, and takes its temporary file away.
-    std::fs::create_dir_all(folder.join("taken/inside")).unwrap();
-    let error = atomic_file::write(&folder.join("taken"), b"new").unwrap_err();
-    assert_eq!(error.kind, Kind::Io);
-    assert!(error.to_string().contains("taken"), "{error}");
-    assert_eq!(names(folder.path()), ["a", "taken", "victim"]);
-    assert!(atomic_file::write(&folder.join("absent/a"), b"").is_err());
-    assert!(atomic_file::write(Path::new("/"), b"").is_err());
-}
-
 // ---- PEFT folders -----------------------------------------------------------------------------------------
 
 const MODULE: &str = "base_model.model.model.layers.0.self_attn.q_proj";
@@ -283,7 +250,7 @@ fn adapter() -> peft::Adapter {
             r: 2,
             lora_alpha: 4.0,
             lora_dropout: 0.05,
-            target_modules: vec!["q_proj".into()],
+            target_modules: Targets::Names(vec!["q_proj".into()]),
             base_model_name_or_path: "模型/a".into(),
             ..peft::AdapterConfig::default()
         },
@@ -336,14 +303,15 @@ fn adapter_configs_fail_closed() {
         ("layers_to_transform", "[0.5]", &["layers_to_transform is [0.5]"]),
         ("layers_to_transform", "\"0\"", &["layers_to_transform"]),
         ("layers_pattern", "\"blocks\"", &["layers_pattern \"blocks\"", "remove the key"]),
-        ("exclude_modules", "\"x\"", &["exclude_modules", "target_modules"]),
+        ("exclude_modules", "7", &["exclude_modules is 7"]),
+        ("exclude_modules", "[3]", &["exclude_modules holds 3"]),
         ("target_parameters", "[\"x\"]", &["target_parameters", "merge"]),
         ("lora_bias", "true", &["lora_bias true", "merge"]),
         ("loftq_config", "{\"bits\":4}", &["loftq_config"]),
         ("init_lora_weights", "\"pissa\"", &["init_lora_weights \"pissa\"", "base"]),
         ("some_new_method", "{\"on\":true}", &["some_new_method"]),
         ("trainable_token_indices", "[1]", &["trainable_token_indices"]),
-        ("target_modules", "\".*(a+)+$\"", &["target_modules", "list"]),
+        ("target_modules", "7", &["target_modules is 7", "list"]),
         ("target_modules", "[]", &["target_modules"]),
         ("target_modules", "[1]", &["target_modules"]),
         ("target_modules", "", &["target_modules is missing"]),
@@ -371,7 +339,11 @@ fn adapter_configs_fail_closed() {
         peft::read(folder.path()).unwrap_or_else(|e| panic!("{key} = {value}: {e}"));
     }
     let all = peft::read(with_key("target_modules", "\"all-linear\"").path()).unwrap();
-    assert_eq!(all.config.target_modules, ["all-linear"]);
+    assert_eq!(all.config.target_modules, Targets::AllLinear);
+    let pattern = peft::read(with_key("target_modules", "\".*q_proj\"").path()).unwrap();
+    assert_eq!(pattern.config.target_modules, Targets::Pattern(".*q_proj".into()));
+    let excluded = peft::read(with_key("exclude_modules", "[\"q_proj\"]").path()).unwrap();
+    assert_eq!(excluded.config.exclude_modules, Some(Targets::Names(vec!["q_proj".into()])));
     let layers = peft::read(with_key("layers_to_transform", "[2, 0, 2]").path()).unwrap();
     assert_eq!(layers.config.layers_to_transform, Some(vec![0, 2]));
     let layers = peft::read(with_key("layers_to_transform", "1").path()).unwrap();

@@ -59,8 +59,31 @@ fn options(max_new_tokens: usize) -> Options {
         ends: Vec::new(),
         threads: Some(2),
         device: DeviceChoice::Cpu,
+        dtype: qwentune::config::Dtype::F32,
+        cpu_isa: qwentune::config::CpuIsa::Auto,
         devices: Devices::default(),
     }
+}
+
+#[test]
+fn repetitions_are_penalised_as_in_transformers() {
+    let text = std::fs::read_to_string(Path::new(GOLDEN).join("repetition.json")).unwrap();
+    let cases: Vec<Value> = serde_json::from_str(&text).unwrap();
+    let mut changed = 0;
+    for case in &cases {
+        let model = open(case, "repetition");
+        let (mut options, expected) = (options(24), ids(&case["tokens"]));
+        options.sampling.repetition_penalty = case["penalty"].as_f64().unwrap() as f32;
+        let prompt = ids(&case["prompt"]);
+        assert_eq!(
+            answers(&model, &options, std::slice::from_ref(&prompt), 0)[0].0,
+            expected,
+            "{}",
+            case["model"]
+        );
+        changed += usize::from(expected != ids(&case["without"]));
+    }
+    assert!(cases.len() == 12 && changed >= 6, "{changed} of {} differ from greedy", cases.len());
 }
 
 /// The answers of `prompts`, and whether each ended by itself.
@@ -147,7 +170,7 @@ fn neither_batch_nor_threads_change_an_answer() {
         prompts.extend(prompts.clone().into_iter().rev());
         prompts.extend(prompts.clone());
         let mut base = options(9);
-        base.sampling = Sampling { temperature: 0.9, top_k: Some(30), top_p: 0.95 };
+        base.sampling = Sampling { temperature: 0.9, top_k: Some(30), top_p: 0.95, ..Sampling::GREEDY };
         base.ends = vec![5, 17, 200, 201, 202, 203];
         let expected = answers(&model, &base, &prompts, 0);
         for (batch, threads) in [(1, 1), (3, 2), (64, 4)] {
@@ -204,7 +227,7 @@ fn a_text_is_no_longer_than_the_model_reads() {
 fn sampling(case: &Value) -> Sampling {
     let top_k = case["top_k"].as_u64().filter(|k| *k > 0).map(|k| k as usize);
     let number = |key: &str| case[key].as_f64().unwrap();
-    Sampling { temperature: number("temperature"), top_k, top_p: number("top_p") }
+    Sampling { temperature: number("temperature"), top_k, top_p: number("top_p"), ..Sampling::GREEDY }
 }
 
 #[test]
@@ -235,7 +258,7 @@ fn what_can_be_drawn_has_the_probabilities_of_transformers() {
 #[test]
 fn draws_are_even_and_depend_on_seed_row_and_place() {
     let logits = [1.0f32, 0.0, 2.0, f32::NEG_INFINITY];
-    let plain = Sampling { temperature: 1.0, top_k: None, top_p: 1.0 };
+    let plain = Sampling { temperature: 1.0, top_k: None, top_p: 1.0, ..Sampling::GREEDY };
     let mut counts = [0u32; 4];
     for place in 0..20_000 {
         counts[plain.choose(&logits, draw(7, 3, place)).unwrap() as usize] += 1;

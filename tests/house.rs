@@ -133,7 +133,22 @@ fn under(path: &str, places: &[&str]) -> bool {
 
 /// Each module and those it may use, beside itself and [`EVERYBODY`]; the picture is in `src/lib.rs`.
 const STACK: &[(&str, &[&str])] = &[
-    ("cli", &["selftest", "train", "generate", "model", "ops", "device", "data", "checkpoint", "formats"]),
+    (
+        "cli",
+        &[
+            "bench",
+            "selftest",
+            "train",
+            "generate",
+            "model",
+            "ops",
+            "device",
+            "data",
+            "checkpoint",
+            "formats",
+        ],
+    ),
+    ("bench", &["selftest", "generate", "train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("selftest", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
     ("train", &["model", "ops", "device", "data", "checkpoint", "formats"]),
     ("generate", &["train", "model", "ops", "device", "data", "checkpoint", "formats"]),
@@ -147,7 +162,7 @@ const STACK: &[(&str, &[&str])] = &[
 
 /// What everything above them may use; among themselves the later may use the earlier.
 const EVERYBODY: &[&str] =
-    &["error", "element", "philox", "sys", "failpoint", "identity", "config", "report"];
+    &["error", "element", "encoding", "philox", "sys", "failpoint", "files", "identity", "config", "report"];
 
 fn may_use(module: &str, other: &str) -> bool {
     let rank = |name: &str| EVERYBODY.iter().position(|m| *m == name);
@@ -260,6 +275,31 @@ fn every_program_output_goes_through_cli_and_report() {
 }
 
 #[test]
+fn whether_something_is_there_is_asked_with_errors_and_files_are_opened_in_one_place() {
+    // Where the operating system's own answers are read, and what is the system's.
+    let homes = ["src/files.rs", "src/formats/open_folder.rs", "src/checkpoint/storage.rs"];
+    let of_the_system =
+        ["src/sys.rs", "src/cli/doctor.rs", "src/device/cuda/nvidia.rs", "src/bench/conditions.rs"];
+    let asked = [".exists()", ".try_exists()", ".is_file()", ".is_dir()", ".is_symlink()"];
+    let opened = ["File::open(", "fs::read(", "fs::read_to_string(", "fs::metadata(", "File::create("];
+    let written = ["fs::write(", "fs::rename(", "File::create_new(", "OpenOptions"];
+    assert_none(&complaints(|path, line| {
+        if under(path, &homes) || under(path, &of_the_system) {
+            return None;
+        }
+        let whole = |word: &&&str| {
+            line.match_indices(**word).any(|(at, _)| {
+                word.starts_with('.') || !line[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_')
+            })
+        };
+        let why = |words: &[&str], why: &str| words.iter().find(|w| whole(w)).map(|w| format!("{w}: {why}"));
+        why(&asked, "an error would be a no; use files::exists, is_file, is_folder")
+            .or_else(|| why(&opened, "it may be a pipe, or too large; use files::open, read, read_text"))
+            .or_else(|| why(&written, "what is published goes through formats::publish"))
+    }));
+}
+
+#[test]
 fn a_kind_of_error_is_never_found_by_searching_its_text() {
     let searches = [".contains(", ".starts_with(", ".ends_with(", ".find(", ".matches(", " == ", " != "];
     let words = ["what", "remedy", "error.to_string()", "e.to_string()", "fault.to_string()", "why"];
@@ -295,8 +335,8 @@ fn results_do_not_depend_on_hash_order_or_clocks() {
     assert_none(&complaints(|path, line| {
         let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_');
         let clock = words.any(|word| word == "Instant" || word == "SystemTime");
-        let timed = under(path, &["src/report/", "src/train/", "src/cli/"]);
-        (clock && !timed).then(|| "only report, train and cli look at a clock".into())
+        let timed = under(path, &["src/report/", "src/train/", "src/cli/", "src/bench/"]);
+        (clock && !timed).then(|| "only report, train, bench and cli look at a clock".into())
     }));
 }
 

@@ -2,7 +2,7 @@
 //! of the f64 form, and the same bits for every instruction set and any number of threads.
 
 use crate::matmul::{Values, assert_bits, assert_near, stored, widened};
-use qwentune::device::cpu::{Cpu, Isa, Rounding};
+use qwentune::device::cpu::{Arithmetic, Cpu, Isa, Rounding};
 use qwentune::device::{Device, Planner, Purpose, Region, Storage};
 use qwentune::element::Element;
 use qwentune::ops::linear::{Backward, Dropout, Forward, Group, Linear, Lora, backward, forward};
@@ -75,8 +75,9 @@ impl Case {
             (self.region(values.many(t * column)), self.region(vec![f32::NAN; t * group.rank_sum()]));
         let dx = Some(self.region(vec![f32::NAN; t * input]));
         let dropout = self.dropout;
-        let forward = Forward { x, y, s, residual, dropout, scratch };
-        let backward = Backward { x, s, dy, ds, dx, dropout, scratch, partial: NOWHERE };
+        let forward = Forward { x, y, s, residual, kept: false, dropout, scratch };
+        let partial = self.region(vec![f32::NAN; group.partial_len(Cpu::CAPABILITIES, t)]);
+        let backward = Backward { x, s, dy, ds, dx, dropout, scratch, partial };
         Operands { group, forward, backward }
     }
 
@@ -228,18 +229,46 @@ fn bits_do_not_depend_on_threads_or_instructions() {
     let big = [(600, 8, 2.0, true), (64, 8, 2.0, true)];
     for mut case in cases().into_iter().chain([Case::new(150, 300, &big, Some(DROPOUT), true)]) {
         let o = case.operands();
-        let run = |threads, isa| {
-            let mut dev = case.device(threads, isa, Rounding::None);
-            forward(&mut dev, &o.group, &o.forward);
-            backward(&mut dev, &o.group, &o.backward);
-            written(&dev, &o)
-        };
-        let expected = run(1, Isa::available()[0]);
-        for isa in Isa::available() {
-            for threads in 1..=4 {
-                assert_bits(&expected, &run(threads, isa), &format!("{} {threads}", isa.name()));
+        for arithmetic in [Arithmetic::F32, Arithmetic::Bf16] {
+            let run = |threads, isa| {
+                let mut dev = case.device(threads, isa, Rounding::None);
+                dev.cpu_mut().expect("the CPU").arithmetic = arithmetic;
+                forward(&mut dev, &o.group, &o.forward);
+                backward(&mut dev, &o.group, &o.backward);
+                written(&dev, &o)
+            };
+            let expected = run(1, Isa::available()[0]);
+            for isa in Isa::available() {
+                for threads in 1..=4 {
+                    assert_bits(&expected, &run(threads, isa), &format!("{} {threads}", isa.name()));
+                }
             }
         }
+    }
+}
+
+/// So that micro-batches can be computed anywhere, and their gradients added in order.
+#[test]
+fn the_gradient_of_a_micro_batch_is_summed_by_itself_and_then_added() {
+    let mut case =
+        Case::new(700, 24, &[(40, 4, 1.5, false), (7, 4, 0.5, false), (9, 3, 1.0, true)], None, false);
+    let o = case.operands();
+    let gradients: Vec<Region> =
+        o.group.layers.iter().filter_map(|l| l.lora).flat_map(|l| [l.grad_a, l.grad_b]).collect();
+    let mut onto = case.device(2, Isa::best(), Rounding::None);
+    let mut alone = case.device(2, Isa::best(), Rounding::None);
+    for region in &gradients {
+        alone.cpu_mut().expect("the CPU").write(*region).fill(0.0);
+    }
+    for dev in [&mut onto, &mut alone] {
+        forward(dev, &o.group, &o.forward);
+        backward(dev, &o.group, &o.backward);
+    }
+    for region in gradients {
+        let before = case.initial(region);
+        let sum = |(old, new): (&f64, f32)| *old as f32 + new;
+        let expected: Vec<f32> = before.iter().zip(read(&alone, region)).map(sum).collect();
+        assert_bits(&expected, &read(&onto, region), "gradient");
     }
 }
 

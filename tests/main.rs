@@ -1,13 +1,17 @@
 //! One test binary; each module says what it guards.
 mod adapters;
+mod bench;
+mod calls;
 mod checkpoint;
 mod cli;
 mod common;
 mod config;
+mod cpu;
 mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod encodings;
 mod errors;
 mod evaluate;
 mod exchange;
@@ -18,7 +22,9 @@ mod formats;
 mod generate;
 mod golden;
 mod house;
+mod limits;
 mod linear;
+mod llama_factory;
 mod loss;
 mod matmul;
 mod merge;
@@ -26,9 +32,17 @@ mod model;
 mod model_files;
 mod ops;
 mod origin;
+mod output;
+mod publish;
 mod report;
 mod resume;
+#[cfg(feature = "text")]
+mod rows;
 mod scratch;
+#[cfg(feature = "text")]
+mod templates;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;
+mod variants;
+mod walks;

@@ -2,7 +2,7 @@
 //! instruction set and any number of threads.
 
 use qwentune::device::cpu::matmul::{Left, Output, Product, Right, Term};
-use qwentune::device::cpu::{Cpu, Isa};
+use qwentune::device::cpu::{Arithmetic, Cpu, Isa};
 use qwentune::device::{Matrix, Planner};
 use qwentune::element::Element;
 use std::sync::Arc;
@@ -65,7 +65,10 @@ const SHAPES: &[(usize, usize, usize)] = &[
     (63, 130, 130),
     (130, 300, 8),
     (64, 512, 48),
+    (2, 897, 33),
     (3, 1030, 200),
+    (4, 1536, 40),
+    (7, 515, 7),
     (200, 5, 97),
     (520, 70, 390),
 ];
@@ -156,6 +159,7 @@ impl Case {
             outputs: &outputs,
             residual: (!self.accumulate).then_some(&self.residual[..]),
             accumulate: self.accumulate,
+            rounds: false,
         };
         let mut result = self.before.clone();
         let (mut engine, _, _) = cpu.engine(&[], &[]);
@@ -233,6 +237,84 @@ fn products_have_the_same_bits_on_every_instruction_set_and_thread_count() {
     }
 }
 
+/// Random bits as f32 of every size, also subnormal ones, none of which is infinite or no number.
+fn of_every_size(seed: u64, count: usize) -> Vec<f32> {
+    let mut values = Values::new(seed);
+    let mut one = || {
+        let exponent = ((values.one() + 1.0) * 75.0) as i32 - 149;
+        values.one() * 2.0f32.powi(exponent.max(-126)) * 2.0f32.powi((exponent + 126).min(0))
+    };
+    (0..count).map(|_| one()).collect()
+}
+
+#[test]
+fn bf16_products_have_the_same_bits_on_every_instruction_set_and_thread_count() {
+    for &shape in SHAPES {
+        for layout in layouts().into_iter().filter(|l| l.weight.is_some()) {
+            for tiny in [false, true] {
+                let mut case = Case::new(shape, layout, false);
+                if tiny {
+                    case.left = of_every_size(5, case.left.len());
+                    let (rows, cols) = case.weight.as_ref().map(|w| (w.rows(), w.cols())).unwrap();
+                    case.right = of_every_size(6, rows * cols);
+                    case.weight = Some(stored(&case.right, layout.weight.unwrap(), rows, cols, 3));
+                }
+                let run = |isa, threads| {
+                    let mut cpu = cpu(threads, isa);
+                    cpu.arithmetic = Arithmetic::Bf16;
+                    case.run(&mut cpu)
+                };
+                let expected = run(Isa::available()[0], 1);
+                for isa in Isa::available() {
+                    for threads in [1, 2, 4] {
+                        let what = format!("{} {threads} {shape:?} {layout:?}", isa.name());
+                        assert_bits(&expected, &run(isa, threads), &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The documented order of bf16 sums, written out: rounded factors, pairs in blocks of 512, the odd one first.
+#[test]
+fn bf16_products_sum_pairs_in_blocks_of_512() {
+    let rounded = |x: f32| {
+        let near = half::bf16::from_f32(x).to_f32();
+        if near.abs() < 1.0 / 2.0f32.powi(56) { 0.0 } else { near }
+    };
+    for (shape, small) in [((9, 1301, 50), false), ((1, 1301, 50), false), ((5, 700, 9), true)] {
+        for element in [Element::F32, Element::F16, Element::Bf16] {
+            let layout = Layout { left: false, right: true, weight: Some(element) };
+            let mut case = Case::new(shape, layout, false);
+            let (m, k, n) = shape;
+            if small {
+                case.left = of_every_size(7, m * k);
+                case.right = of_every_size(8, k * n);
+                case.weight = Some(stored(&case.right, element, n, k, 1));
+            }
+            let mut cpu = cpu(2, Isa::best());
+            cpu.arithmetic = Arithmetic::Bf16;
+            let result = case.run(&mut cpu);
+            let weights = widened(case.weight.as_ref().unwrap());
+            let product = |i: usize, j: usize, l: usize, sum: f32| match l < k {
+                true => rounded(case.left[i * k + l]).mul_add(rounded(weights[j * k + l] as f32), sum),
+                false => sum,
+            };
+            for (i, j) in (0..m).flat_map(|i| (0..n).map(move |j| (i, j))) {
+                let mut sum = 0.0f32;
+                for first in (0..k).step_by(512) {
+                    let pairs = (first..k.min(first + 512)).step_by(2);
+                    sum += pairs.fold(0.0, |s, even| product(i, j, even, product(i, j, even + 1, s)));
+                }
+                let at = i * (n + 2 * MARGIN) + MARGIN + j;
+                let expected = sum * 0.5 + case.bias[j] + case.residual[at];
+                assert_eq!(expected.to_bits(), result[at].to_bits(), "{element:?} row {i} column {j}");
+            }
+        }
+    }
+}
+
 /// The documented order of sums, written out.
 #[test]
 fn products_sum_in_blocks_of_256_with_fused_multiply_add() {
@@ -261,7 +343,14 @@ fn a_short_operand_is_refused() {
     let terms = vec![Term { left: 0, first: 0, depth: 8, right: Right::transposed(&right, 8) }];
     let outputs = [Output { column: 0, columns: 8, terms, scale: 1.0, bias: None }];
     let lefts = [Left::new(&left, 8)];
-    let p = Product { rows: 8, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p = Product {
+        rows: 8,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: false,
+        rounds: false,
+    };
     let mut cpu = cpu(1, Isa::best());
     let (mut engine, _, _) = cpu.engine(&[], &[]);
     engine.multiply(&p, &mut [0.0; 64], 8);

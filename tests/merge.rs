@@ -185,7 +185,8 @@ fn write_adapter(folder: &Path, modules: &[(&str, [usize; 2])], value: f32) {
         r: 2,
         lora_alpha: 4.0,
         lora_dropout: 0.0,
-        target_modules: names,
+        target_modules: Targets::Names(names),
+        exclude_modules: None,
         use_rslora: false,
         rank_pattern: BTreeMap::new(),
         alpha_pattern: BTreeMap::new(),
@@ -221,7 +222,8 @@ fn killed_at_any_moment_it_leaves_nothing_or_all() {
             break;
         }
     }
-    assert!(!here.join(".out.tmp").exists());
+    let left: Vec<_> = std::fs::read_dir(&here).unwrap().map(|e| e.unwrap().file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_str().unwrap().ends_with(".tmp")), "{left:?}");
 }
 
 #[test]
@@ -258,4 +260,50 @@ fn what_does_not_fit_is_refused_by_name() {
     }
     std::fs::create_dir_all(here.join("empty")).unwrap();
     merged(&model, &fits, &here.join("empty"));
+}
+
+/// The ends of what was trained on are the merged model's: those of its own file stay behind them.
+#[test]
+fn a_merged_model_ends_where_the_training_ends() {
+    use qwentune::model::merge::merge;
+    let case = Path::new(CASES).join("qwen2-mha-untied-f32");
+    let spec = Spec::read(&case.join("model")).unwrap();
+    let adapter = qwentune::model::Adapter::read(&case.join("final"), &spec).unwrap();
+    let base = scratch("merge-ends-base");
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(case.join("model").join(name), base.join(name)).unwrap();
+    }
+    let read = |folder: &Path, name: &str| -> serde_json::Value {
+        serde_json::from_str(&std::fs::read_to_string(folder.join(name)).unwrap()).unwrap()
+    };
+    let home = scratch("merge-ends-out");
+    let merged = |name: &str, ends: &[u32]| {
+        let out = home.join(name);
+        (merge(&base, &spec, &adapter, ends, &out, &mut |_: &_| ()).unwrap().ends, out)
+    };
+    let (added, out) = merged("none", &[]);
+    assert!(added.is_empty() && !out.join("generation_config.json").exists());
+    assert_eq!(read(&out, "config.json"), read(&base, "config.json"));
+    let (added, out) = merged("no-file", &[7]);
+    assert_eq!(
+        (added, read(&out, "generation_config.json")["eos_token_id"].to_string()),
+        (vec![7], "[7]".into())
+    );
+    assert_eq!(read(&out, "config.json")["eos_token_id"].to_string(), "[7]");
+    let generation = r#"{"eos_token_id": 3, "temperature": 0.7}"#;
+    std::fs::write(base.join("generation_config.json"), generation).unwrap();
+    let (added, out) = merged("one", &[3, 7]);
+    let found = read(&out, "generation_config.json");
+    assert_eq!(
+        (added, found["eos_token_id"].to_string()),
+        (vec![3, 7], "[7,3]".into()),
+        "config.json had none"
+    );
+    assert_eq!(found["temperature"], 0.7);
+    let (_, out) = merged("there", &[3]);
+    assert_eq!(
+        std::fs::read_to_string(out.join("generation_config.json")).unwrap(),
+        generation,
+        "byte for byte"
+    );
 }

@@ -42,7 +42,7 @@ fn flat_values_survive_the_way_through_an_adapter_folder() {
     peft::write(&folder, &layout.to_peft(&wanted, "base", &values)).unwrap();
     let read = peft::read(&folder).unwrap();
     assert_eq!(layout.from_peft(&read).unwrap(), values);
-    assert_eq!(read.config.target_modules, ["down_proj", "q_proj"]);
+    assert_eq!(read.config.target_modules, Targets::Names(vec!["down_proj".into(), "q_proj".into()]));
 }
 
 #[test]

@@ -4,6 +4,8 @@ use crate::scratch::{self, Scratch};
 use qwentune::config::Targets;
 use qwentune::element::Element;
 use qwentune::error::Kind;
+use qwentune::formats::digest_cache::DigestCache;
+use qwentune::formats::publish::MadeFrom;
 use qwentune::formats::safetensors::{F32Tensor, Outline, encode_f32, encode_header};
 use qwentune::formats::weight_map::WeightMap;
 use qwentune::formats::{json, peft};
@@ -49,7 +51,7 @@ fn names_and_shapes_are_those_transformers_wrote() {
 }
 
 #[test]
-fn adapters_of_peft_are_read_and_written_to_the_same_bytes() {
+fn adapters_of_peft_are_read_and_written_as_they_are() {
     for case in golden() {
         for part in ["init", "final"] {
             let folder = case.join(part);
@@ -60,12 +62,11 @@ fn adapters_of_peft_are_read_and_written_to_the_same_bytes() {
                 std::fs::read(folder.join(file)).unwrap() == std::fs::read(out.join(file)).unwrap()
             };
             assert!(same("adapter_model.safetensors"), "{}", folder.display());
-            assert_eq!(
-                json::read_object(&folder.join("adapter_config.json"), 1 << 20).unwrap(),
-                json::read_object(&out.join("adapter_config.json"), 1 << 20).unwrap(),
-                "{}",
-                folder.display()
-            );
+            let config = |folder: &Path| {
+                Value::Object(json::read_object(&folder.join("adapter_config.json"), 1 << 20).unwrap())
+            };
+            let name = folder.display().to_string();
+            crate::common::assert_adapter_config(&config(out.path()), &config(&folder), &name);
             assert_eq!(peft::read(out.path()).unwrap(), adapter);
         }
     }
@@ -291,7 +292,8 @@ fn targets_follow_the_rule_of_peft() {
     let v2 = linears(&read_spec(&qwen2_config()).unwrap());
     let count = |all: &[LinearSpec], targets: &[&str]| {
         let targets = Targets::Names(targets.iter().map(|t| t.to_string()).collect());
-        all.iter().filter(|l| names::is_target(&targets, &l.module)).count()
+        let targets = names::Modules::new("target_modules", &targets).unwrap();
+        all.iter().filter(|l| targets.has(&l.module)).count()
     };
     assert_eq!(count(&v2, &["q_proj"]), 24);
     assert_eq!(count(&v2, &["q_proj", "mlp.up_proj"]), 48);
@@ -300,7 +302,8 @@ fn targets_follow_the_rule_of_peft() {
     assert_eq!(count(&v2, &["proj", "_proj", ".q_proj", ""]), 0);
     assert_eq!(count(&v1, &["c_proj"]), 64);
     assert_eq!(count(&v1, &["attn.c_proj"]), 32);
-    assert!(v2.iter().all(|l| names::is_target(&Targets::AllLinear, &l.module)));
+    let all = names::Modules::new("target_modules", &Targets::AllLinear).unwrap();
+    assert!(v2.iter().all(|l| all.has(&l.module)));
     assert_eq!(
         names::adapter_tensor(&v2[0].module, 'A'),
         "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
@@ -491,9 +494,10 @@ fn non_finite_elements_are_counted_in_every_encoding() {
 fn digests_are_blake3_of_the_files_and_cached_by_identity() {
     let (folder, index) = sharded();
     let cache = scratch::folder();
+    let kept = DigestCache::open(cache.path()).unwrap();
     let map = open_with(&folder, &index).unwrap();
     let mut seen = Vec::new();
-    let digests = map.digests(Some(cache.path()), &mut |done, total| seen.push((done, total))).unwrap();
+    let digests = map.digests(Some(&kept), &mut |done, total| seen.push((done, total))).unwrap();
     for (name, digest) in &digests {
         let bytes = std::fs::read(folder.join(name)).unwrap();
         assert_eq!(digest, &blake3::hash(&bytes).to_hex().to_string(), "{name}");
@@ -505,19 +509,40 @@ fn digests_are_blake3_of_the_files_and_cached_by_identity() {
     let entries = || std::fs::read_dir(cache.join("digests")).unwrap().map(|e| e.unwrap().path());
     assert_eq!(entries().count(), 2);
     entries().for_each(|path| std::fs::write(path, format!("{}\n", "0".repeat(64))).unwrap());
-    let again = map.digests(Some(cache.path()), &mut |_, _| ()).unwrap();
+    let again = map.digests(Some(&kept), &mut |_, _| ()).unwrap();
     assert!(again.values().all(|d| d.bytes().all(|b| b == b'0')), "{again:?}");
     // A torn entry, or another file of the same name, is digested anew.
     entries().for_each(|path| std::fs::write(path, "00").unwrap());
-    assert_eq!(map.digests(Some(cache.path()), &mut |_, _| ()).unwrap(), digests);
+    assert_eq!(map.digests(Some(&kept), &mut |_, _| ()).unwrap(), digests);
     let second = folder.join("model-00002-of-00002.safetensors");
     let copy = std::fs::read(&second).unwrap();
     std::fs::remove_file(&second).unwrap();
     std::fs::write(&second, copy).unwrap();
     let map = WeightMap::open(folder.path()).unwrap();
-    assert_eq!(map.digests(Some(cache.path()), &mut |_, _| ()).unwrap(), digests);
+    assert_eq!(map.digests(Some(&kept), &mut |_, _| ()).unwrap(), digests);
     assert_eq!(entries().count(), 3);
     assert_eq!(map.digests(None, &mut |_, _| ()).unwrap(), digests);
+}
+
+#[test]
+fn digests_are_believed_only_from_a_folder_nobody_else_can_write_in() {
+    use std::os::unix::fs::PermissionsExt;
+    let cache = scratch::folder();
+    DigestCache::open(cache.path()).unwrap();
+    let digests = cache.join("digests");
+    let mode = |mode| std::fs::set_permissions(&digests, std::fs::Permissions::from_mode(mode)).unwrap();
+    assert_eq!(std::fs::metadata(&digests).unwrap().permissions().mode() & 0o777, 0o700);
+    for open in [0o770, 0o707, 0o777] {
+        mode(open);
+        let error = DigestCache::open(cache.path()).unwrap_err();
+        assert!(error.what.contains("others can write"), "{error}");
+    }
+    mode(0o755);
+    DigestCache::open(cache.path()).unwrap();
+    // A link in its place leads nowhere.
+    std::fs::remove_dir(&digests).unwrap();
+    std::os::unix::fs::symlink(cache.path(), &digests).unwrap();
+    DigestCache::open(cache.path()).unwrap_err();
 }
 
 #[test]

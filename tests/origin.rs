@@ -1,9 +1,11 @@
 //! Command lines that name several ways to begin: what is chosen is what their users mean, and it is said.
 
 use crate::common::{metrics_without_clock, results, scratch, tiny_settings, train_until};
+use qwentune::checkpoint::storage::FileSystem;
 use qwentune::config::{ResumeFrom, Settings};
 use qwentune::error::Result;
 use qwentune::report::event::Event;
+use qwentune::train::start::complete_state;
 use qwentune::train::{self, Control, Request, Summary};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -17,9 +19,8 @@ fn notes(settings: &Settings) -> (Result<Summary>, Vec<String>) {
             heard.lock().unwrap().push(text.clone());
         }
     };
-    let request =
-        Request { settings: settings.clone(), command_line: vec!["test".into()], ..Request::default() };
-    let summary = train::run(request, &Control::default(), &mut observer);
+    let request = Request { command_line: vec!["test".into()], ..Request::new(settings) };
+    let summary = train::train(request, &Control::default(), &mut observer);
     let notes = notes.lock().unwrap().clone();
     (summary, notes)
 }
@@ -184,8 +185,8 @@ fn what_another_trainer_left_in_the_output_folder_is_not_passed_over() {
         std::fs::write(settings.output_dir.join(name).join("trainer_state.json"), "{}").unwrap();
     }
     let newest = settings.output_dir.join("checkpoint-10");
-    assert_eq!(train::origin::complete_state(&settings.output_dir), Some(newest.clone()));
-    assert_eq!(train::origin::complete_state(&newest), Some(newest));
+    assert_eq!(complete_state(&FileSystem, &settings.output_dir).unwrap(), Some(newest.clone()));
+    assert_eq!(complete_state(&FileSystem, &newest).unwrap(), Some(newest));
     let asked = Settings { resume_from_checkpoint: Some(ResumeFrom::Auto), ..settings };
     // Its state is empty, so it cannot be read; it must not become a new run.
     let (summary, notes) = notes(&asked);

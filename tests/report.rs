@@ -1,7 +1,7 @@
 //! What a run writes for others to read: `metrics.jsonl` bit for bit, the report page, the console's words.
 
 use qwentune::report::console::duration;
-use qwentune::report::html::render;
+use qwentune::report::html::{Compared, compare, render};
 use qwentune::report::jsonl::{Line, read};
 use qwentune::report::line::{EvalLine, LogLine, StepLine};
 
@@ -120,6 +120,39 @@ fn a_page_of_little_or_nothing_is_still_a_page() {
         assert!(!page.contains("NaN") && !page.contains("inf"), "{page}");
         assert_eq!(page.contains("<svg"), !steps.is_empty());
     }
+}
+
+#[test]
+fn runs_are_compared_on_one_page() {
+    let run = |name: &str, lr: &str, lines: Vec<Line>| Compared {
+        name: name.into(),
+        lines,
+        settings: [("--learning-rate", lr), ("--seed", "42")].map(|(k, v)| (k.into(), v.into())).into(),
+    };
+    let mut first: Vec<Line> = (1..=40).map(|n| logged(step(n, 3.0 - n as f64 / 50.0))).collect();
+    first.push(evaluation(40, 2.5, None));
+    let second = (1..=20).map(|n| logged(step(n, 2.0))).collect();
+    let page =
+        compare(&[run("runs/<a>", "1e-4", first), run("runs/b", "2e-4", second), run("c", "2e-4", vec![])]);
+    for words in [
+        "3 runs compared",
+        "runs/&lt;a&gt;",
+        "<td>--learning-rate</td><td>1e-4</td><td>2e-4</td><td>2e-4</td>",
+        "<td>training loss, last step</td><td>2.2000</td><td>2.0000</td><td>\u{2013}</td>",
+        "<td>evaluation loss, best</td><td>2.5000 at step 40</td>",
+    ] {
+        assert!(page.contains(words), "{words}\n{page}");
+    }
+    assert!(!page.contains("--seed"), "a setting in which they agree");
+    for banned in ["<script", "http", "src=", "@import", "url(", "NaN", "runs/<a>"] {
+        assert!(!page.contains(banned), "{banned}");
+    }
+    assert_eq!(page.matches("<svg").count(), 5);
+    // Two runs' curves lie over each other in each picture but that of the evaluations.
+    assert_eq!(page.matches("class=\"curve c0\"").count(), 5);
+    assert_eq!(page.matches("class=\"curve c1\"").count(), 4);
+    let alike = compare(&[run("a", "1", vec![]), run("b", "1", vec![])]);
+    assert!(alike.contains("The same in all of them"));
 }
 
 #[test]

@@ -109,6 +109,28 @@ fn recomputation_does_not_change_bits() {
 }
 
 /// The command line of a tiny run.
+/// Names are resolved in the open folder: what took its old path is another run's.
+#[test]
+fn a_folder_that_is_moved_takes_the_run_in_it_along() {
+    let base = settings("moved", false);
+    train(&base).unwrap();
+    let [here, alone] =
+        ["here", "alone"].map(|name| Settings { learning_rate: 1e-3, ..in_folder(&base, name) });
+    train(&alone).unwrap();
+    let run = in_folder(&base, "here");
+    let moved = run.output_dir.with_file_name("there");
+    let meanwhile = |event: &Event| {
+        if is_step(event, 3) {
+            std::fs::rename(&run.output_dir, &moved).unwrap();
+            train(&here).unwrap();
+        }
+        false
+    };
+    train_until(&run, meanwhile).unwrap();
+    assert_same(&results(&base.output_dir).unwrap(), &results(&moved).unwrap(), "the run that was moved");
+    assert_same(&results(&alone.output_dir).unwrap(), &results(&here.output_dir).unwrap(), "the other");
+}
+
 fn command(run: &Settings, verb: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_qwentune"));
     c.args(verb);
@@ -283,6 +305,19 @@ fn a_step_that_does_not_repeat_ends_the_run() {
     assert!(error.to_string().contains("step 5"), "{error}");
 }
 
+/// The summary is the run's, however many processes it took: its losses are the first and last of the log.
+#[test]
+fn a_summary_is_of_the_whole_run() {
+    let base = settings("summary", false);
+    let whole = train(&base).unwrap();
+    let run = in_folder(&base, "interrupted");
+    train_until(&run, |e| is_step(e, 4)).unwrap_err();
+    let resumed = train(&resuming(&run)).unwrap();
+    assert_eq!((resumed.loss, resumed.eval_loss), (whole.loss, whole.eval_loss));
+    let again = train(&resuming(&run)).unwrap();
+    assert_eq!((again.trained, again.loss), (0, whole.loss), "nothing was trained, the run is the same");
+}
+
 #[test]
 fn patience_survives_an_interruption() {
     let mut base = settings("patience", false);
@@ -313,6 +348,75 @@ fn the_best_evaluation_is_published_also_after_an_interruption() {
     train_until(&run, |e| is_step(e, 4)).unwrap_err();
     train(&resuming(&run)).unwrap();
     assert_same(&reference, &results(&run.output_dir).unwrap(), "interrupted");
+}
+
+/// A run whose best evaluation is not its last, and the step of the best.
+fn with_a_best(name: &str) -> (Settings, u64) {
+    let mut run = settings(name, false);
+    run.learning_rate = 0.5; // overshoots: an early evaluation is the best
+    run.eval_steps = Some(1.0);
+    run.load_best_model_at_end = true;
+    train(&run).unwrap();
+    let newest = inspect::path_of_step(&run.output_dir, STEPS);
+    let best = inspect::load(&newest).unwrap().cursor.best.unwrap();
+    assert!(best.step < STEPS);
+    (run, best.step)
+}
+
+/// What is published is checked: a best adapter that is damaged or another's is taken from the checkpoint of its step.
+#[test]
+fn a_damaged_best_adapter_is_never_published() {
+    let (run, best) = with_a_best("damaged-best");
+    let reference = results(&run.output_dir).unwrap();
+    let weights = |folder: &str| run.output_dir.join(folder).join("adapter_model.safetensors");
+    let whole = std::fs::read(weights("best")).unwrap();
+    let flipped = |at: usize| {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1;
+        bytes
+    };
+    let last = whole.len() - 1;
+    for damaged in [flipped(last), flipped(9), whole[..last].to_vec(), Vec::new()] {
+        std::fs::write(weights("best"), damaged).unwrap();
+        train(&resuming(&run)).unwrap();
+        assert_same(&reference, &results(&run.output_dir).unwrap(), "after damage");
+        assert_eq!(std::fs::read(weights("best")).unwrap(), whole, "mended");
+    }
+    std::fs::remove_dir_all(run.output_dir.join("best")).unwrap();
+    train(&resuming(&run)).unwrap();
+    assert_same(&reference, &results(&run.output_dir).unwrap(), "after a loss");
+
+    std::fs::write(weights("best"), flipped(last)).unwrap();
+    std::fs::remove_file(inspect::path_of_step(&run.output_dir, best)).unwrap();
+    let error = train(&resuming(&run)).unwrap_err();
+    assert_eq!(error.kind, Kind::Input, "{error}");
+    let (text, folder) = (error.to_string(), run.output_dir.join("best").display().to_string());
+    for words in [folder.as_str(), &format!("step {best}"), "--load-best-model-at-end false"] {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+    assert_eq!(std::fs::read(weights("adapter")).unwrap(), reference["adapter"], "what was published stays");
+}
+
+/// The page of a run is there from its first checkpoint on, also when the run was stopped.
+#[test]
+fn a_report_is_there_however_the_run_ended() {
+    let mut run = settings("report", false);
+    run.save_steps = 2.0;
+    let page = run.output_dir.join("report.html");
+    let saved = std::cell::Cell::new(false);
+    train_until(&run, |e| {
+        if matches!(e, Event::Step { .. }) && saved.get() {
+            assert!(page.exists(), "after a checkpoint was saved");
+        }
+        saved.set(saved.get() || matches!(e, Event::Saved { .. }));
+        is_step(e, 5)
+    })
+    .unwrap_err();
+    let stopped = std::fs::read_to_string(&page).unwrap();
+    assert!(stopped.contains("<td>steps</td><td>5</td>"), "{stopped}");
+    std::fs::remove_file(&page).unwrap();
+    assert_eq!(qwentune::train::report::write(&run.output_dir).unwrap(), page);
+    assert_eq!(std::fs::read_to_string(&page).unwrap(), stopped, "made again");
 }
 
 #[test]

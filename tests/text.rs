@@ -395,7 +395,7 @@ fn the_preview_shows_how_rows_are_packed() {
     settings.cutoff_len = 50;
     let shown = preview(&settings, 9).unwrap();
     assert_eq!(shown.iter().map(|row| row.ids.len()).collect::<Vec<_>>(), [20, 40, 6, 0, 4]);
-    assert_eq!(shown[4].line, 5);
+    assert_eq!(shown[4].place.line, Some(5));
     settings.per_device_train_batch_size = 3;
     assert_eq!(micro_batches(&settings, &shown).unwrap(), [vec![0, 1, 2], vec![4]]);
     (settings.packing, settings.tokens_per_micro_batch) = (true, 46);
@@ -409,16 +409,31 @@ fn wrong_text_rows_are_named() {
         (json!({"messages": []}), "no messages"),
         (json!({"messages": "x"}), "`messages` is a string, not an array"),
         (turns("user", Value::Null), "message 1: `content` is null"),
-        (turns("user", json!([{"type": "text"}])), "message 1: `content` is an array"),
-        (turns("wizard", json!("x")), "role \"wizard\""),
+        (turns("user", json!([{"type": "text"}])), "message 1: part 1 of `content`: `text` is missing"),
+        (turns("user", json!([{"type": "image"}])), "message 1: part 1 of `content`: its type is \"image\""),
+        (turns("user", json!(["x"])), "message 1: part 1 of `content`: it is a string"),
+        (turns("wizard", json!("x")), "`role` \"wizard\""),
         (turns("user", json!("")), "message 1: the user says nothing"),
         (chat(&[("user", "q"), ("assistant", "")]), "message 2: the assistant says nothing"),
         (
             chat(&[("user", "q"), ("system", "s"), ("assistant", "a")]),
             "message 2: a system message comes first",
         ),
-        (json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}), "`tool_calls`"),
-        (json!({"messages": [], "tools": [{}]}), "`tools` is not supported"),
+        (
+            json!({"messages": [{"role": "assistant", "content": "", "tool_calls": [{}]}]}),
+            "message 1: tool call 1: `name` is missing",
+        ),
+        (
+            json!({"messages": [{"role": "user", "content": "q", "tool_calls": [{"name": "f"}]}]}),
+            "message 1: `tool_calls` in a message of the role \"user\"",
+        ),
+        (
+            json!({"messages": [{"role": "assistant", "content": null, "tool_calls": [{"name": "f"}]}]}),
+            "the chat template fails",
+        ),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "tools": [3]}), "tool 1 is a number"),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "tools": "{"}), "`tools` is no JSON"),
+        (json!({"messages": chat(&[("user", "q")])["messages"], "functions": [{}]}), "`functions`"),
     ];
     for (row, expected) in cases {
         let folder = Folder::new("text-faults");
@@ -436,7 +451,7 @@ fn wrong_text_rows_are_named() {
         (json!({"instruction": {}, "output": "a"}), "`instruction` is an object"),
         (json!({"instruction": "q", "output": "a", "history": [["x"]]}), "`history` entry 1"),
         (json!({"prompt": "q", "completion": 5}), "`completion` is a number"),
-        (json!({"conversations": [{"from": "?", "value": "x"}]}), "turn 1: `from` \"?\""),
+        (json!({"conversations": [{"from": "?", "value": "x"}]}), "message 1: `from` \"?\""),
         (json!({"text": ""}), "`text` is empty"),
     ];
     for (row, expected) in others {
@@ -459,11 +474,12 @@ fn rows_of_text_are_cached_by_all_that_decides_them() {
     let row = chat(&[("user", "q"), ("assistant", "a")]);
     let settings = chat_settings(&golden("small"), &folder, &[row.clone(), row]);
     let first = prepared(&settings).0.unwrap();
-    assert_eq!(first.identity.template.as_ref().unwrap().name, "qwen");
+    assert_eq!(first.identity.template.as_ref().unwrap().digest.as_ref().unwrap().len(), 64);
     assert_eq!(first.identity.tokenizer.as_ref().unwrap().len(), 64);
     assert!(!prepared(&settings).2, "the second run tokenises nothing");
     for change in [
         Settings { template: Template::Qwen3, ..settings.clone() },
+        Settings { template: Template::Qwen3, thinking: Some(true), ..settings.clone() },
         Settings { train_on: TrainOn::All, ..settings.clone() },
         Settings { system_prompt: Some("x".into()), ..settings.clone() },
         Settings { cutoff_len: 100, ..settings.clone() },
@@ -477,55 +493,65 @@ fn rows_of_text_are_cached_by_all_that_decides_them() {
 }
 
 #[test]
-fn the_folders_own_template_is_recognised() {
+fn the_folders_own_template_is_run() {
     let row = chat(&[("user", "q"), ("assistant", "a")]);
-    let chatml = |system: &str| {
-        format!(
-            "{{% if x %}}<|im_start|>system\\n{system}<|im_end|>\\n{{% endif %}}<|im_start|>...<|im_end|>"
-        )
+    let plain = "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}\
+                 {% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
+    let own = format!("{{{{ '<|im_start|>system\nMine.<|im_end|>\n' }}}}{plain}");
+    let list = json!([{"name": "tool_use", "template": own}, {"name": "default", "template": plain}]);
+    let shown = |folder: &Folder| -> String {
+        rendered(folder.path(), &row, |_| ()).pieces.into_iter().map(|(text, _)| text).collect()
     };
-    let qwen3 = "<|im_start|><|im_end|> ns.last_query_index message.reasoning_content '</think>'";
-    let cases = [
-        (chatml("You are a helpful assistant"), Some("qwen1.5")),
-        (chatml("You are a helpful assistant."), Some("qwen")),
-        (chatml("You are Qwen, created by Alibaba Cloud. You are a helpful assistant."), Some("qwen2.5")),
-        (qwen3.to_string(), Some("qwen3")),
-        (chatml("You are a helpful assistant.").replace("\\n", "\n"), Some("qwen")),
-        ("<|im_start|>{{ role }}<|im_end|>".to_string(), Some("qwen3-nothink")),
-        (chatml("You are a pirate."), None),
-        (chatml("Please reason step by step."), None),
-        (chatml("You are a helpful assistant. Rhyme."), None),
-        ("<|im_start|>system\\n' + messages[0].content + '<|im_end|>".to_string(), Some("qwen3-nothink")),
-        ("[INST] {{ content }} [/INST]".to_string(), None),
-        (String::new(), None),
-    ];
-    for (text, expected) in cases {
-        let folder = Folder::new("recognise");
-        fs::copy(golden("small/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-        folder.file("tokenizer_config.json", json!({"chat_template": text}).to_string());
-        let settings = chat_settings(folder.path(), &folder, std::slice::from_ref(&row));
-        let by_config = prepared(&settings).0;
-        folder.file("tokenizer_config.json", "{}");
-        folder.file("chat_template.jinja", &text);
-        let by_file = prepared(&settings).0;
-        for made in [by_config, by_file] {
-            match (made, expected) {
-                (Ok(made), Some(name)) => assert_eq!(made.identity.template.unwrap().name, name),
-                (Err(fault), None) => assert!(fault.to_string().contains("--template"), "{fault}"),
-                (made, _) => panic!("{text}: {:?}, expected {expected:?}", made.map(|m| m.identity)),
-            }
-        }
+    let folder = Folder::new("own-template");
+    fs::copy(golden("small/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    folder.file("tokenizer_config.json", json!({"chat_template": own}).to_string());
+    let talk = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n";
+    assert_eq!(shown(&folder), format!("<|im_start|>system\nMine.<|im_end|>\n{talk}"));
+    folder.file("tokenizer_config.json", json!({"chat_template": list}).to_string());
+    assert_eq!(shown(&folder), talk);
+    folder.file("chat_template.jinja", &own);
+    assert!(shown(&folder).contains("Mine."), "the file goes before the configuration");
+    let other = folder.file("other.jinja", plain);
+    let named = rendered(folder.path(), &row, |settings| settings.chat_template = Some(other.clone()));
+    assert!(!named.pieces[0].0.contains("Mine."));
+    let settings = |template: &str| {
+        folder.file("chat_template.jinja", template);
+        chat_settings(folder.path(), &folder, std::slice::from_ref(&row))
+    };
+    let identity = |template: &str| prepared(&settings(template)).0.unwrap().identity.template.unwrap();
+    assert_eq!(identity(plain).name, "own");
+    assert_ne!(identity(plain).digest, identity(&own).digest);
+    for (template, expected) in [
+        ("{% for m in messages %}", "chat template fails"),
+        ("{{ raise_exception('no ' + messages[0].role) }}", "refuses it: no user"),
+        ("{{ strftime_now('%d') }}", "today's date"),
+    ] {
+        let fault = prepared(&settings(template)).0.err().unwrap();
+        assert!(fault.kind == Kind::Input && fault.to_string().contains(expected), "{template}: {fault}");
     }
-    let folder = Folder::new("recognise-v1");
+    let none = Folder::new("no-template");
+    fs::copy(golden("small/tokenizer.json"), none.path().join("tokenizer.json")).unwrap();
+    let fault = prepared(&chat_settings(none.path(), &none, std::slice::from_ref(&row))).0.err().unwrap();
+    assert!(fault.to_string().contains("no chat template") && fault.to_string().contains("--chat-template"));
+    let text = chat_settings(none.path(), &none, &[json!({"text": "no template is needed"})]);
+    assert!(prepared(&text).0.is_ok());
+    let folder = Folder::new("own-template-v1");
     as_tiktoken(&folder);
     assert_eq!(
         prepared(&chat_settings(folder.path(), &folder, &[row])).0.unwrap().identity.template.unwrap().name,
         "qwen"
     );
-    let folder = Folder::new("recognise-none");
-    fs::copy(golden("small/tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
-    let text = chat_settings(folder.path(), &folder, &[json!({"text": "no template is needed"})]);
-    assert!(prepared(&text).0.is_ok());
+}
+
+#[test]
+fn the_engines_version_is_the_one_that_is_built_in() {
+    let lock = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.lock")).unwrap();
+    let folder = Folder::new("engine");
+    let row = chat(&[("user", "q"), ("assistant", "a")]);
+    let made = prepared(&chat_settings(&golden("small"), &folder, &[row])).0.unwrap();
+    let engine = made.identity.template.unwrap().engine.unwrap();
+    let (name, version) = engine.split_once(' ').unwrap();
+    assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"")), "{name} {version}");
 }
 
 /// Rows 44 to 47 of the fault table: a crafted tokenizer is refused by name and never panics.
@@ -563,7 +589,7 @@ fn crafted_tokenizers_are_refused() {
         (changed(&|t| t["added_tokens"][0]["id"] = t["added_tokens"][1]["id"].clone()), "clashes"),
         (changed(&|t| t["added_tokens"][0]["content"] = json!("")), "clashes"),
         (changed(&|t| t["added_tokens"][0]["lstrip"] = json!(true)), "stripping"),
-        (changed(&|t| _ = t["added_tokens"].as_array_mut().unwrap().remove(2)), "no token <|im_end|>"),
+        (changed(&|t| _ = t["added_tokens"].as_array_mut().unwrap().remove(0)), "no token <|endoftext|>"),
     ];
     for (content, expected) in cases {
         let folder = Folder::new("crafted");

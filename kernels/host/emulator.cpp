@@ -144,7 +144,7 @@ struct Options {
 };
 
 struct Launch {
-    const Kernel* kernel;
+    Kernel* kernel;
     const void* params;
     int grid[3];
     int threads;
@@ -207,13 +207,18 @@ void warps_met(const std::vector<int>& lanes) {
     }
 }
 
-std::vector<const Kernel*>& kernels() {
-    static std::vector<const Kernel*> all;
+std::vector<Kernel*>& kernels() {
+    static std::vector<Kernel*> all;
     return all;
 }
 
 std::vector<const Layout*>& layouts() {
     static std::vector<const Layout*> all;
+    return all;
+}
+
+std::vector<const Constants*>& constants() {
+    static std::vector<const Constants*> all;
     return all;
 }
 
@@ -442,9 +447,13 @@ std::string run(const Launch& launch) {
 
 }  // namespace
 
-Kernel::Kernel(const char* name, int max_threads, size_t params_bytes, void (*entry)(const void*))
-    : name(name), max_threads(max_threads), params_bytes(params_bytes), entry(entry) {
+Kernel::Kernel(const char* name, int max_threads, const char* params, size_t params_bytes, void (*entry)(const void*))
+    : name(name), max_threads(max_threads), params(params), params_bytes(params_bytes), entry(entry) {
     kernels().push_back(this);
+}
+
+Constants::Constants(const char* owner, std::vector<Field> values) : owner(owner), values(std::move(values)) {
+    constants().push_back(this);
 }
 
 Layout::Layout(const char* name, size_t bytes, std::vector<Field> fields)
@@ -463,6 +472,8 @@ void* shared(size_t bytes) {
         fail("needs " + std::to_string(bytes) + " bytes of shared memory, the launch gave " +
              std::to_string(current->launch->shared_bytes));
     }
+    std::atomic<size_t>& most = current->launch->kernel->shared_bytes;
+    if (bytes > most.load(std::memory_order_relaxed)) most.store(bytes, std::memory_order_relaxed);
     return current->shared;
 }
 
@@ -648,22 +659,35 @@ void multiply(float* d, const uint32_t* a, const uint32_t* b, Site site) {
 
 using namespace emulator;
 
-// One line for each kernel ("kernel name threads bytes") and parameter struct ("params name bytes field offset ...").
+// One line for each kernel ("kernel name threads params"), parameter struct ("params name bytes field offset ...") and
+// number ("constant owner name value").
 extern "C" const char* qt_symbols() {
     static const std::string text = [] {
         std::string lines;
         for (const Kernel* k : kernels()) {
-            lines += std::string("kernel ") + k->name + " " + std::to_string(k->max_threads) + " " +
-                     std::to_string(k->params_bytes) + "\n";
+            lines += std::string("kernel ") + k->name + " " + std::to_string(k->max_threads) + " " + k->params + "\n";
         }
         for (const Layout* l : layouts()) {
             lines += std::string("params ") + l->name + " " + std::to_string(l->bytes);
             for (const Field& f : l->fields) lines += std::string(" ") + f.name + " " + std::to_string(f.offset);
             lines += "\n";
         }
+        for (const Constants* c : constants()) {
+            for (const Field& f : c->values) {
+                lines += std::string("constant ") + c->owner + " " + f.name + " " + std::to_string(f.offset) + "\n";
+            }
+        }
         return lines;
     }();
     return text.c_str();
+}
+
+// The most shared memory that a block of the kernel used in any launch so far.
+extern "C" size_t qt_shared_bytes(const char* name) {
+    for (const Kernel* k : kernels()) {
+        if (strcmp(k->name, name) == 0) return k->shared_bytes.load(std::memory_order_relaxed);
+    }
+    return 0;
 }
 
 // Global memory that kernels may touch.

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include <atomic>
 #include <string>
 #include <vector>
 
@@ -26,9 +27,11 @@ struct Site {
 struct Kernel {
     const char* name;
     int max_threads;
+    const char* params;  // name of its parameter struct
     size_t params_bytes;
     void (*entry)(const void* params);
-    Kernel(const char* name, int max_threads, size_t params_bytes, void (*entry)(const void*));
+    std::atomic<size_t> shared_bytes{0};  // the most that a launch used so far
+    Kernel(const char* name, int max_threads, const char* params, size_t params_bytes, void (*entry)(const void*));
 };
 
 struct Field {
@@ -42,6 +45,13 @@ struct Layout {
     size_t bytes;
     std::vector<Field> fields;
     Layout(const char* name, size_t bytes, std::vector<Field> fields);
+};
+
+// Numbers of the source `op/owner.cu`.
+struct Constants {
+    const char* owner;
+    std::vector<Field> values;
+    Constants(const char* owner, std::vector<Field> values);
 };
 
 int thread();

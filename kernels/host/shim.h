@@ -12,17 +12,23 @@
 #define KERNEL(threads, blocks, name, Params)                                                                  \
     static void name##_body(const Params& p);                                                                  \
     static void name##_entry(const void* p) { name##_body(*static_cast<const Params*>(p)); }                   \
-    static const emulator::Kernel name##_kernel{#name, threads, sizeof(Params), name##_entry};                 \
+    static emulator::Kernel name##_kernel{#name, threads, #Params, sizeof(Params), name##_entry};              \
     static void name##_body([[maybe_unused]] const Params& p)
 
 // A parameter struct's size and the offsets of all its fields, to be compared with those of the launch code.
 #define EXPORT_PARAMS(S, ...) \
     static const emulator::Layout S##_layout{#S, sizeof(S), {QT_EACH(S, __VA_ARGS__)}};
 
+// Numbers that the launch code has too.
+#define EXPORT_CONSTANTS(owner, ...) static const emulator::Constants owner##_constants{#owner, {QT_EACH_VALUE(__VA_ARGS__)}};
+
 // {"field", offset}, for each field: rescanning by QT_EXPAND takes the place of recursion.
 #define QT_EACH(S, ...) QT_EXPAND(QT_STEP(S, __VA_ARGS__))
 #define QT_STEP(S, f, ...) {#f, offsetof(S, f)}, __VA_OPT__(QT_AGAIN QT_PARENS(S, __VA_ARGS__))
 #define QT_AGAIN() QT_STEP
+#define QT_EACH_VALUE(...) QT_EXPAND(QT_VALUE(__VA_ARGS__))
+#define QT_VALUE(name, ...) {#name, static_cast<size_t>(name)}, __VA_OPT__(QT_VALUE_AGAIN QT_PARENS(__VA_ARGS__))
+#define QT_VALUE_AGAIN() QT_VALUE
 #define QT_PARENS ()
 #define QT_EXPAND(...) QT_EXPAND_2(QT_EXPAND_2(QT_EXPAND_2(QT_EXPAND_2(__VA_ARGS__))))
 #define QT_EXPAND_2(...) QT_EXPAND_1(QT_EXPAND_1(QT_EXPAND_1(QT_EXPAND_1(__VA_ARGS__))))

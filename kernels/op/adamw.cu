@@ -23,9 +23,13 @@ struct AdamWParams {
 };
 EXPORT_PARAMS(AdamWParams, params, grads, m, v, count, grad_scale, keep, first, beta2, second, root, epsilon, size)
 
-KERNEL(256, 4, adamw_step, AdamWParams) {
-    for (int i = 0; i < 4; ++i) {
-        const uint64_t at = static_cast<uint64_t>(block_x()) * 1024 + i * 256 + thread_index();
+constexpr int THREADS = 256;
+constexpr int BLOCK = 4 * THREADS;  // elements
+EXPORT_CONSTANTS(adamw, BLOCK)
+
+KERNEL(THREADS, 4, adamw_step, AdamWParams) {
+    for (int i = 0; i < BLOCK; i += THREADS) {
+        const uint64_t at = static_cast<uint64_t>(block_x()) * BLOCK + i + thread_index();
         if (at >= p.count) return;
         const float g = load(p.grads + at) * p.grad_scale, old = load(p.m + at);
         const float m = fused(p.first, g - old, old);

@@ -49,6 +49,7 @@ EXPORT_PARAMS(AttentionBackward, dqk, dqkv, delta, qk, qkv, out, dout, lse, work
 constexpr int STEP = ATTENTION_STEP;
 constexpr int THREADS = ATTENTION_THREADS;
 constexpr int DELTA_THREADS = 256;
+EXPORT_CONSTANTS(attention_backward, STEP, DELTA_THREADS)
 static_assert(STEP == 16 * THREADS / 32, "each warp owns sixteen rows");
 static_assert(2 * STEP == THREADS, "a thread for each statistic of a tile");
 

@@ -35,6 +35,7 @@ EXPORT_PARAMS(AttentionForward, out, lse, qk, qkv, work, tokens, heads, kv_heads
 
 constexpr int QUERIES = 128;
 constexpr int WARP_QUERIES = 32;
+EXPORT_CONSTANTS(attention_forward, QUERIES)
 
 template <int D>
 struct ForwardShared {

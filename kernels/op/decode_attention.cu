@@ -35,6 +35,7 @@ EXPORT_PARAMS(DecodeParams, out, qk, qkv, k, v, places, table, tokens, heads, kv
 // ---- kernels ----------------------------------------------------------------------------------------------------
 
 constexpr int THREADS = 256;
+EXPORT_CONSTANTS(decode_attention, THREADS)
 constexpr int WARPS = 4;
 
 template <int D>

@@ -22,8 +22,8 @@ struct Output {
     int reserved;
 };
 
-constexpr int MAX_OUTPUTS = 3;
-constexpr int MAX_TERMS = 8;
+constexpr int MAX_OUTPUTS = 16;
+constexpr int MAX_TERMS = 2 * MAX_OUTPUTS;
 
 struct LinearParams {
     Term terms[MAX_TERMS];
@@ -85,6 +85,7 @@ DEVICE void store_pair(const LinearParams& p, const Output& o, int row, int colu
 // Tiles of rows that are taken together: blocks that run at the same time share what they read of both operands in the
 // cache, where row after row all of B would pass by for each.
 constexpr int TOGETHER = 8;
+EXPORT_CONSTANTS(linear, MAX_OUTPUTS, MAX_TERMS, ROWS, TOGETHER)
 
 template <int COLUMNS, bool TRANSPOSED_B>
 DEVICE void linear(const LinearParams& p) {

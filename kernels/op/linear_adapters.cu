@@ -50,7 +50,7 @@ struct GradientJob {
 };
 EXPORT_PARAMS(GradientJob, left, right, parts, gradient, left_stride, right_stride, rows, columns, rank, transposed)
 
-constexpr int MAX_JOBS = 6;
+constexpr int MAX_JOBS = 32;
 
 struct GradientParams {
     GradientJob jobs[MAX_JOBS];
@@ -62,9 +62,10 @@ EXPORT_PARAMS(GradientParams, jobs, tokens, split)
 // ---- copies and dropout -----------------------------------------------------------------------------------------
 
 constexpr int THREADS = 256;
+constexpr int PACK_COLUMNS = 6;  // integers of an entry of the table
 
 KERNEL(THREADS, 4, adapters_pack, PackParams) {
-    const uint32_t* entry = p.table + 6 * block_y();
+    const uint32_t* entry = p.table + PACK_COLUMNS * block_y();
     const float* from = p.params + load(entry);
     bf16* to = p.packed + load(entry + 1);
     const int rows = static_cast<int>(load(entry + 2)), columns = static_cast<int>(load(entry + 3));
@@ -104,6 +105,7 @@ constexpr int TILE = 64;
 constexpr int TOKENS = 64;  // of a stage
 constexpr int STAGES = 3;
 constexpr int PART_THREADS = 128;
+EXPORT_CONSTANTS(linear_adapters, MAX_JOBS, TILE, THREADS, PACK_COLUMNS)
 
 struct GradientShared {
     struct Stage {

@@ -38,6 +38,7 @@ EXPORT_PARAMS(RmsNormBackward, dx, x, dy, rstd, weight, rows, dim)
 
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
+EXPORT_CONSTANTS(rmsnorm, WARPS)
 constexpr int STEP = 32 * 8;
 
 DEVICE float inverse_rms(const bf16* x, int dim, float eps) {

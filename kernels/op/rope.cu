@@ -28,6 +28,8 @@ EXPORT_PARAMS(RopeParams, qkv, qk, dqkv, table, positions, q_weight, k_weight, t
 // ---- kernels ----------------------------------------------------------------------------------------------------
 
 constexpr int THREADS = 256;
+constexpr int LANE_VALUES = 4;
+EXPORT_CONSTANTS(rope, THREADS, LANE_VALUES)
 
 // Elements 2 l, 2 l + 1 and the same of the second half.
 struct Four {
@@ -37,7 +39,7 @@ struct Four {
 // A lane's head and its place in it. Lanes beyond the last head take part in the sums of their neighbours, with zeros.
 template <int D>
 struct Head {
-    static constexpr int LANES = D / 4;
+    static constexpr int LANES = D / LANE_VALUES;
     int64_t raw, turned;  // first element of the lane in qkv and in qk
     const float* weight;
     float cosine[2], sine[2];

@@ -17,6 +17,7 @@ EXPORT_PARAMS(RowsParams, out, x, index, rows, width)
 // ---- kernels ----------------------------------------------------------------------------------------------------
 
 constexpr int THREADS = 256;
+EXPORT_CONSTANTS(rows, THREADS)
 
 // Places of a thread's piece: in the rows that lie one after the other, and in those the index names.
 DEVICE bool place_of_piece(const RowsParams& p, size_t& dense, size_t& indexed) {

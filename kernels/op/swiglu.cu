@@ -18,6 +18,7 @@ EXPORT_PARAMS(SwigluParams, gate_up, out, rows, width)
 // ---- kernels ----------------------------------------------------------------------------------------------------
 
 constexpr int THREADS = 256;
+EXPORT_CONSTANTS(swiglu, THREADS)
 
 // Where a thread's eight elements are; false beyond the last.
 DEVICE bool place_of_eight(const SwigluParams& p, size_t& gate, size_t& out) {

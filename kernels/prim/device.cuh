@@ -13,6 +13,9 @@
 // The host compiler exports the struct's layout, to be compared with that of the launch code.
 #define EXPORT_PARAMS(...)
 
+// The same for numbers that the launch code has too: those of the source `op/owner.cu`.
+#define EXPORT_CONSTANTS(owner, ...)
+
 extern __shared__ __align__(1024) unsigned char shared_memory[];
 
 // The block's shared memory; its size is given at the launch.

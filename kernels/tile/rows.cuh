@@ -121,10 +121,12 @@ DEVICE void multiply_weights(float (&acc)[M][N][4], const float (&weights)[M][K]
 
 // Writes a warp's M * 16 rows, `row ..` of the block's, to rows `first + row ..` of a segment whose row 0 is at
 // `to`, those below `len`; in 16-byte stores, by way of the same rows of `tile`, which nobody else may be using.
-// The warp's last ldmatrix of these rows is behind all its lanes, as it is one instruction of the whole warp.
 template <int M, int N, int ROWS>
 DEVICE void store_rows(bf16* to, int stride, int first, int len, const float (&acc)[M][N][4],
                        RowTile<ROWS, N * 8>& tile, int row) {
+    // The rows were read by other lanes, by ldmatrix.
+    // Unseen: one instruction of the whole warp, here and on every GPU so far; tools that look for races know better.
+    warp_sync();
 #pragma unroll
     for (int m = 0; m < M; ++m)
 #pragma unroll

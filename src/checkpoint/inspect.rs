@@ -1,10 +1,13 @@
 //! What can be asked about checkpoints without the run's lock; nothing is changed.
 
+use super::decode::Source;
 use super::format::{Fault, Header, Reading, read};
 use super::shelf::step_of;
 use super::state::State;
-use super::storage::{Folder, RealFile, RealFolder};
+use super::storage::RealFile;
 use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::formats::open_folder::OpenFolder;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -40,6 +43,13 @@ pub fn load(path: &Path) -> Result<State> {
     read_file(path, Reading::Load).map(|(_, state)| state).map_err(|fault| fault.at(path))
 }
 
+/// Whether an error of this module says that a file is damaged, and not that it could not be read.
+#[must_use]
+pub fn is_damage(error: &Error) -> bool {
+    let source = std::error::Error::source(error).and_then(|source| source.downcast_ref::<Fault>());
+    matches!(source, Some(Fault::Damaged(_)))
+}
+
 /// What is inside `path`; every byte is checked on the way.
 ///
 /// # Errors
@@ -72,13 +82,13 @@ fn read_file(path: &Path, reading: Reading) -> std::result::Result<(Header, Stat
 /// # Errors
 /// [`Kind::Input`] when the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<Listed>> {
-    let folder = checkpoint_folder(folder);
+    let folder = checkpoint_folder(folder)?;
     let reading = |e: io::Error| Error::reading(&folder, e);
-    let names = RealFolder::open(&folder).and_then(|f| f.list()).map_err(reading)?;
+    let names = OpenFolder::open(&folder).and_then(|f| f.list()).map_err(reading)?;
     let mut all: Vec<(u64, Listed)> = Vec::new();
-    for name in names {
-        let Some(named) = step_of(&name) else { continue };
-        let path = folder.join(&name);
+    for name in names.iter().filter_map(|name| name.to_str()) {
+        let Some(named) = step_of(name) else { continue };
+        let path = folder.join(name);
         let listed = list_one(&path, named);
         all.push((listed.header.as_ref().map_or(named, |h| h.step), listed));
     }
@@ -88,21 +98,23 @@ pub fn list(folder: &Path) -> Result<Vec<Listed>> {
 
 fn list_one(path: &Path, named: u64) -> Listed {
     let opened = RealFile::open(path).map_err(Fault::Io);
+    let bytes = opened.as_ref().map_or(0, |file| file.size().unwrap_or(0));
     let header = opened.and_then(|file| super::decode::read_header(&file));
     let header = header.map_err(|fault| match fault {
         Fault::Damaged(what) | Fault::OtherVersion(what) => what,
         Fault::Io(e) => e.to_string(),
     });
-    let bytes = std::fs::metadata(path).map_or(0, |m| m.len());
     let misnamed = header.as_ref().is_ok_and(|h| h.step != named);
     Listed { path: path.to_path_buf(), bytes, header, misnamed }
 }
 
 /// The folder of a run's checkpoints; a path that has no such folder inside is taken for it.
-#[must_use]
-pub fn checkpoint_folder(path: &Path) -> PathBuf {
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn checkpoint_folder(path: &Path) -> Result<PathBuf> {
     let inside = path.join(super::store::FOLDER);
-    if inside.is_dir() { inside } else { path.to_path_buf() }
+    Ok(if files::is_folder(&inside)? { inside } else { path.to_path_buf() })
 }
 
 /// Where the checkpoint of `step` is, or would be, in the run folder `run`.

@@ -164,10 +164,10 @@ impl Shelf {
         self.remove_if_there(&name.replace(".qckpt", ".next"))
     }
 
-    /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, the
-    /// protected, and the one just saved.
+    /// Removes what is older than the newest `keep` checkpoints that were read back whole; never the best, and the one
+    /// just saved.
     fn prune(&mut self, saved: &State) -> io::Result<()> {
-        let stays = [self.protected, saved.cursor.best.map(|best| best.step), Some(saved.step)];
+        let stays = [saved.cursor.best.map(|best| best.step), Some(saved.step)];
         let entries = self.scan()?;
         let mut changed = false;
         if entries.len() > self.keep {

@@ -38,7 +38,6 @@ pub struct Weakened {
 pub struct Shelf {
     pub(super) folder: Box<dyn Folder>,
     pub(super) keep: usize,
-    pub(super) protected: Option<u64>,
     /// Files read back whole by this process.
     pub(super) verified: BTreeSet<String>,
     pub(super) warnings: Vec<String>,
@@ -74,7 +73,6 @@ impl Shelf {
         Shelf {
             folder,
             keep: if keep == 0 { usize::MAX } else { keep.max(2) },
-            protected: None,
             verified: BTreeSet::new(),
             warnings: Vec::new(),
             weakened: Weakened::default(),
@@ -87,11 +85,6 @@ impl Shelf {
     pub fn weakened(mut self, how: Weakened) -> Self {
         self.weakened = how;
         self
-    }
-
-    /// A step whose checkpoint is never pruned, beside the newest ones and the best that the saved state names.
-    pub fn protect(&mut self, step: Option<u64>) {
-        self.protected = step;
     }
 
     /// What is to be reported and is no error, since the last call.
@@ -187,6 +180,16 @@ impl Shelf {
             Fault::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof => Fault::Damaged("cut off".into()),
             other => other,
         })
+    }
+
+    /// The checkpoint of `step`, under its own name.
+    ///
+    /// # Errors
+    /// [`Kind::Input`] when it is missing or damaged.
+    pub fn load(&self, step: u64) -> Result<State> {
+        let name = file_name(step);
+        let path = self.folder.path().join(&name);
+        self.read(&name, Reading::Load).map(|(_, state)| state).map_err(|fault| fault.at(&path))
     }
 
     fn read_once(&self, name: &str, reading: Reading) -> std::result::Result<(Header, State), Fault> {

@@ -4,14 +4,15 @@
 
 use super::decode::Source;
 use super::format::BLOCK;
+use crate::error::{Error, Kind, Result};
 use crate::failpoint;
-use rustix::fs::{self as rfs, Advice, AtFlags, FallocateFlags, Mode, OFlags, RenameFlags};
-use rustix::fs::{FlockOperation, flock};
+use crate::formats::open_folder::{Access, OpenFolder, lock_soon};
+use crate::formats::publish::MadeFrom;
+use rustix::fs::{self as rfs, Advice, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 use std::any::Any;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -71,7 +72,8 @@ pub enum Locked {
 /// A lock that is held as long as a clone of this lives.
 pub type Held = Arc<dyn Any + Send + Sync>;
 
-/// An open folder with folders in it, as a run's is. Renames reach into them: `rename("a", "folder/a", false)`.
+/// An open folder with folders in it, as a run's is. Renames and removals reach into them:
+/// `rename("a", "folder/a", false)`.
 pub trait Tree: Folder {
     /// What `name` is; a link is not followed. `None` when nothing has that name.
     #[allow(clippy::missing_errors_doc)]
@@ -85,6 +87,14 @@ pub trait Tree: Folder {
     /// Tries for the lock that the file `name` stands for, creating it.
     #[allow(clippy::missing_errors_doc)]
     fn lock(&self, name: &str) -> io::Result<Locked>;
+    /// Exchanges two names in one step. False where that cannot be done: nothing happened then.
+    #[allow(clippy::missing_errors_doc)]
+    fn exchange(&self, _one: &str, _other: &str) -> io::Result<bool> {
+        Ok(false)
+    }
+    /// Removes the empty folder `name`.
+    #[allow(clippy::missing_errors_doc)]
+    fn remove_folder(&self, name: &str) -> io::Result<()>;
     /// A remark on who else may write here, for the user.
     fn remark(&self) -> Option<String>;
 }
@@ -166,6 +176,95 @@ pub fn put_file(folder: &dyn Folder, name: &str, bytes: &[u8]) -> io::Result<Box
     }
 }
 
+/// How a folder was put in place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placed {
+    /// In one step.
+    Whole,
+    /// File by file, each whole, in the order they were given: two names cannot be exchanged there (NFS).
+    OneByOne,
+}
+
+/// Puts `files` in place as the folder `name`, over an earlier edition: after a crash the old ones or the new ones are
+/// there. What else lies in the earlier edition stays. The draft is `.NAME.tmp`: only for the holder of the folder's lock.
+///
+/// # Errors
+/// What it was made from changed; I/O; [`Kind::Output`] when `name` is there and no folder.
+pub fn put_folder(
+    folder: &dyn Tree,
+    name: &str,
+    files: &[(&str, &[u8])],
+    from: &dyn MadeFrom,
+) -> Result<Placed> {
+    let path = folder.path().join(name);
+    let fault = |e: io::Error| Error::io("writing", &path, e);
+    let earlier = match folder.entry(name).map_err(fault)? {
+        None => false,
+        Some(Entry::Folder) => true,
+        Some(_) => {
+            return Err(Error::output(format!("{} is no folder", path.display()))
+                .hint("move it away, then continue the run"));
+        }
+    };
+    let draft = format!(".{name}.tmp");
+    remove_draft(folder, &draft, name, files)?;
+    let written = || -> io::Result<()> {
+        folder.create_subfolder(&draft)?;
+        let inner = folder.subfolder(&draft)?;
+        for (file, bytes) in files {
+            let file = inner.create(file)?;
+            write_all(&*file, 0, bytes)?;
+            file.sync()?;
+        }
+        inner.sync()
+    };
+    let placed = written().map_err(fault).and_then(|()| from.check_unchanged()).and_then(|()| {
+        if !earlier {
+            return folder.rename(&draft, name, true).map(|()| Placed::Whole).map_err(fault);
+        }
+        if folder.exchange(&draft, name).map_err(fault)? {
+            return Ok(Placed::Whole);
+        }
+        let moved = |(file, _): &(&str, &[u8])| {
+            folder.rename(&format!("{draft}/{file}"), &format!("{name}/{file}"), true)
+        };
+        files.iter().try_for_each(moved).map_err(fault)?;
+        folder.subfolder(name).and_then(|inner| inner.sync()).map_err(fault)?;
+        Ok(Placed::OneByOne)
+    });
+    // What the draft's name leads to now: half a draft, nothing, or the earlier edition.
+    let removed = remove_draft(folder, &draft, name, files);
+    let placed = placed?;
+    removed?;
+    folder.sync().map_err(fault)?;
+    Ok(placed)
+}
+
+/// Removes the folder `draft`: files of the names we write into it go; what else an earlier edition held goes back to
+/// where it was, the folder `home`.
+fn remove_draft(folder: &dyn Tree, draft: &str, home: &str, files: &[(&str, &[u8])]) -> Result<()> {
+    let fault = |e: io::Error| {
+        let path = folder.path().join(draft);
+        Error::new(Kind::Io, format!("{} cannot be removed: {e}", path.display()))
+            .hint("it is what an interrupted write left: move away what is yours in it, and remove the rest")
+            .caused_by(e)
+    };
+    match folder.entry(draft).map_err(fault)? {
+        None => return Ok(()),
+        Some(Entry::Folder) => {}
+        Some(_) => return folder.unlink(draft).map_err(fault),
+    }
+    for name in folder.subfolder(draft).and_then(|inner| inner.list()).map_err(fault)? {
+        let within = format!("{draft}/{name}");
+        if files.iter().any(|(ours, _)| *ours == name) {
+            folder.unlink(&within).map_err(fault)?;
+        } else {
+            folder.rename(&within, &format!("{home}/{name}"), false).map_err(fault)?;
+        }
+    }
+    folder.remove_folder(draft).map_err(fault)
+}
+
 /// Writes all of `bytes`, over short writes and interruptions.
 ///
 /// # Errors
@@ -198,49 +297,22 @@ pub trait Stored: Source + Send {
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A folder of the file system.
-#[derive(Debug)]
-pub struct RealFolder {
-    fd: OwnedFd,
-    opened_as: PathBuf,
-}
-
-impl RealFolder {
-    /// Opens `path`; a symbolic link is followed.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn open(path: &Path) -> io::Result<Self> {
-        let fd = rfs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        Ok(RealFolder { fd, opened_as: path.to_path_buf() })
-    }
-
-    /// A file that is this process's alone to write, opened for reading and writing, created where it is missing.
-    fn open_or_create(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(File::from(rfs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))?))
-    }
-}
-
-impl Tree for RealFolder {
+impl Tree for OpenFolder {
     fn entry(&self, name: &str) -> io::Result<Option<Entry>> {
-        found(rfs::statat(&self.fd, name, AtFlags::SYMLINK_NOFOLLOW))
+        Ok(self.look(name)?.map(|found| kind(&found)))
     }
 
     fn subfolder(&self, name: &str) -> io::Result<Box<dyn Tree>> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rfs::openat(&self.fd, name, flags, Mode::empty())?;
-        Ok(Box::new(RealFolder { fd, opened_as: self.opened_as.join(name) }))
+        Ok(Box::new(self.enter(name)?))
     }
 
     fn create_subfolder(&self, name: &str) -> io::Result<()> {
-        failpoint::hit();
-        rfs::mkdirat(&self.fd, name, Mode::from_raw_mode(0o777))?;
-        sync_leniently(&self.fd)
+        self.make_new_folder(name)?;
+        self.sync_leniently()
     }
 
     fn lock(&self, name: &str) -> io::Result<Locked> {
-        let mut file = self.open_or_create(name)?;
+        let mut file = self.open_or_create_file(name)?;
         match lock_soon(&file) {
             Ok(()) => {
                 file.set_len(0)?;
@@ -256,42 +328,27 @@ impl Tree for RealFolder {
         }
     }
 
+    fn exchange(&self, one: &str, other: &str) -> io::Result<bool> {
+        self.exchange(one, other)
+    }
+
+    fn remove_folder(&self, name: &str) -> io::Result<()> {
+        self.remove_folder(name)
+    }
+
     fn remark(&self) -> Option<String> {
-        let mode = rfs::fstat(&self.fd).ok()?.st_mode;
+        let mode = self.stat().ok()?.st_mode;
         let (world_writable, sticky) = (mode & 0o002 != 0, mode & 0o1000 != 0);
         (world_writable && !sticky)
-            .then(|| format!("{} is writable for every user of this machine", self.opened_as.display()))
+            .then(|| format!("{} is writable for every user of this machine", self.path().display()))
     }
 }
 
-/// Tries for a second: a process that was just killed, or a child between fork and exec, may hold it for a moment.
-fn lock_soon(file: &File) -> rustix::io::Result<()> {
-    for _ in 0..20 {
-        match flock(file, FlockOperation::NonBlockingLockExclusive) {
-            Err(Errno::WOULDBLOCK) => std::thread::sleep(std::time::Duration::from_millis(50)),
-            other => return other,
-        }
-    }
-    flock(file, FlockOperation::NonBlockingLockExclusive)
-}
-
-fn found(stat: rustix::io::Result<rfs::Stat>) -> io::Result<Option<Entry>> {
-    match stat {
-        Ok(stat) => Ok(Some(match rfs::FileType::from_raw_mode(stat.st_mode) {
-            rfs::FileType::RegularFile => Entry::File,
-            rfs::FileType::Directory => Entry::Folder,
-            _ => Entry::Other,
-        })),
-        Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Some network file systems cannot sync a folder; the store says so, once.
-fn sync_leniently(folder: &OwnedFd) -> io::Result<()> {
-    match rfs::fsync(folder) {
-        Err(Errno::INVAL) => Ok(()),
-        other => Ok(other?),
+fn kind(found: &rfs::Stat) -> Entry {
+    match rfs::FileType::from_raw_mode(found.st_mode) {
+        rfs::FileType::RegularFile => Entry::File,
+        rfs::FileType::Directory => Entry::Folder,
+        _ => Entry::Other,
     }
 }
 
@@ -301,13 +358,12 @@ pub struct FileSystem;
 
 impl Disk for FileSystem {
     fn open(&self, path: &Path) -> io::Result<Box<dyn Tree>> {
-        Ok(Box::new(RealFolder::open(path)?))
+        Ok(Box::new(OpenFolder::open(path)?))
     }
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn Tree>> {
         refuse_foreign_link(path)?;
-        create_durably(path)?;
-        self.open(path)
+        Ok(Box::new(OpenFolder::create(path, Access::Usual)?))
     }
 
     fn open_file(&self, path: &Path) -> io::Result<Box<dyn Stored>> {
@@ -315,7 +371,11 @@ impl Disk for FileSystem {
     }
 
     fn entry(&self, path: &Path) -> io::Result<Option<Entry>> {
-        found(rfs::stat(path))
+        match rfs::stat(path) {
+            Ok(found) => Ok(Some(kind(&found))),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(e) => Err(e.into()),
+        }
     }
 
     fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
@@ -336,99 +396,46 @@ fn refuse_foreign_link(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Creates the folder and what is missing above it, each synced into the one above.
-fn create_durably(folder: &Path) -> io::Result<()> {
-    let mut missing = Vec::new();
-    for path in folder.ancestors().take_while(|path| !path.as_os_str().is_empty()) {
-        if path.try_exists()? {
-            break;
-        }
-        missing.push(path);
-    }
-    std::fs::create_dir_all(folder)?;
-    for created in missing {
-        let above = created.parent().filter(|above| !above.as_os_str().is_empty());
-        File::open(above.unwrap_or(Path::new(".")))?.sync_all()?;
-    }
-    Ok(())
-}
-
-impl Folder for RealFolder {
+impl Folder for OpenFolder {
     fn create(&self, name: &str) -> io::Result<Box<dyn Stored>> {
-        failpoint::hit();
-        let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = rfs::openat(&self.fd, name, flags, Mode::from_raw_mode(0o666))?;
-        Ok(Box::new(RealFile(File::from(fd))))
+        Ok(Box::new(RealFile(self.create_file(name)?)))
     }
 
     fn open(&self, name: &str) -> io::Result<Box<dyn Stored>> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = File::from(rfs::openat(&self.fd, name, flags, Mode::empty())?);
-        Ok(Box::new(RealFile::regular(file)?))
+        Ok(Box::new(RealFile::regular(self.open_file(name)?)?))
     }
 
     fn rename(&self, from: &str, to: &str, replace: bool) -> io::Result<()> {
-        failpoint::hit();
-        if replace {
-            return Ok(rfs::renameat(&self.fd, from, &self.fd, to)?);
-        }
-        match rfs::renameat_with(&self.fd, from, &self.fd, to, RenameFlags::NOREPLACE) {
-            // A file system without the flag. Only this process writes here, it holds the run's lock, so
-            // looking first is as good.
-            Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {
-                if rfs::statat(&self.fd, to, AtFlags::SYMLINK_NOFOLLOW).is_ok() {
-                    return Err(io::ErrorKind::AlreadyExists.into());
-                }
-                Ok(rfs::renameat(&self.fd, from, &self.fd, to)?)
-            }
-            other => Ok(other?),
-        }
+        if replace { self.rename(from, to) } else { self.rename_new(from, to) }
     }
 
     fn link(&self, from: &str, to: &str) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::linkat(&self.fd, from, &self.fd, to, AtFlags::empty())?)
+        self.link(from, to)
     }
 
     fn unlink(&self, name: &str) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::unlinkat(&self.fd, name, AtFlags::empty())?)
+        self.unlink(name)
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        let mut names = Vec::new();
-        for entry in rfs::Dir::read_from(&self.fd)? {
-            // Names that are not UTF-8 are none of ours.
-            if let Ok(name) = entry?.file_name().to_str() {
-                names.push(name.to_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
+        // Names that are not UTF-8 are none of ours.
+        Ok(self.list()?.into_iter().filter_map(|name| name.into_string().ok()).collect())
     }
 
     fn sync(&self) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::fsync(&self.fd)?)
+        self.sync()
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        rfs::fstatvfs(&self.fd).ok().map(|s| s.f_bavail.saturating_mul(s.f_frsize))
+        self.free_bytes()
     }
 
     fn path(&self) -> PathBuf {
-        if self.in_place() {
-            return self.opened_as.clone();
-        }
-        let link = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
-        std::fs::read_link(link).unwrap_or_else(|_| self.opened_as.clone())
+        self.path()
     }
 
     fn in_place(&self) -> bool {
-        match (rfs::fstat(&self.fd), rfs::stat(&self.opened_as)) {
-            (Ok(held), Ok(named)) => (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino),
-            _ => false,
-        }
+        self.in_place()
     }
 }
 

@@ -1,52 +1,20 @@
-//! A run folder's checkpoints: the lock, and the thread that writes while training goes on.
+//! A run folder's checkpoints and its lock.
 
 use super::shelf::Shelf;
 pub use super::shelf::{Found, file_name};
 use super::state::State;
 use super::storage::{self, Disk, Held, Locked, Tree};
-use crate::error::{Error, Kind, Result};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 /// The folder of the checkpoints inside a run folder.
 pub const FOLDER: &str = "checkpoints";
 /// The file inside a run folder whose lock a run holds.
 pub const LOCK: &str = ".lock";
 
-/// How a save behaves while another is being written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wait {
-    /// Skip this save.
-    Skip,
-    /// Wait for the other and for this one (last step, signals).
-    Block,
-}
-
-/// What became of saves since the last call.
-#[derive(Clone, Debug)]
-pub enum Outcome {
-    /// Durable.
-    Saved {
-        /// Its step.
-        step: u64,
-        /// Its file.
-        path: PathBuf,
-    },
-    /// Not written; training goes on. The text says why and what to do.
-    Skipped {
-        /// Its step.
-        step: u64,
-        /// Why: a sentence that begins with "checkpoint skipped:".
-        why: String,
-    },
-}
-
-/// The checkpoints of one run folder, locked by this process. Dropping it waits for the save under way.
+/// The checkpoints of one run folder, locked by this process.
 pub struct Store {
-    shared: Arc<Shared>,
-    writer: Option<JoinHandle<()>>,
+    shelf: Shelf,
     /// Held for the store's life: a save under way is in it.
     _lock: Held,
 }
@@ -64,7 +32,7 @@ impl RunLock {
     /// Takes the lock of `run_folder`, creating the folder.
     ///
     /// # Errors
-    /// [`Kind::Output`] when it is locked by another run or cannot be used.
+    /// [`crate::error::Kind::Output`] when it is locked by another run or cannot be used.
     pub fn take(disk: &dyn Disk, run_folder: &Path) -> Result<Self> {
         crate::sys::ignore_file_size_signal();
         let folder = disk.create(run_folder).map_err(|e| {
@@ -88,34 +56,12 @@ impl RunLock {
     }
 }
 
-struct Shared {
-    desk: Mutex<Desk>,
-    changed: Condvar,
-    shelf: Mutex<Shelf>,
-}
-
-/// What passes between the training thread and the writer.
-#[derive(Default)]
-struct Desk {
-    /// To be written.
-    waiting: Option<State>,
-    /// Being written.
-    writing: bool,
-    /// Result of the last write, until it was looked at.
-    ended: Option<(u64, Result<PathBuf>)>,
-    outcomes: Vec<Outcome>,
-    /// A state that was written, for its memory.
-    spare: Option<State>,
-    protected: Option<u64>,
-    closing: bool,
-}
-
 impl Store {
     /// Opens the checkpoints of the folder whose lock is held: probes that it can be written, synced and renamed in,
-    /// removes leftovers of an interrupted save, starts the writer thread. `keep` is the retention (0: all; 1 counts as 2).
+    /// removes leftovers of an interrupted save. `keep` is the retention (0: all; 1 counts as 2).
     ///
     /// # Errors
-    /// [`Kind::Output`] when not writable.
+    /// [`crate::error::Kind::Output`] when not writable.
     pub fn open(lock: &RunLock, keep: usize) -> Result<Self> {
         let folder = storage::subfolder(&*lock.folder, FOLDER).map_err(|e| {
             let path = lock.path.join(FOLDER);
@@ -124,111 +70,69 @@ impl Store {
         let mut shelf = Shelf::new(folder, keep);
         shelf.prepare()?;
         shelf.warnings.extend(lock.folder.remark());
-        Self::start(shelf, Arc::clone(&lock.held))
+        Ok(Self::of(shelf, Held::clone(&lock.held)))
     }
 
-    /// Starts the writer thread on a shelf that was prepared; `lock` is held as long as the store. For tests
-    /// with a folder of their own; everything else uses [`Store::open`].
-    ///
-    /// # Errors
-    /// [`Kind::Io`] when there can be no further thread.
+    /// Of a shelf that was prepared; `lock` is held as long as the store. For tests with a folder of their own; everything
+    /// else uses [`Store::open`].
     #[doc(hidden)]
-    pub fn start(shelf: Shelf, lock: Held) -> Result<Self> {
-        let shared =
-            Arc::new(Shared { desk: Mutex::default(), changed: Condvar::new(), shelf: Mutex::new(shelf) });
-        let theirs = Arc::clone(&shared);
-        let writer = std::thread::Builder::new()
-            .name("checkpoint-writer".into())
-            .spawn(move || write_until_closed(&theirs))
-            .map_err(|e| {
-                Error::new(Kind::Io, format!("cannot start the checkpoint writer: {e}")).caused_by(e)
-            })?;
-        Ok(Store { shared, writer: Some(writer), _lock: lock })
+    #[must_use]
+    pub fn of(shelf: Shelf, lock: Held) -> Self {
+        Store { shelf, _lock: lock }
     }
 
     /// The newest valid checkpoint; damaged newer ones are renamed to `.bad`.
     ///
     /// # Errors
-    /// [`Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
+    /// [`crate::error::Kind::Input`] when there are files and none is whole, or the newest is of a newer format.
     pub fn newest(&mut self) -> Result<Found> {
-        self.shelf().newest()
+        self.shelf.newest()
+    }
+
+    /// Renames damaged files that a look told of, name and reason, to `.bad`, and says so.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Io`] when it cannot be done.
+    pub fn set_aside_damaged(&mut self, damaged: &[(String, String)]) -> Result<Vec<String>> {
+        self.shelf.set_aside_damaged(damaged)
     }
 
     /// Renames the checkpoints of later steps than `step` to `.old` and says so: for a run that goes on from an
     /// older checkpoint and may come to other results.
     ///
     /// # Errors
-    /// [`Kind::Io`] when it cannot be done.
+    /// [`crate::error::Kind::Io`] when it cannot be done.
     pub fn set_aside_newer(&mut self, step: u64) -> Result<Vec<String>> {
-        self.shelf().set_aside_newer(step)
+        self.shelf.set_aside_newer(step)
     }
 
-    /// Hands `state` to the writer thread.
+    /// Saves `state`; when this returns a path, the checkpoint is durable and was read back whole.
     ///
     /// # Errors
-    /// With [`Wait::Block`], the failure to write; never with [`Wait::Skip`].
-    pub fn save(&mut self, state: State, wait: Wait) -> Result<()> {
-        let mut desk = self.desk();
-        if wait == Wait::Skip && desk.is_busy() {
-            let why = "checkpoint skipped: the one before is still being written".into();
-            desk.outcomes.push(Outcome::Skipped { step: state.step, why });
-            desk.spare = Some(state);
-            return Ok(());
-        }
-        desk = self.wait_until_idle(desk);
-        desk.collect();
-        desk.waiting = Some(state);
-        self.shared.changed.notify_all();
-        if wait == Wait::Skip {
-            return Ok(());
-        }
-        desk = self.wait_until_idle(desk);
-        match desk.ended.take() {
-            Some((step, Ok(path))) => {
-                desk.outcomes.push(Outcome::Saved { step, path });
-                Ok(())
-            }
-            Some((_, Err(error))) => Err(error),
-            None => Err(Error::check("the checkpoint writer ended without an answer")),
-        }
+    /// [`crate::error::Kind::Diverged`] for a state that is not finite, [`crate::error::Kind::Check`] for an inconsistent one, [`crate::error::Kind::Io`] for a full
+    /// disk or a failure to write; the checkpoints that were there are as before.
+    pub fn save(&mut self, state: &State) -> Result<PathBuf> {
+        self.shelf.save(state)
     }
 
-    /// Waits until nothing is being written. The result is among the next [`Store::outcomes`].
-    pub fn flush(&mut self) {
-        let desk = self.desk();
-        drop(self.wait_until_idle(desk));
-    }
-
-    /// Saves that ended since the last call.
-    pub fn outcomes(&mut self) -> Vec<Outcome> {
-        let mut desk = self.desk();
-        desk.collect();
-        std::mem::take(&mut desk.outcomes)
-    }
-
-    /// The memory of a state that was written, to be filled again instead of allocating; its content is old.
-    pub fn take_buffer(&mut self) -> Option<State> {
-        self.desk().spare.take()
-    }
-
-    /// A step whose checkpoint is never pruned, from the next save on, beside the newest ones and the best that
-    /// the saved state names.
-    pub fn protect(&mut self, step: Option<u64>) {
-        self.desk().protected = step;
+    /// The checkpoint of `step`.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Input`] when it is missing or damaged.
+    pub fn load(&self, step: u64) -> Result<State> {
+        self.shelf.load(step)
     }
 
     /// What is to be reported and is no error, since the last call.
-    pub fn warnings(&mut self) -> Vec<String> {
-        match self.shared.shelf.try_lock() {
-            Ok(mut shelf) => shelf.take_warnings(),
-            Err(_) => Vec::new(), // busy writing: the next call has them
-        }
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        self.shelf.take_warnings()
     }
 
     /// Says so when the disk has no room for the checkpoints to come, each of `bytes`: one more than are kept,
     /// and a tenth.
-    pub fn space_warning(&mut self, bytes: u64) -> Option<String> {
-        let shelf = self.shelf();
+    #[must_use]
+    pub fn space_warning(&self, bytes: u64) -> Option<String> {
+        let shelf = &self.shelf;
         if shelf.keep == usize::MAX {
             return None;
         }
@@ -246,9 +150,9 @@ impl Store {
     /// Leaves the loss of the forward passes after `step` beside its checkpoint.
     ///
     /// # Errors
-    /// [`Kind::Io`] when it cannot be written.
+    /// [`crate::error::Kind::Io`] when it cannot be written.
     pub fn write_next_loss(&mut self, step: u64, losses: &[f64]) -> Result<()> {
-        self.shelf().write_next_loss(step, losses)
+        self.shelf.write_next_loss(step, losses)
     }
 
     /// What [`Store::write_next_loss`] left for `step`.
@@ -256,73 +160,6 @@ impl Store {
     /// # Errors
     /// As [`Error::reading`], when the file is there and cannot be read; a damaged one is a warning.
     pub fn read_next_loss(&mut self, step: u64) -> Result<Option<Vec<f64>>> {
-        self.shelf().read_next_loss(step)
-    }
-
-    fn shelf(&self) -> MutexGuard<'_, Shelf> {
-        self.shared.shelf.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.shared.desk()
-    }
-
-    fn wait_until_idle<'a>(&self, desk: MutexGuard<'a, Desk>) -> MutexGuard<'a, Desk> {
-        self.shared.changed.wait_while(desk, |d| d.is_busy()).unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Store {
-    fn drop(&mut self) {
-        self.desk().closing = true;
-        self.shared.changed.notify_all();
-        if let Some(writer) = self.writer.take() {
-            let _ = writer.join();
-        }
-    }
-}
-
-impl Shared {
-    fn desk(&self) -> MutexGuard<'_, Desk> {
-        self.desk.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Desk {
-    fn is_busy(&self) -> bool {
-        self.writing || self.waiting.is_some()
-    }
-
-    /// Turns the result of a save nobody waited for into an outcome.
-    fn collect(&mut self) {
-        match self.ended.take() {
-            Some((step, Ok(path))) => self.outcomes.push(Outcome::Saved { step, path }),
-            Some((step, Err(error))) => {
-                self.outcomes.push(Outcome::Skipped { step, why: format!("checkpoint skipped: {error}") });
-            }
-            None => {}
-        }
-    }
-}
-
-fn write_until_closed(shared: &Shared) {
-    loop {
-        let idle = |d: &mut Desk| d.waiting.is_none() && !d.closing;
-        let mut desk = shared.changed.wait_while(shared.desk(), idle).unwrap_or_else(PoisonError::into_inner);
-        let Some(state) = desk.waiting.take() else { return };
-        desk.writing = true;
-        let protected = desk.protected;
-        drop(desk);
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            let mut shelf = shared.shelf.lock().unwrap_or_else(PoisonError::into_inner);
-            shelf.protect(protected);
-            shelf.save(&state)
-        }));
-        let result = result.unwrap_or_else(|_| Err(Error::check("the checkpoint writer failed (a bug)")));
-        let mut desk = shared.desk();
-        desk.writing = false;
-        desk.ended = Some((state.step, result));
-        desk.spare = Some(state);
-        shared.changed.notify_all();
+        self.shelf.read_next_loss(step)
     }
 }

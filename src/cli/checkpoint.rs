@@ -5,6 +5,7 @@ use super::training::size;
 use crate::checkpoint::format::{Digest, Header};
 use crate::checkpoint::inspect::{self, Listed, Shown};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::report::console::{complain, say};
 use clap::ArgMatches;
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ pub fn checkpoint(matches: &ArgMatches) -> Result<()> {
 
 /// The file itself, or the newest checkpoint of a run folder.
 fn newest(path: &Path) -> Result<PathBuf> {
-    if !path.is_dir() {
+    if !files::is_folder(path)? {
         return Ok(path.to_owned());
     }
     match inspect::list(path)?.into_iter().next() {
@@ -124,7 +125,7 @@ fn step_of(shown: &Shown) -> String {
 }
 
 fn verify(path: &Path, as_json: bool) -> Result<()> {
-    let files: Vec<PathBuf> = if path.is_dir() {
+    let files: Vec<PathBuf> = if files::is_folder(path)? {
         inspect::list(path)?.into_iter().map(|listed| listed.path).collect()
     } else {
         vec![path.to_owned()]
@@ -182,7 +183,7 @@ fn outcome(mut failed: Vec<Error>) -> Result<()> {
 }
 
 fn list(path: &Path, as_json: bool) -> Result<()> {
-    if !path.is_dir() {
+    if !files::is_folder(path)? {
         return Err(Error::input(format!("{}: no such folder", path.display())));
     }
     let all = inspect::list(path)?;

@@ -1,6 +1,6 @@
 //! The commands and their flags, made from the table of settings.
 
-use crate::config::fields::{self, Class, FIELDS, Field, Group, Kind, find};
+use crate::config::fields::{self, FIELDS, Field, Group, Kind, find};
 use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
 use crate::data::extraction::Task;
@@ -8,9 +8,6 @@ use crate::error::{Error, Result};
 use clap::builder::NonEmptyStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
-
-/// Commands that are planned, and what each will do; they are refused by name.
-pub const PLANNED: &[(&str, &str)] = &[("bench", "measure throughput")];
 
 /// Settings that make no sense for `resume`, and why.
 pub const NOT_ON_RESUME: &[(&str, &str)] = &[
@@ -21,6 +18,7 @@ pub const NOT_ON_RESUME: &[(&str, &str)] = &[
         "a run is continued with its complete state; train --init-adapter begins one with weights only",
     ),
     ("fresh_optimizer", "this run has its optimizer's state"),
+    ("branch", "a branch is a run of its own: train --branch --resume-from-checkpoint RUN --output-dir NEW"),
 ];
 
 /// Settings that make no sense for `import`, and why.
@@ -32,6 +30,8 @@ pub const NOT_ON_IMPORT: &[(&str, &str)] = &[
         "an import takes the complete state; train --init-adapter begins a run with weights only",
     ),
     ("overwrite_output_dir", "an import needs a folder without a run"),
+    ("branch", "an import is a run of its own already"),
+    ("stop_signals", "an import does not train"),
 ];
 
 /// Which settings a command shows in its help.
@@ -49,7 +49,7 @@ impl Shown {
         let refused = |not: &[(&str, &str)]| not.iter().any(|(key, _)| *key == field.key);
         match self {
             Shown::All | Shown::Evaluation => false,
-            Shown::Changeable => field.class == Class::Math || refused(NOT_ON_RESUME),
+            Shown::Changeable => field.class.decides_numbers() || refused(NOT_ON_RESUME),
             Shown::Import => refused(NOT_ON_IMPORT),
         }
     }
@@ -75,6 +75,8 @@ pub fn program() -> Command {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("For a machine: JSON");
     let run_folder = Arg::new("run").value_name("OUTPUT_DIR").required(true).help("The folder of the run");
     let rows = Arg::new("rows").long("rows").value_name("N").default_value("3").help("How many rows to show");
+    let explain = Arg::new("explain").long("explain").action(ArgAction::SetTrue);
+    let explain = explain.help("Say what was recognised in each row, and why");
     Command::new("qwentune")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Fine-tunes Qwen models with LoRA; an interrupted run continues to the same bytes")
@@ -91,6 +93,7 @@ pub fn program() -> Command {
             settings(command("preview", "Shows how rows are rendered, tokenised, masked"), Shown::All)
                 .arg(config.clone())
                 .arg(json())
+                .arg(explain)
                 .arg(rows),
         )
         .subcommand(tokenize())
@@ -115,6 +118,7 @@ pub fn program() -> Command {
         .subcommand(export())
         .subcommand(evaluate().arg(json()))
         .subcommand(merge())
+        .subcommand(report())
         .subcommand(generate())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
@@ -129,6 +133,7 @@ pub fn program() -> Command {
             Arg::new("shell").value_name("SHELL").required(true).value_parser(super::completions::SHELLS),
         ))
         .subcommand(command("man", "Prints the manual page: qwentune man | man -l -"))
+        .subcommand(super::bench::command())
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -155,6 +160,8 @@ const GENERATING: &[(&str, &str)] = &[
     ("model_name_or_path", "Folder of the model"),
     ("format", ""),
     ("template", ""),
+    ("chat_template", ""),
+    ("thinking", ""),
     ("system_prompt", ""),
     (
         "per_device_eval_batch_size",
@@ -162,6 +169,8 @@ const GENERATING: &[(&str, &str)] = &[
     ),
     ("seed", "Decides what is drawn (default: 42)"),
     ("device", ""),
+    ("dtype", ""),
+    ("cpu_isa", ""),
     ("threads", ""),
     ("quiet", ""),
 ];
@@ -190,15 +199,10 @@ fn generate() -> Command {
         .arg(number("temperature", "0 takes the likeliest token; above it tokens are drawn (default: 0)"))
         .arg(number("top_k", "Draw among the k likeliest tokens; 0: all (default: 0)"))
         .arg(number("top_p", "Draw among the likeliest tokens of this total probability (default: 1)"))
-        .arg(
-            valued(
-                "enable_thinking",
-                "true|false",
-                "Qwen3: whether the answer begins with thoughts (default: true)",
-            )
-            .value_parser(["true", "false"])
-            .ignore_case(true),
-        )
+        .arg(number(
+            "repetition_penalty",
+            "Above 1, tokens that are in the text already are less likely (default: the model's)",
+        ))
         .arg(valued(
             "input_file",
             "FILE",
@@ -224,6 +228,18 @@ fn merge() -> Command {
         .arg(model("Folder of the base model"))
         .arg(adapter().required(true).help("Folder of the adapter, PEFT's format"))
         .arg(Arg::new("out").value_name("OUT").required(true).help("The new model folder"))
+}
+
+fn report() -> Command {
+    command("report", "Makes report.html of a run again, or one page that compares several runs")
+        .arg(Arg::new("runs").value_name("OUTPUT_DIR").required(true).num_args(1..).help("Folders of runs"))
+        .arg(
+            Arg::new("output")
+                .long("output")
+                .value_name("FILE")
+                .default_value("comparison.html")
+                .help("Where the page of several runs goes; that of one is the folder's report.html"),
+        )
 }
 
 fn tokenize() -> Command {
@@ -383,10 +399,14 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Switch => {
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("true|false")
         }
+        Kind::OptionalSwitch => arg.value_name("true|false"),
         Kind::Paths => arg.num_args(1..).action(ArgAction::Append).value_name("FILE"),
         Kind::Folders => arg.value_name("DIR,DIR"),
+        Kind::Signals => arg.value_name("NAME,NAME"),
         Kind::Counts => arg.num_args(1..).action(ArgAction::Append).value_name("N,N"),
-        Kind::Modules => arg.num_args(1..).action(ArgAction::Append).value_name("NAMES"),
+        Kind::Modules | Kind::OptionalModules => {
+            arg.num_args(1..).action(ArgAction::Append).value_name("NAMES")
+        }
         Kind::Resume => arg.num_args(0..=1).default_missing_value("auto").value_name("auto|STEP|PATH"),
         Kind::Count | Kind::OptionalCount => arg.allow_negative_numbers(true).value_name("N"),
         Kind::Number | Kind::OptionalNumber => arg.allow_negative_numbers(true).value_name("X"),
@@ -395,6 +415,7 @@ fn flag(field: &'static Field, shown: Shown) -> Arg {
         Kind::Choice(_) => arg.value_name("NAME"),
         Kind::Device => arg.value_name("DEVICE"),
         Kind::Json => arg.value_name("JSON"),
+        Kind::Pairs(_) => arg.value_name("NAME=KEY,..."),
     }
 }
 
@@ -474,9 +495,6 @@ fn unknown(arg: &str) -> Error {
 }
 
 fn unknown_command(name: &str) -> Error {
-    if let Some((name, does)) = PLANNED.iter().find(|(planned, _)| *planned == name) {
-        return Error::usage(format!("`qwentune {name}` is not in this version yet; it will {does}"));
-    }
     let program = program();
     let best = program.get_subcommands().map(|c| (edit_distance(name, c.get_name()), c.get_name())).min();
     let error = Error::usage(format!("unknown command '{name}'"));

@@ -4,7 +4,11 @@
 use super::inference;
 use crate::config::fields::{Field, Kind, find};
 use crate::config::foreign::{self, Foreign};
+use crate::config::llama_factory::DataSets;
+use crate::config::model_folder::expand_home;
+use crate::config::value::to_text;
 use crate::error::{Error, Result};
+use serde_json::Value;
 use std::ffi::OsString;
 
 /// A command line in this program's own spelling.
@@ -31,6 +35,7 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
         inference::refuse(rest.left())?;
     }
     let trains = TRAINING.contains(&command.as_str());
+    let mut data_sets = DataSets::default();
     while let Some(word) = rest.next() {
         let Some(flag) = word.strip_prefix("--").filter(|flag| !flag.is_empty()) else {
             let is_end = word == "--";
@@ -44,7 +49,9 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
-        if let Some(field) = find(name) {
+        if let Some(named) = data_sets.named(name).filter(|_| trains) {
+            *named = value.or_else(|| rest.next_value());
+        } else if let Some(field) = find(name) {
             setting(&mut out, &mut rest, field, false, value);
         } else if let Some(field) = negated(name) {
             setting(&mut out, &mut rest, field, true, value);
@@ -54,8 +61,22 @@ pub fn translate(args: Vec<OsString>) -> Result<Translated> {
                 out.warnings.push(warning);
             }
         } else {
+            let value = value.or_else(|| rest.next_negative());
+            // Settings expand it themselves; a shell does only where a word begins so.
+            let value =
+                value.map(|v| if v.starts_with("~/") { expand_home(&v) } else { Ok(v) }).transpose()?;
             let equals = value.map(|v| format!("={v}")).unwrap_or_default();
             out.words.push(format!("--{}{equals}", name.replace('_', "-")));
+        }
+    }
+    for (key, value) in data_sets.find(false)? {
+        let Some(field) = find(key) else { continue };
+        match value {
+            Value::Array(all) => {
+                out.words.push(format!("--{}", field.flag()));
+                out.words.extend(all.iter().map(|value| to_text(field.kind, value)));
+            }
+            one => out.words.push(format!("--{}={}", field.flag(), to_text(field.kind, &one))),
         }
     }
     Ok(out)
@@ -76,6 +97,7 @@ fn setting(out: &mut Translated, rest: &mut Words, field: &Field, negate: bool, 
     let flag = field.flag();
     let value = match value {
         None if field.kind == Kind::Switch => rest.next_boolean(),
+        None => rest.next_negative(),
         other => other,
     };
     match value {
@@ -117,6 +139,11 @@ impl Words {
     /// All that are left.
     fn left(&self) -> &[String] {
         self.words.as_slice()
+    }
+
+    /// The next word, where it is a negative number, also one such as `-1e-2`: no flag looks so.
+    fn next_negative(&mut self) -> Option<String> {
+        self.next_if(|w| w.starts_with('-') && w.parse::<f64>().is_ok_and(f64::is_finite))
     }
 
     /// The next word, unless it is a flag.

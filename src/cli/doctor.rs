@@ -116,6 +116,7 @@ fn vector_units() -> String {
         ("FMA", std::is_x86_feature_detected!("fma")),
         ("F16C", std::is_x86_feature_detected!("f16c")),
         ("AVX-512F", std::is_x86_feature_detected!("avx512f")),
+        ("AVX-512-BF16", std::is_x86_feature_detected!("avx512bf16")),
     ];
     let list = |there: bool| {
         let names: Vec<&str> = found.iter().filter(|(_, has)| *has == there).map(|(name, _)| *name).collect();

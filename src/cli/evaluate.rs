@@ -38,8 +38,10 @@ fn loss(settings: Settings, as_json: bool) -> Result<()> {
             "the loss of a file: --model DIR [--adapter DIR] --valid-file FILE   precision, recall and F1 of answers: --predictions FILE --task NER",
         ));
     };
-    config::check_inputs(&Settings { train_files: vec![file.clone()], ..settings.clone() }, false)?;
-    let mut console = Console::new(settings.quiet || as_json, settings.logging_steps);
+    let mut settings = Settings { train_files: vec![file.clone()], ..settings };
+    config::check_inputs(&mut settings, false)?;
+    settings.train_files.clear();
+    let mut console = Console::new(settings.quiet || as_json);
     let report = loss_of_file(&settings, &mut console)?;
     drop(console);
     if as_json {

@@ -1,38 +1,31 @@
 //! `import` and `export`: to and from Hugging Face's Trainer and PEFT.
 
 use super::{commands, option, show, training};
-use crate::config::{self, fields};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::report::console::{Console, say};
 use crate::train::exchange::{self, Form};
-use crate::train::{Devices, Request};
+use crate::train::start::commands::shell_word;
+use crate::train::{self, Request};
 use clap::ArgMatches;
-use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// `qwentune import`.
 pub fn import(matches: &ArgMatches, warnings: &mut Vec<String>, command_line: Vec<String>) -> Result<()> {
-    let [from, out] = ["from", "out"].map(|name| option(matches, name).unwrap_or_default());
-    let mut layer = training::given(matches, warnings)?;
-    commands::refuse(&layer, "import", commands::NOT_ON_IMPORT)?;
-    for (key, value) in [("resume_from_checkpoint", json!({ "path": from })), ("output_dir", json!(out))] {
-        if let Some(field) = fields::find(key) {
-            layer.set(field, value);
-        }
-    }
-    exchange::complete(&mut layer)?;
-    let settings = config::resolve(&layer)?;
+    let [from, out] = ["from", "out"].map(|name| PathBuf::from(option(matches, name).unwrap_or_default()));
+    let given = training::given(matches, warnings)?;
+    commands::refuse(&given, "import", commands::NOT_ON_IMPORT)?;
     show(warnings);
-    config::check_inputs(&settings, true)?;
+    let quiet = given.is_true("quiet");
     let program = command_line.first().map_or("qwentune", String::as_str).to_owned();
-    let quiet = settings.quiet;
-    let mut console = Console::new(quiet, settings.logging_steps);
-    let request = Request { settings, command_line, ..Request::default() };
-    let imported = exchange::import(Devices::default(), &request, &mut console)?;
+    let request = Request { given, command_line, ..Request::default() };
+    let mut console = Console::new(quiet);
+    let imported = train::import(&from, &out, request, &mut console)?;
     drop(console);
     if !quiet {
+        let out = out.display().to_string();
         say(&format!("saved {}", imported.checkpoint.display()));
-        say(&format!("to continue: {} resume {}", training::shell_word(&program), training::shell_word(out)));
+        say(&format!("to continue: {} resume {}", shell_word(&program), shell_word(&out)));
     }
     Ok(())
 }
@@ -45,11 +38,11 @@ pub fn export(matches: &ArgMatches) -> Result<()> {
         "hf-trainer" => Form::HfTrainer,
         other => return Err(Error::usage(format!("--format {other}: peft or hf-trainer"))),
     };
-    if from.join("adapter_config.json").is_file() {
+    if files::exists(&from.join("adapter_config.json"))? {
         return Err(Error::usage(format!("{} is an adapter in PEFT's format already", from.display()))
             .hint("export takes a .qckpt file or the folder of a run"));
     }
-    let mut console = Console::new(false, 1);
+    let mut console = Console::new(false);
     let exported = exchange::export(&from, &out, form, &mut console)?;
     drop(console);
     say(&ending(&exported, &out, form));

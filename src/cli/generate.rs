@@ -1,12 +1,12 @@
 //! `generate`: an answer to one prompt, or to every row of a file.
 
-use super::preview::harmless;
 use super::tokenize::standard_input;
 use super::{commands, option, show, signals};
-use crate::config::check::model_folder;
 use crate::config::{self, Settings};
+use crate::config::{Layer, model_folder};
 use crate::data::prompts::Prompter;
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
+use crate::formats::publish::MadeFrom;
 use crate::generate::{Event, Generator, Model, Options, Sampling, job, text};
 use crate::report::console::{Console, complain, duration, say, type_out};
 use crate::train::{Control, Devices};
@@ -24,7 +24,7 @@ enum Task {
 
 /// `qwentune generate`.
 pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let settings = config::resolve(&commands::given(matches, warnings)?)?;
+    let mut settings = config::resolve(&commands::given(matches, warnings)?)?;
     for (name, why) in [("cutoff_len", "prompts are not cut"), ("output_dir", "answers go to --output-file")]
     {
         if option(matches, name).is_some() {
@@ -34,21 +34,25 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
     show(warnings);
     let mut options = options(matches, &settings)?;
     Devices::default().check(&settings)?;
-    let thinking = option(matches, "enable_thinking") != Some("false");
-    model_folder(&settings.model)?;
+    settings.model = model_folder::find(&settings.model)?;
     let task = task(matches)?;
     let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
-    let prompter = Prompter::open(&settings, model.spec.vocab, thinking)?;
+    let prompter = Prompter::open(&settings, model.spec.vocab)?;
+    show(&model.defaults.notes);
+    if option(matches, "repetition_penalty").is_none() {
+        options.sampling.repetition_penalty = model.defaults.repetition_penalty;
+    }
     options.ends.extend(&model.ends);
     options.ends.extend(prompter.ends());
     options.ends.sort_unstable();
     options.ends.dedup();
     let control = Control::default();
-    signals::watch(&control)?;
+    control.begin(); // what was answered is kept from the first row on
+    signals::watch(&control, &Layer::default())?;
     match task {
         Task::Prompt(prompt) => answer(&model, &prompter, options, &prompt, &settings, &control),
         Task::File { input, output } => {
-            let mut console = Console::new(settings.quiet, 1);
+            let mut console = Console::new(settings.quiet);
             let start = Instant::now();
             let stop = || control.stop_requested();
             let done = job::run(&model, &prompter, &options, &input, &output, &mut console, &stop)?;
@@ -83,7 +87,9 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
             "--temperature 0 takes the likeliest token: --top-k and --top-p mean nothing",
         ));
     }
+    let penalty = number("repetition_penalty", |p| (1e-3..=1e3).contains(&p), "a number above 0")?;
     let sampling = Sampling {
+        repetition_penalty: penalty.map_or(1.0, |penalty| penalty as f32),
         temperature: temperature.unwrap_or(if narrowed { 1.0 } else { 0.0 }),
         top_k,
         top_p: top_p.unwrap_or(1.0),
@@ -96,6 +102,8 @@ fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
         ends: Vec::new(),
         threads: settings.threads,
         device: settings.device,
+        dtype: settings.dtype,
+        cpu_isa: settings.cpu_isa,
         devices: Devices::default(),
     })
 }
@@ -136,7 +144,7 @@ fn answer(
     let terminal = std::io::stdout().is_terminal();
     let gone = Cell::new(false);
     let write = |text: &str| {
-        let written = if terminal { type_out(&harmless(text)) } else { type_out(text) };
+        let written = if terminal { type_out(&printable(text)) } else { type_out(text) };
         gone.set(gone.get() || !written);
     };
     let mut generator = Generator::new(model, options, ids.len(), 1)?;
@@ -153,6 +161,7 @@ fn answer(
     };
     let complete = generator.run(&[&ids], 0, &mut tell, &|| control.stop_requested() || gone.get())?;
     write("\n");
+    model.check_unchanged()?;
     if !complete && !gone.get() {
         return Err(Error::new(Kind::Stopped, "stopped"));
     }

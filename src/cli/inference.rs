@@ -1,8 +1,8 @@
 //! DeepKE's inference lines: given to `train`, they are answered with the `generate` line that does the same.
 
-use super::training::shell_word;
 use crate::config::fields;
 use crate::error::{Error, Result};
+use crate::train::start::commands::shell_word;
 use std::collections::BTreeMap;
 
 /// Flags that only inference has.

@@ -1,5 +1,6 @@
 //! The command line: words in, text and an exit status out. It holds no logic a user of the library would miss.
 
+mod bench;
 mod checkpoint;
 pub mod commands;
 mod completions;
@@ -14,6 +15,7 @@ mod init;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
+mod report;
 mod selftest;
 mod signals;
 #[cfg(feature = "text")]
@@ -22,7 +24,7 @@ mod training;
 
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
-use crate::report::console::{complain, say};
+use crate::report::console::{complain, lost_output, say};
 use clap::ArgMatches;
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -50,22 +52,37 @@ pub fn main(args: Vec<OsString>) -> ExitCode {
     }
 }
 
+/// Whether all that was printed arrived, at the end of a command that did all else. What a run prints is a log; its
+/// results are in its folder.
+fn check_output(is_log: bool) -> Result<()> {
+    let Some(e) = lost_output() else { return Ok(()) };
+    let what = format!("cannot write to standard output: {e}");
+    if is_log {
+        complain(&format!("warning: {what}"));
+        return Ok(());
+    }
+    Err(Error::new(Kind::Io, what)
+        .hint("what the command writes into files is complete; what it prints is not"))
+}
+
 /// Runs one command line.
 ///
 /// # Errors
 /// Whatever the command ends with; its kind is the exit status.
 pub fn run(args: Vec<OsString>) -> Result<()> {
+    crate::sys::start_threads()?;
     let command_line: Vec<String> = args.iter().map(|a| a.to_string_lossy().into_owned()).collect();
     let mut translated = dialect::translate(args)?;
     let matches = match commands::program().try_get_matches_from(&translated.words) {
         Ok(matches) => matches,
         Err(error) => {
             say(commands::explain(&error)?.trim_end());
-            return Ok(());
+            return check_output(false);
         }
     };
     let warnings = &mut translated.warnings;
-    match matches.subcommand() {
+    let command = matches.subcommand();
+    match command {
         Some(("train", m)) => training::train(m, warnings, command_line),
         Some(("resume", m)) => training::resume(m, warnings, command_line),
         Some(("plan", m)) => training::plan(m, warnings),
@@ -85,6 +102,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("export", m)) => exchange::export(m),
         Some(("evaluate", m)) => evaluate::evaluate(m, warnings),
         Some(("merge", m)) => merge::merge(m),
+        Some(("report", m)) => report::report(m),
         Some(("doctor", _)) => doctor::doctor(),
         Some(("init", m)) => init::init(m),
         Some(("completions", m)) => {
@@ -97,9 +115,11 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
             say(completions::manual(&commands::program()).trim_end());
             Ok(())
         }
+        Some(("bench", m)) => bench::bench(m),
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),
-    }
+    }?;
+    check_output(matches!(command, Some(("train" | "resume", _))))
 }
 
 /// The settings that `qwentune train` with these flags would train with, and the warnings it would print.

@@ -3,9 +3,9 @@
 use super::{option, show, training};
 use crate::config;
 use crate::config::Settings;
-use crate::data::preview::{PreviewRow, preview as read_rows};
-use crate::error::{Error, Result};
-use crate::report::console::{colours, say};
+use crate::data::preview::{FoundAnswer, PreviewRow, explanation, preview as read_rows};
+use crate::error::{Error, Result, printable};
+use crate::report::console::{colours, say, say_styled};
 use clap::ArgMatches;
 use serde_json::json;
 
@@ -15,21 +15,24 @@ const PLAIN: &str = "\x1b[0m";
 
 /// `qwentune preview`.
 pub fn preview(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let settings = training::resolved(matches, warnings)?;
+    let mut settings = training::resolved(matches, warnings)?;
     show(warnings);
-    config::check_inputs(&settings, false)?;
+    config::check_inputs(&mut settings, false)?;
     let rows = read_rows(&settings, count(matches)?)?;
-    let as_json = matches.get_flag("json");
+    let (as_json, explained) = (matches.get_flag("json"), matches.get_flag("explain"));
+    if explained && !as_json {
+        explanation(&settings)?.iter().for_each(|fact| say(fact));
+    }
     let coloured = colours();
     for (index, row) in rows.iter().enumerate() {
         if as_json {
-            say(&row_json(row).to_string());
+            say(&row_json(row, explained).to_string());
         } else {
-            say(&row_text(index + 1, row, coloured));
+            say_styled(&row_text(index + 1, row, explained, coloured));
         }
     }
     if !as_json && !rows.is_empty() {
-        say(&legend(&settings, coloured));
+        say_styled(&legend(&settings, coloured));
     }
     Ok(())
 }
@@ -42,28 +45,45 @@ fn count(matches: &ArgMatches) -> Result<usize> {
     }
 }
 
-fn row_json(row: &PreviewRow) -> serde_json::Value {
+fn row_json(row: &PreviewRow, explained: bool) -> serde_json::Value {
     let text: String = row.pieces.iter().map(|(text, _)| text.as_str()).collect();
-    json!({
+    let mut shown = json!({
         "file": row.file,
-        "line": row.line,
+        "line": row.place.line,
+        "row": row.place.row,
         "input_ids": row.ids,
         "labels": row.labels,
         "text": text,
         "note": row.note,
-    })
+    });
+    if explained {
+        shown["recognised"] = json!(row.recognised);
+    }
+    if let Some(written) = row.written.as_ref().filter(|_| explained) {
+        shown["rendered"] = json!(written.text.as_ref().ok());
+        shown["prompt"] = json!(written.prompt.as_ref().ok());
+        let place = |answer: &FoundAnswer| json!([answer.place.start, answer.place.end]);
+        shown["answers"] = written.answers.iter().map(place).collect();
+    }
+    shown
 }
 
-fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
+fn row_text(number: usize, row: &PreviewRow, explained: bool, coloured: bool) -> String {
     let scored = row.labels.iter().skip(1).filter(|label| **label >= 0).count();
     let mut text = format!(
-        "row {number}, {}:{}: {} tokens, {scored} scored",
-        row.file.display(),
-        row.line,
+        "row {number}, {}{}: {} tokens, {scored} scored",
+        printable(&row.file.display().to_string()),
+        row.place,
         row.ids.len()
     );
+    for line in row.recognised.iter().filter(|_| explained) {
+        text += &format!("\n  {}", printable(line));
+    }
     if !row.note.is_empty() {
-        text += &format!("\n  {}", row.note);
+        text += &format!("\n  {}", printable(&row.note));
+    }
+    for answer in row.written.iter().filter(|_| explained).flat_map(|written| &written.answers) {
+        text += &format!("\n  {}", printable(&answer.how));
     }
     if row.pieces.is_empty() && !row.ids.is_empty() {
         text += &format!("\n  ids {:?}", row.ids);
@@ -71,7 +91,7 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
     if coloured {
         let pieces = row.pieces.iter().map(|(piece, scored)| {
             let colour = if *scored { SCORED } else { UNSCORED };
-            format!("{colour}{}{PLAIN}", harmless(piece))
+            format!("{colour}{}{PLAIN}", printable(piece))
         });
         return text + "\n" + &pieces.collect::<String>() + "\n";
     }
@@ -80,11 +100,6 @@ fn row_text(number: usize, row: &PreviewRow, coloured: bool) -> String {
         text += &format!("\n  {mark} {}", serde_json::to_string(piece).unwrap_or_default());
     }
     text
-}
-
-/// Data may hold control sequences; a terminal must not obey them.
-pub(super) fn harmless(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 fn legend(settings: &Settings, coloured: bool) -> String {

@@ -3,7 +3,7 @@
 use super::option;
 use crate::config;
 use crate::error::{Error, Result};
-use crate::formats::atomic_file;
+use crate::formats::publish;
 use crate::report::console::say;
 use crate::selftest::{self, Row, Settings};
 use crate::train::Devices;
@@ -78,7 +78,7 @@ fn line(row: &Row) -> String {
         None => "",
     };
     let verdict = if row.passed() { "ok" } else { "FAILED" };
-    format!("  {verdict:<7}{:<11}{error:>8} {limit:<9}{bits:<11}{}", row.operation, row.case)
+    format!("  {verdict:<7}{:<17}{error:>8} {limit:<9}{bits:<11}{}", row.operation, row.case)
 }
 
 fn write_report(file: &Path, device: &str, settings: &Settings, rows: &[Row]) -> Result<()> {
@@ -91,5 +91,5 @@ fn write_report(file: &Path, device: &str, settings: &Settings, rows: &[Row]) ->
         "checks": rows,
     });
     let text = serde_json::to_string_pretty(&report).unwrap_or_default() + "\n";
-    atomic_file::write(file, text.as_bytes())
+    publish::replace_file(file, text.as_bytes())
 }

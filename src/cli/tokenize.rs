@@ -1,7 +1,7 @@
 //! `tokenize`: ids of a text, or the text of ids.
 
 use super::option;
-use crate::config::check::model_folder;
+use crate::config::model_folder;
 use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Result};
 use crate::report::console::say;
@@ -11,9 +11,8 @@ use std::path::Path;
 
 /// `qwentune tokenize`.
 pub fn tokenize(matches: &ArgMatches) -> Result<()> {
-    let folder = Path::new(option(matches, "model_name_or_path").unwrap_or_default());
-    model_folder(folder)?;
-    let tokenizer = Tokenizer::open(folder)?;
+    let name = model_folder::expand_home(option(matches, "model_name_or_path").unwrap_or_default())?;
+    let tokenizer = Tokenizer::open(&model_folder::find(Path::new(&name))?)?;
     let text = input(matches)?;
     let pieces: Vec<&str> = if matches.get_flag("lines") { text.lines().collect() } else { vec![&text] };
     for piece in pieces {

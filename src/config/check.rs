@@ -1,8 +1,9 @@
 //! Ranges and combinations, checked before anything is opened; then the inputs a run needs.
 
-use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets};
+use super::model_folder;
+use super::settings::{DeviceChoice, Dtype, ResumeFrom, Settings, Strategy, Targets, Template};
 use crate::error::{Error, Result};
-use std::path::Path;
+use crate::files;
 
 /// Checks every setting by itself and the combinations that contradict each other.
 ///
@@ -36,6 +37,7 @@ fn check_counts(s: &Settings) -> Result<()> {
         ("max_source_length", s.max_source_length.map(|n| n as u64)),
         ("max_target_length", s.max_target_length.map(|n| n as u64)),
         ("max_steps", s.max_steps),
+        ("max_samples", s.max_samples.map(|n| n as u64)),
         ("logging_steps", Some(s.logging_steps)),
         ("lora_r", Some(s.lora_r as u64)),
         ("early_stopping_patience", s.early_stopping_patience),
@@ -138,28 +140,36 @@ fn check_combinations(s: &Settings) -> Result<()> {
     need(s.lora_target_modules != Targets::Names(Vec::new()), || {
         "lora_target_modules names no module; all-linear adapts every linear layer".into()
     })?;
-    // `auto` beside an adapter's folder means the complete state in it.
-    let resumes = |from: &ResumeFrom| *from != ResumeFrom::Auto;
-    need(!s.resume_from_checkpoint.as_ref().is_some_and(resumes) || s.init_adapter.is_none(), || {
-        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    need(s.chat_template.is_none() || s.template == Template::Auto, || {
+        "chat_template is a template of its own: give it or template, not both".into()
     })?;
+    one_beginning(s.resume_from_checkpoint.as_ref(), s.init_adapter.is_some())?;
     check_device(s)
 }
 
+/// A complete state and weights alone exclude each other; but beside `auto` an adapter's folder stands for the complete
+/// state in it.
+///
+/// # Errors
+/// Usage.
+pub fn one_beginning(resume: Option<&ResumeFrom>, adapter: bool) -> Result<()> {
+    need(!adapter || resume.is_none_or(|from| *from == ResumeFrom::Auto), || {
+        "resume_from_checkpoint continues a complete state, init_adapter (checkpoint_dir) begins anew with weights only: give one of them".into()
+    })
+}
+
 fn check_device(s: &Settings) -> Result<()> {
-    need(s.device != DeviceChoice::Cpu || s.dtype != Dtype::Bf16, || {
-        "dtype bf16 is CUDA's; the CPU computes in f32 whatever the weights are (--dtype auto or f32)".into()
-    })?;
     need(!matches!(s.device, DeviceChoice::Cuda(_)) || s.dtype != Dtype::F32, || {
         "dtype f32 is the CPU's; CUDA computes in bf16 with f32 accumulation (--dtype auto or bf16)".into()
     })
 }
 
-/// Checks that the inputs a run names are there. `needs_output` is false where nothing is written.
+/// Checks that the inputs a run names are there, and finds the model's folder where its name is that of the hub.
+/// `needs_output` is false where nothing is written.
 ///
 /// # Errors
 /// Usage when a required setting is missing, input when a file or folder is.
-pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
+pub fn check_inputs(s: &mut Settings, needs_output: bool) -> Result<()> {
     let missing =
         |what: &str, how: &str| Err(Error::usage(format!("{what} is missing")).hint(how.to_owned()));
     if s.model.as_os_str().is_empty() {
@@ -177,34 +187,17 @@ pub fn check_inputs(s: &Settings, needs_output: bool) -> Result<()> {
     if needs_output && s.output_dir.as_os_str().is_empty() {
         return missing("the output folder", "give it: --output-dir DIR");
     }
-    model_folder(&s.model)?;
+    s.model = model_folder::find(&s.model)?;
     for file in s.train_files.iter().chain(&s.valid_file) {
-        if !file.is_file() {
+        if !files::exists(file)? {
             return Err(Error::input(format!("{}: no such data file", file.display())));
         }
+        files::open(file)?;
     }
-    // A run that continues has the weights it began with in its checkpoint, but not those folded into the base.
-    let first = s.init_adapter.iter().filter(|_| s.resume_from_checkpoint.is_none());
-    match s.fold_adapters.iter().chain(first).find(|adapter| !adapter.is_dir()) {
-        Some(adapter) => Err(Error::input(format!("{}: no such adapter folder", adapter.display()))),
-        None => Ok(()),
+    for adapter in &s.fold_adapters {
+        if !files::is_folder(adapter)? {
+            return Err(Error::input(format!("{}: no such adapter folder", adapter.display())));
+        }
     }
-}
-
-/// Checks that a model folder is there.
-///
-/// # Errors
-/// Input, with the way from a hub name to a folder.
-pub fn model_folder(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    let error = Error::input(format!("{}: no such model folder", folder.display()));
-    let looks_like_hub_name = folder.components().count() == 2 && folder.is_relative();
-    if !looks_like_hub_name {
-        return Err(error);
-    }
-    let name = folder.display();
-    Err(error
-        .hint(format!("nothing is downloaded here; if it is a hub name: hf download {name} --local-dir DIR")))
+    Ok(())
 }

@@ -8,6 +8,8 @@ use serde_json::Value;
 pub enum Kind {
     /// A boolean; the flag alone means true.
     Switch,
+    /// A boolean or nothing (`none`).
+    OptionalSwitch,
     /// A whole number.
     Count,
     /// A whole number or nothing (`none`, or Hugging Face's `-1`).
@@ -26,8 +28,10 @@ pub enum Kind {
     Folders,
     /// One of these names; dashes and underscores are the same.
     Choice(&'static [&'static str]),
-    /// Module names, or `all-linear`.
+    /// Module names, `all-linear`, or a regular expression.
     Modules,
+    /// The same, or nothing.
+    OptionalModules,
     /// Whole numbers separated by commas or spaces, or nothing.
     Counts,
     /// `auto`, `cpu`, `cuda`, `cuda:N`.
@@ -36,23 +40,58 @@ pub enum Kind {
     Resume,
     /// A JSON object.
     Json,
+    /// Pairs `NAME=KEY`, separated by commas; the names are these.
+    Pairs(&'static [&'static str]),
+    /// Names of signals separated by commas, or nothing.
+    Signals,
 }
 
-/// What a setting decides, and so what changing it does to a run that is resumed.
+impl Kind {
+    /// Whether it names files or folders.
+    #[must_use]
+    pub fn is_path(self) -> bool {
+        matches!(self, Kind::Path | Kind::Paths | Kind::Folders)
+    }
+}
+
+/// What a run that goes on may do with a setting. `resume`, `train` and `import`, their help, the README and the
+/// identity of a run follow from this one list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
-    /// The numbers: part of a run's identity, frozen when it starts.
-    Math,
-    /// How long the run is: may grow; the checkpoint records it as a new piece of the schedule.
+    /// May change at any time: no result depends on it. What the files it names hold is compared by content.
+    Free,
+    /// May change too, but what is evaluated, which adapter is chosen or when the run ends early depends on it: the
+    /// step from which the change counts is recorded.
+    Recorded,
+    /// How long the run is: may change, and is recorded with its step.
     Length,
-    /// When something is saved, shown or evaluated: free to change.
-    Cadence,
-    /// Names of files and folders: free to change; what the files hold is compared by content.
-    Io,
-    /// The machine: never changes the numbers on one kind of device.
-    Machine,
+    /// Decides the numbers, so a run keeps it; a branch may change it.
+    Branch,
+    /// Decides what the state is: a branch keeps it too.
+    Refused,
     /// How this process starts; no part of the run, and not in `run.json`.
     Start,
+}
+
+impl Class {
+    /// Whether the setting is part of what decides a run's numbers.
+    #[must_use]
+    pub fn decides_numbers(self) -> bool {
+        matches!(self, Class::Branch | Class::Refused)
+    }
+
+    /// What the tables call it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Class::Free => "free",
+            Class::Recorded => "free, recorded",
+            Class::Length => "length",
+            Class::Branch => "branch",
+            Class::Refused => "refused",
+            Class::Start => "",
+        }
+    }
 }
 
 /// Heading under which a setting is listed.
@@ -112,7 +151,7 @@ pub struct Field {
     pub aliases: &'static [&'static str],
     /// How its value is written.
     pub kind: Kind,
-    /// What it decides.
+    /// What a run that goes on may do with it.
     pub class: Class,
     /// Where it is listed.
     pub group: Group,
@@ -150,16 +189,16 @@ pub fn find(name: &str) -> Option<&'static Field> {
 /// The table of all settings, as the README has it.
 #[must_use]
 pub fn markdown() -> String {
-    let mut text = String::from("| flag | default | meaning |\n| --- | --- | --- |\n");
+    let mut text = String::from("| flag | default | meaning | on a resume |\n| --- | --- | --- | --- |\n");
     for group in Group::ALL {
-        text += &format!("| **{}** | | |\n", group.title());
+        text += &format!("| **{}** | | | |\n", group.title());
         for field in FIELDS.iter().filter(|field| field.group == group) {
             let choices = match field.kind {
                 Kind::Choice(names) => format!(": {}", names.join(", ")),
                 _ => String::new(),
             };
-            text +=
-                &format!("| `--{}` | {} | {}{choices} |\n", field.flag(), field.default_text(), field.doc);
+            let (flag, default, class) = (field.flag(), field.default_text(), field.class.word());
+            text += &format!("| `--{flag}` | {default} | {}{choices} | {class} |\n", field.doc);
         }
     }
     text
@@ -183,7 +222,7 @@ const FORMATS: &[&str] =
     &["auto", "messages", "sharegpt", "alpaca", "prompt-completion", "text", "tokenized"];
 const TEMPLATES: &[&str] =
     &["auto", "qwen", "qwen1.5", "qwen2.5", "qwen3", "qwen3-nothink", "deepke", "none"];
-const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official"];
+const TRAIN_ON: &[&str] = &["assistant", "last-turn", "all", "qwen-official", "template"];
 const SCHEDULERS: &[&str] = &[
     "linear",
     "cosine",
@@ -192,141 +231,179 @@ const SCHEDULERS: &[&str] = &[
     "polynomial",
     "cosine_with_restarts",
     "inverse_sqrt",
+    "cosine_with_min_lr",
+    "cosine_warmup_with_min_lr",
     "warmup_stable_decay",
+];
+/// The names of columns and tags in LLaMA-Factory's `dataset_info.json`.
+const COLUMNS: &[&str] = &[
+    "prompt",
+    "query",
+    "response",
+    "history",
+    "messages",
+    "system",
+    "tools",
+    "text",
+    "role_tag",
+    "content_tag",
+    "user_tag",
+    "assistant_tag",
+    "observation_tag",
+    "function_tag",
+    "system_tag",
 ];
 const STRATEGIES: &[&str] = &["steps", "epoch", "no"];
 
-use Class::{Cadence, Io, Length, Machine, Math, Start};
+use Class::{Branch, Free, Length, Recorded, Refused, Start};
 use Kind::{
-    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalNumber, Path, Paths,
-    Resume, Switch, Text,
+    Choice, Count, Counts, Folders, Json, Modules, Number, OptionalCount, OptionalModules, OptionalNumber,
+    OptionalSwitch, Pairs, Path, Paths, Resume, Signals, Switch, Text,
 };
 
 /// Every setting, in the order it is shown.
 #[rustfmt::skip]
 pub static FIELDS: &[Field] = &[
-    field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Io, Group::Data, "required",
+    field("model_name_or_path", "model", &["model", "base_model", "model_path"], Path, Free, Group::Data, "required",
         "Folder of the base model, as Hugging Face lays it out"),
-    field("train_file", "train_files", &["data", "train_data", "data_path", "train_path"], Paths, Io, Group::Data, "required",
+    field("train_file", "train_files", &["data", "train_data", "data_path", "train_path"], Paths, Free, Group::Data, "required",
         "Training rows: one JSON Lines or JSON file, or several"),
-    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Io, Group::Data, "",
+    field("valid_file", "valid_file", &["validation_file", "eval_file", "dev_file", "eval_data_path", "valid_path"], Path, Free, Group::Data, "",
         "Rows to evaluate on"),
-    field("val_set_size", "val_set_size", &[], Number, Math, Group::Data, "",
+    field("val_set_size", "val_set_size", &["val_size"], Number, Branch, Group::Data, "",
         "Without a valid file: rows (or, below 1, fraction of rows) moved from training to evaluation"),
-    field("format", "format", &[], Choice(FORMATS), Math, Group::Data, "",
+    field("format", "format", &[], Choice(FORMATS), Branch, Group::Data, "",
         "Row format; auto recognises it for each file"),
-    field("template", "template", &[], Choice(TEMPLATES), Math, Group::Data, "",
-        "Chat template; auto follows the model folder's own"),
-    field("system_prompt", "system_prompt", &[], Text, Math, Group::Data, "the template's",
+    field("columns", "columns", &[], Pairs(COLUMNS), Branch, Group::Data, "none",
+        "What the keys of rows are called, such as prompt=question,response=answer"),
+    field("max_samples", "max_samples", &[], OptionalCount, Branch, Group::Data, "all",
+        "Rows taken from the beginning of each file"),
+    field("template", "template", &[], Choice(TEMPLATES), Branch, Group::Data, "",
+        "Chat template; auto runs the model folder's own"),
+    field("chat_template", "chat_template", &["chat_template_path"], Path, Free, Group::Data, "",
+        "A file with a Jinja chat template, in place of the model folder's own"),
+    field("thinking", "thinking", &["enable_thinking"], OptionalSwitch, Branch, Group::Data, "the template's",
+        "Whether the chat template is told to think (`enable_thinking`)"),
+    field("system_prompt", "system_prompt", &["default_system"], Text, Branch, Group::Data, "the template's",
         "System text of rows that have none"),
-    field("train_on", "train_on", &[], Choice(TRAIN_ON), Math, Group::Data, "",
+    field("train_on", "train_on", &[], Choice(TRAIN_ON), Branch, Group::Data, "",
         "Which tokens are scored"),
-    field("cutoff_len", "cutoff_len", &["max_seq_len", "max_seq_length", "max_length", "model_max_length"], Count, Math, Group::Data, "",
+    field("cutoff_len", "cutoff_len", &["max_seq_len", "max_seq_length", "max_length", "model_max_length"], Count, Branch, Group::Data, "",
         "Longest row, tokens"),
-    field("max_source_length", "max_source_length", &[], OptionalCount, Math, Group::Data, "",
+    field("max_source_length", "max_source_length", &[], OptionalCount, Branch, Group::Data, "",
         "Longest prompt, tokens"),
-    field("max_target_length", "max_target_length", &[], OptionalCount, Math, Group::Data, "",
+    field("max_target_length", "max_target_length", &[], OptionalCount, Branch, Group::Data, "",
         "Longest answer, tokens"),
-    field("too_long", "too_long", &[], Choice(&["drop", "truncate", "error"]), Math, Group::Data, "",
+    field("too_long", "too_long", &[], Choice(&["drop", "truncate", "error"]), Branch, Group::Data, "",
         "What happens to a longer row: left out and counted, cut behind its headers, or an error"),
-    field("packing", "packing", &["neat_packing"], Switch, Math, Group::Data, "",
+    field("packing", "packing", &["neat_packing"], Switch, Branch, Group::Data, "",
         "Put several rows into one sequence; they never see each other"),
-    field("skip_bad_rows", "skip_bad_rows", &[], Count, Math, Group::Data, "",
+    field("skip_bad_rows", "skip_bad_rows", &[], Count, Branch, Group::Data, "",
         "Bad rows to leave out; one more stops the run"),
-    field("cache_dir", "cache_dir", &["cache_path"], Path, Io, Group::Data, "the user's cache folder",
+    field("cache_dir", "cache_dir", &["cache_path"], Path, Free, Group::Data, "the user's cache folder",
         "Where tokenised rows are kept"),
 
     field("per_device_train_batch_size", "per_device_train_batch_size",
-        &["per_gpu_train_batch_size", "train_batch_size", "micro_batch_size", "batch_size"], Count, Math, Group::Batches, "",
+        &["per_gpu_train_batch_size", "train_batch_size", "micro_batch_size", "batch_size"], Count, Branch, Group::Batches, "",
         "Rows of one micro-batch"),
     field("per_device_eval_batch_size", "per_device_eval_batch_size", &["per_gpu_eval_batch_size", "eval_batch_size"],
-        Count, Math, Group::Batches, "", "Rows of one evaluation micro-batch"),
-    field("gradient_accumulation_steps", "gradient_accumulation_steps", &["grad_accumulation_steps"], Count, Math, Group::Batches, "",
+        Count, Recorded, Group::Batches, "", "Rows of one evaluation micro-batch"),
+    field("gradient_accumulation_steps", "gradient_accumulation_steps", &["grad_accumulation_steps"], Count, Branch, Group::Batches, "",
         "Micro-batches of one optimizer step"),
-    field("tokens_per_micro_batch", "tokens_per_micro_batch", &[], Count, Math, Group::Batches, "8192, with --packing",
+    field("tokens_per_micro_batch", "tokens_per_micro_batch", &[], Count, Branch, Group::Batches, "8192, with --packing",
         "Tokens of one packed micro-batch"),
     field("num_train_epochs", "num_train_epochs", &["num_epochs", "epochs"], Number, Length, Group::Batches, "",
         "Passes over the training rows; may be a fraction"),
     field("max_steps", "max_steps", &[], OptionalCount, Length, Group::Batches, "",
         "Optimizer steps, whatever the epochs say"),
-    field("shuffle", "shuffle", &[], Switch, Math, Group::Batches, "",
+    field("shuffle", "shuffle", &[], Switch, Branch, Group::Batches, "",
         "New order of the rows in every epoch"),
-    field("seed", "seed", &[], Count, Math, Group::Batches, "",
+    field("seed", "seed", &[], Count, Branch, Group::Batches, "",
         "Decides order, initialisation and dropout"),
 
-    field("learning_rate", "learning_rate", &["lr"], Number, Math, Group::Optimizer, "0.0001",
+    field("learning_rate", "learning_rate", &["lr"], Number, Branch, Group::Optimizer, "0.0001",
         "Peak learning rate of AdamW"),
-    field("lr_scheduler_type", "lr_scheduler_type", &["lr_scheduler", "scheduler"], Choice(SCHEDULERS), Math, Group::Optimizer, "",
+    field("lr_scheduler_type", "lr_scheduler_type", &["lr_scheduler", "scheduler"], Choice(SCHEDULERS), Branch, Group::Optimizer, "",
         "Shape of the learning rate over the run; wsd means warmup_stable_decay"),
-    field("lr_scheduler_kwargs", "lr_scheduler_kwargs", &[], Json, Math, Group::Optimizer, "",
+    field("lr_scheduler_kwargs", "lr_scheduler_kwargs", &[], Json, Branch, Group::Optimizer, "",
         "Its parameters, as Hugging Face names them"),
-    field("warmup_steps", "warmup_steps", &[], Number, Math, Group::Optimizer, "",
+    field("warmup_steps", "warmup_steps", &[], Number, Branch, Group::Optimizer, "",
         "Steps of rising learning rate; below 1 a share of all steps"),
-    field("warmup_ratio", "warmup_ratio", &[], OptionalNumber, Math, Group::Optimizer, "",
+    field("warmup_ratio", "warmup_ratio", &[], OptionalNumber, Branch, Group::Optimizer, "",
         "The same as a share of all steps; used when warmup_steps is 0"),
-    field("weight_decay", "weight_decay", &[], Number, Math, Group::Optimizer, "",
+    field("weight_decay", "weight_decay", &[], Number, Branch, Group::Optimizer, "",
         "Decoupled weight decay"),
-    field("adam_beta1", "adam_beta1", &[], Number, Math, Group::Optimizer, "", "Decay of the first moment"),
-    field("adam_beta2", "adam_beta2", &[], Number, Math, Group::Optimizer, "", "Decay of the second moment"),
-    field("adam_epsilon", "adam_epsilon", &["adam_eps"], Number, Math, Group::Optimizer, "1e-8", "Added to the divisor"),
-    field("max_grad_norm", "max_grad_norm", &["gradient_clipping"], Number, Math, Group::Optimizer, "",
+    field("adam_beta1", "adam_beta1", &[], Number, Branch, Group::Optimizer, "", "Decay of the first moment"),
+    field("adam_beta2", "adam_beta2", &[], Number, Branch, Group::Optimizer, "", "Decay of the second moment"),
+    field("adam_epsilon", "adam_epsilon", &["adam_eps"], Number, Branch, Group::Optimizer, "1e-8", "Added to the divisor"),
+    field("max_grad_norm", "max_grad_norm", &["gradient_clipping"], Number, Branch, Group::Optimizer, "",
         "Longer gradients are scaled to this norm; 0 turns it off"),
 
-    field("lora_r", "lora_r", &["lora_rank", "rank"], Count, Math, Group::Lora, "", "Rank"),
-    field("lora_alpha", "lora_alpha", &[], Number, Math, Group::Lora, "2 x lora_r",
+    field("lora_r", "lora_r", &["lora_rank", "rank"], Count, Refused, Group::Lora, "", "Rank"),
+    field("lora_alpha", "lora_alpha", &[], Number, Refused, Group::Lora, "2 x lora_r",
         "Scale: the adapter counts alpha / rank times"),
-    field("lora_dropout", "lora_dropout", &[], Number, Math, Group::Lora, "", "Share of adapter inputs dropped"),
-    field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Math, Group::Lora, "",
-        "Adapted layers: all-linear, or names separated by commas or spaces"),
-    field("lora_rank_pattern", "lora_rank_pattern", &["rank_pattern"], Json, Math, Group::Lora, "",
+    field("lora_dropout", "lora_dropout", &[], Number, Branch, Group::Lora, "", "Share of adapter inputs dropped"),
+    field("lora_target_modules", "lora_target_modules", &["lora_target", "target_modules"], Modules, Refused, Group::Lora, "",
+        "Adapted layers: all-linear, names separated by commas or spaces, or a regular expression of whole names"),
+    field("lora_exclude_modules", "lora_exclude_modules", &["exclude_modules"], OptionalModules, Refused, Group::Lora, "none",
+        "Layers that get no adapter although the targets name them, PEFT's exclude_modules"),
+    field("lora_rank_pattern", "lora_rank_pattern", &["rank_pattern"], Json, Refused, Group::Lora, "",
         "Ranks of layers that have their own, PEFT's rank_pattern: a JSON object of patterns that the ends of their names match"),
-    field("lora_alpha_pattern", "lora_alpha_pattern", &["alpha_pattern"], Json, Math, Group::Lora, "",
+    field("lora_alpha_pattern", "lora_alpha_pattern", &["alpha_pattern"], Json, Refused, Group::Lora, "",
         "The same for alpha, PEFT's alpha_pattern"),
-    field("layers_to_transform", "layers_to_transform", &["lora_layers_to_transform"], Counts, Math, Group::Lora, "all",
+    field("layers_to_transform", "layers_to_transform", &["lora_layers_to_transform"], Counts, Refused, Group::Lora, "all",
         "Blocks whose layers are adapted, by number, the first is 0"),
-    field("use_rslora", "use_rslora", &["rslora"], Switch, Math, Group::Lora, "", "Scale by alpha / sqrt(rank)"),
-    field("loraplus_lr_ratio", "loraplus_lr_ratio", &["lorap_lr_ratio"], Number, Math, Group::Lora, "",
+    field("use_rslora", "use_rslora", &["rslora"], Switch, Refused, Group::Lora, "", "Scale by alpha / sqrt(rank)"),
+    field("loraplus_lr_ratio", "loraplus_lr_ratio", &["lorap_lr_ratio"], Number, Branch, Group::Lora, "",
         "LoRA+: learning rate of B over that of A"),
 
-    field("output_dir", "output_dir", &[], Path, Io, Group::Output, "required", "Folder of the run"),
-    field("save_strategy", "save_strategy", &[], Choice(STRATEGIES), Cadence, Group::Output, "",
+    field("output_dir", "output_dir", &[], Path, Free, Group::Output, "required", "Folder of the run"),
+    field("save_strategy", "save_strategy", &[], Choice(STRATEGIES), Free, Group::Output, "",
         "When checkpoints are written; the last step always is"),
-    field("save_steps", "save_steps", &[], Number, Cadence, Group::Output, "",
+    field("save_steps", "save_steps", &[], Number, Free, Group::Output, "",
         "Steps between checkpoints; below 1 a share of all steps"),
-    field("save_total_limit", "save_total_limit", &[], Count, Cadence, Group::Output, "",
-        "Checkpoints kept; below 2 counts as 2"),
-    field("logging_steps", "logging_steps", &[], Count, Cadence, Group::Output, "",
+    field("save_total_limit", "save_total_limit", &[], Count, Free, Group::Output, "",
+        "Checkpoints kept; 1 counts as 2, 0 keeps all"),
+    field("logging_steps", "logging_steps", &[], Count, Free, Group::Output, "",
         "Steps between console lines; metrics.jsonl has every step"),
-    field("eval_strategy", "eval_strategy", &["evaluation_strategy"], Choice(STRATEGIES), Math, Group::Output, "",
+    field("eval_strategy", "eval_strategy", &["evaluation_strategy"], Choice(STRATEGIES), Recorded, Group::Output, "",
         "When the valid rows are evaluated"),
-    field("eval_steps", "eval_steps", &[], OptionalNumber, Math, Group::Output, "logging_steps",
+    field("eval_steps", "eval_steps", &[], OptionalNumber, Recorded, Group::Output, "logging_steps",
         "Steps between evaluations; below 1 a share of all steps"),
-    field("eval_on_start", "eval_on_start", &[], Switch, Math, Group::Output, "",
+    field("eval_on_start", "eval_on_start", &[], Switch, Recorded, Group::Output, "",
         "Evaluate before the first step too"),
-    field("load_best_model_at_end", "load_best_model_at_end", &["load_best"], Switch, Math, Group::Output, "",
+    field("load_best_model_at_end", "load_best_model_at_end", &["load_best"], Switch, Recorded, Group::Output, "",
         "The final adapter is that of the best evaluation"),
-    field("early_stopping_patience", "early_stopping_patience", &[], OptionalCount, Math, Group::Output, "",
+    field("early_stopping_patience", "early_stopping_patience", &["early_stopping_steps"], OptionalCount, Recorded, Group::Output, "",
         "Stop after this many evaluations without a better one"),
 
-    field("device", "device", &[], Kind::Device, Machine, Group::Device, "", "auto, cpu, cuda or cuda:N"),
-    field("dtype", "dtype", &["torch_dtype", "compute_dtype"], Choice(&["auto", "bf16", "f32"]), Machine, Group::Device, "",
-        "Arithmetic; the CPU computes in f32 whatever the weights are"),
-    field("recompute", "recompute", &[], Choice(&["auto", "none", "mlp", "full"]), Machine, Group::Device, "",
+    field("device", "device", &[], Kind::Device, Free, Group::Device, "", "auto, cpu, cuda or cuda:N"),
+    field("dtype", "dtype", &["torch_dtype", "compute_dtype"], Choice(&["auto", "bf16", "f32"]), Free, Group::Device, "",
+        "Arithmetic of products with the model's weights; CUDA has bf16 alone"),
+    field("cpu_isa", "cpu_isa", &[], Choice(&["auto", "portable", "avx2", "avx512", "avx512bf16"]), Free, Group::Device, "",
+        "Vector instructions of the CPU; the numbers are the same with all of them"),
+    field("recompute", "recompute", &[], Choice(&["auto", "none", "mlp", "full"]), Free, Group::Device, "",
         "Activations computed again instead of kept: less memory, more time, the same numbers"),
-    field("threads", "threads", &["num_threads"], OptionalCount, Machine, Group::Device, "all cores",
+    field("threads", "threads", &["num_threads"], OptionalCount, Free, Group::Device, "all cores",
         "Threads; the numbers are the same for any number of them"),
 
     field("resume_from_checkpoint", "resume_from_checkpoint", &[], Resume, Start, Group::Start, "",
         "Continue with the complete state: auto, a step, or a path, also of a Hugging Face checkpoint-N"),
-    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path", "lora_weights"], Path, Io, Group::Start, "",
+    field("branch", "branch", &[], Switch, Start, Group::Start, "",
+        "With resume_from_checkpoint and a new output_dir: a run of its own that begins with that state and changes settings"),
+    field("init_adapter", "init_adapter", &["checkpoint_dir", "adapter_name_or_path", "lora_weights"], Path, Free, Group::Start, "",
         "Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded"),
-    field("fold_adapters", "fold_adapters", &[], Folders, Io, Group::Start, "none",
+    field("fold_adapters", "fold_adapters", &[], Folders, Free, Group::Start, "none",
         "PEFT adapters that are folded into the base before training, separated by commas"),
     field("overwrite_output_dir", "overwrite_output_dir", &[], Switch, Start, Group::Start, "",
         "Start over in a folder that holds a run; its files are moved aside"),
     field("allow_inexact", "allow_inexact", &[], Switch, Start, Group::Start, "",
         "Resume although engine or device differ; recorded in the run for ever"),
+    field("verify_base", "verify_base", &[], Switch, Start, Group::Start, "",
+        "Read and digest the whole base model again, in place of the digest kept for an unchanged file"),
     field("fresh_optimizer", "fresh_optimizer", &[], Switch, Start, Group::Start, "",
         "For a Hugging Face checkpoint without moments: they begin at zero; recorded in the run for ever"),
+    field("stop_signal", "stop_signals", &[], Signals, Start, Group::Start, "none",
+        "Further signals that save and stop, such as USR1, separated by commas"),
     field("quiet", "quiet", &[], Switch, Start, Group::Start, "", "Print nothing but warnings and errors"),
 ];

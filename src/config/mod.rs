@@ -5,13 +5,15 @@ pub mod fields;
 pub mod foreign;
 pub mod identity;
 pub mod init;
+pub mod llama_factory;
+pub mod model_folder;
 pub mod read;
-pub mod run_file;
 pub mod settings;
 pub mod value;
+#[cfg(feature = "yaml")]
+mod yaml;
 
 pub use check::{check, check_inputs, check_values};
-pub use identity::{changed, math_identity, may_change_on_resume};
+pub use identity::{changed, math_identity, text_of};
 pub use read::{Layer, resolve};
-pub use run_file::{RunFile, run_json};
 pub use settings::*;

@@ -1,17 +1,23 @@
 //! Layers of settings: a configuration file below, flags above.
 
 use super::fields::{self, FIELDS, Field};
-use super::{Settings, foreign, value};
+#[cfg(feature = "yaml")]
+use super::yaml;
+use super::{Settings, foreign, llama_factory, value};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Settings that were given, by field; a later one of the same field wins.
 #[derive(Clone, Debug, Default)]
 pub struct Layer {
     given: BTreeMap<&'static str, Value>,
 }
+
+/// Largest settings file that is read: a parser's tree takes some tens of times its text.
+const MAX_BYTES: u64 = 1 << 20;
 
 impl Layer {
     /// Sets a field to a value in `Settings`' form.
@@ -49,22 +55,56 @@ impl Layer {
         Layer { given: FIELDS.iter().map(|f| (f.key, all[f.key].clone())).collect() }
     }
 
+    /// Every setting that was given, by its key.
+    pub fn keys(&self) -> impl Iterator<Item = &'static str> {
+        self.given.keys().copied()
+    }
+
+    /// Puts what `change` makes of each file and folder name in its place; names that are not given are passed over.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn map_paths(&mut self, mut change: impl FnMut(&Path) -> Result<PathBuf>) -> Result<()> {
+        let mut change = |value: &mut Value| -> Result<()> {
+            if let Some(path) = value.as_str().filter(|path| !path.is_empty()) {
+                *value = json!(change(Path::new(path))?);
+            }
+            Ok(())
+        };
+        for field in FIELDS.iter().filter(|field| field.kind.is_path()) {
+            match self.given.get_mut(field.key) {
+                Some(Value::Array(paths)) => paths.iter_mut().try_for_each(&mut change)?,
+                Some(path) => change(path)?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Puts `above` on top.
     pub fn cover(&mut self, above: &Layer) {
         self.given.extend(above.given.iter().map(|(k, v)| (*k, v.clone())));
     }
 
-    /// Reads a TOML file, a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
+    /// Reads a TOML file, a YAML file (also one of LLaMA-Factory's), a JSON object of settings, or an earlier run's `run.json`. Settings of other tools
     /// that mean nothing here add a line to `warnings`.
     ///
     /// # Errors
     /// Input when the file cannot be read, usage when what it says is wrong.
     pub fn from_file(path: &Path, warnings: &mut Vec<String>) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::reading(path, e))?;
+        let text = files::read_text(path, MAX_BYTES)?;
         let is_json = text.trim_start().starts_with('{');
-        let map = if is_json { parse_json(path, &text)? } else { parse_toml(path, &text)? };
+        let is_yaml = path.extension().is_some_and(|ending| ending == "yaml" || ending == "yml");
+        let map = match (is_json, is_yaml) {
+            (true, _) => parse_json(path, &text)?,
+            (_, true) => parse_yaml(path, &text)?,
+            _ => parse_toml(path, &text)?,
+        };
         let map = match map.get("settings") {
             Some(Value::Object(inner)) if is_json => inner.clone(),
+            _ if llama_factory::is_one(&map) => {
+                llama_factory::translate(map, warnings).map_err(|e| e.at(path.display()))?
+            }
             _ => map,
         };
         let mut layer = Layer::default();
@@ -93,6 +133,16 @@ impl Layer {
 /// # Errors
 /// Usage, naming the setting.
 pub fn resolve(layer: &Layer) -> Result<Settings> {
+    let settings = fill(layer)?;
+    super::check(&settings)?;
+    Ok(settings)
+}
+
+/// Fills in the defaults. What contradicts another setting is left to [`super::check()`].
+///
+/// # Errors
+/// Usage, naming a setting whose value does not have its type.
+pub fn fill(layer: &Layer) -> Result<Settings> {
     let mut map: Map<String, Value> = layer.given.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect();
     // A path that was unset (`--cache-dir none`) is an absent one.
     map.retain(|key, value| !(value.is_null() && matches!(key.as_str(), "model" | "output_dir")));
@@ -102,10 +152,7 @@ pub fn resolve(layer: &Layer) -> Result<Settings> {
     {
         map.insert("lora_alpha".into(), json!(2.0 * rank));
     }
-    let settings: Settings =
-        serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))?;
-    super::check(&settings)?;
-    Ok(settings)
+    serde_json::from_value(Value::Object(map.clone())).map_err(|e| misfit(&map, &e))
 }
 
 /// DeepKE's list `A,B,C` of adapters to begin with: all but the last are folded into the base.
@@ -148,6 +195,21 @@ fn parse_toml(path: &Path, text: &str) -> Result<Map<String, Value>> {
         Ok(Value::Object(map)) => Ok(map),
         _ => Err(Error::usage(format!("{}: not a table of settings", path.display()))),
     }
+}
+
+#[cfg(not(feature = "yaml"))]
+fn parse_yaml(path: &Path, _: &str) -> Result<Map<String, Value>> {
+    Err(Error::usage(format!("{}: this build reads no YAML", path.display()))
+        .hint("build with the feature `yaml`, or write it as TOML or JSON"))
+}
+
+#[cfg(feature = "yaml")]
+fn parse_yaml(path: &Path, text: &str) -> Result<Map<String, Value>> {
+    let at = |(line, what)| Error::usage(format!("{}:{line}: {what}", path.display()));
+    let mut map = yaml::parse(text).map_err(at)?;
+    // A key without a value is one that is not given.
+    map.retain(|_, value| !value.is_null());
+    Ok(map)
 }
 
 fn unknown_key(place: &str, key: &str, value: &Value) -> Error {

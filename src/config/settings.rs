@@ -18,7 +18,7 @@ pub enum RowFormat {
     Tokenized,
 }
 
-/// Chat template; `Auto` reads the model folder's own.
+/// Chat template; `Auto` runs the model folder's own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Template {
@@ -52,6 +52,8 @@ pub enum TrainOn {
     All,
     /// The mask of the official Qwen fine-tuning script.
     QwenOfficial,
+    /// What the chat template marks with `{% generation %}`.
+    Template,
 }
 
 /// What happens to a row longer than the cutoff.
@@ -78,6 +80,8 @@ pub enum Scheduler {
     Polynomial,
     CosineWithRestarts,
     InverseSqrt,
+    CosineWithMinLr,
+    CosineWarmupWithMinLr,
     WarmupStableDecay,
 }
 
@@ -101,6 +105,16 @@ pub enum DeviceChoice {
     Cuda(u32),
 }
 
+impl std::fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            DeviceChoice::Auto => f.write_str("auto"),
+            DeviceChoice::Cpu => f.write_str("cpu"),
+            DeviceChoice::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
 impl DeviceChoice {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     #[must_use]
@@ -114,7 +128,7 @@ impl DeviceChoice {
     }
 }
 
-/// Arithmetic asked for. The CPU computes in f32 whatever the weights are.
+/// Arithmetic of products with frozen weights. CUDA has bf16 alone, with activations in bf16 as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[allow(missing_docs)]
@@ -122,6 +136,32 @@ pub enum Dtype {
     Auto,
     Bf16,
     F32,
+}
+
+/// Vector instructions of the CPU; all give the same bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum CpuIsa {
+    Auto,
+    Portable,
+    Avx2,
+    Avx512,
+    Avx512Bf16,
+}
+
+impl CpuIsa {
+    /// Its name; `None` for the best there is.
+    #[must_use]
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            CpuIsa::Auto => None,
+            CpuIsa::Portable => Some("portable"),
+            CpuIsa::Avx2 => Some("avx2"),
+            CpuIsa::Avx512 => Some("avx512"),
+            CpuIsa::Avx512Bf16 => Some("avx512bf16"),
+        }
+    }
 }
 
 /// Which activations are computed again in the backward pass instead of kept. Never changes bits.
@@ -136,13 +176,16 @@ pub enum Recompute {
 }
 
 /// Which linear layers get an adapter.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Targets {
     /// Every linear layer of the blocks; never the output head.
+    #[default]
     AllLinear,
     /// Module names or dotted suffixes (`q_proj`, `attn.c_proj`).
     Names(Vec<String>),
+    /// A regular expression that whole module names match, as in PEFT.
+    Pattern(String),
 }
 
 /// Where a run's state comes from.
@@ -171,7 +214,15 @@ pub struct Settings {
     /// A fraction below 1, or a number of rows, moved from training to evaluation.
     pub val_set_size: f64,
     pub format: RowFormat,
+    /// LLaMA-Factory's name of a column to the key that the rows have for it; an empty key: they have none.
+    pub columns: BTreeMap<String, String>,
+    /// Rows taken from the beginning of each file; `None`: all.
+    pub max_samples: Option<usize>,
     pub template: Template,
+    /// A file with a chat template, in place of the model folder's own.
+    pub chat_template: Option<PathBuf>,
+    /// `enable_thinking` of the chat template; `None`: not set.
+    pub thinking: Option<bool>,
     pub system_prompt: Option<String>,
     pub train_on: TrainOn,
     pub cutoff_len: usize,
@@ -209,6 +260,8 @@ pub struct Settings {
     pub lora_alpha: f64,
     pub lora_dropout: f64,
     pub lora_target_modules: Targets,
+    /// Layers that get none although the targets name them.
+    pub lora_exclude_modules: Option<Targets>,
     /// Pattern to rank, for the layers the end of whose name matches; as PEFT's `rank_pattern`.
     pub lora_rank_pattern: BTreeMap<String, usize>,
     /// Pattern to alpha, as PEFT's `alpha_pattern`.
@@ -235,33 +288,43 @@ pub struct Settings {
     // device
     pub device: DeviceChoice,
     pub dtype: Dtype,
+    pub cpu_isa: CpuIsa,
     pub recompute: Recompute,
     pub threads: Option<usize>,
     // start
     pub resume_from_checkpoint: Option<ResumeFrom>,
+    /// Begin a run of its own with the state of `resume_from_checkpoint`, under changed settings.
+    pub branch: bool,
     pub init_adapter: Option<PathBuf>,
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
     pub allow_inexact: bool,
+    /// Digest the base again, whatever digest of it was kept.
+    pub verify_base: bool,
     pub fresh_optimizer: bool,
+    /// Signals that save and stop beside the usual ones, by name (`USR1`).
+    pub stop_signals: Vec<String>,
     /// Print nothing but errors.
     pub quiet: bool,
 }
 
 impl Default for Settings {
+    // Close to each other stands what belongs together, so that all defaults are seen at once.
+    #[rustfmt::skip]
     fn default() -> Self {
         Settings {
             model: PathBuf::new(),
             train_files: Vec::new(),
-            valid_file: None,
-            val_set_size: 0.0,
+            valid_file: None, val_set_size: 0.0,
             format: RowFormat::Auto,
+            columns: BTreeMap::new(), max_samples: None,
             template: Template::Auto,
+            chat_template: None,
+            thinking: None,
             system_prompt: None,
             train_on: TrainOn::Assistant,
             cutoff_len: 2048,
-            max_source_length: None,
-            max_target_length: None,
+            max_source_length: None, max_target_length: None,
             too_long: TooLong::Drop,
             packing: false,
             skip_bad_rows: 0,
@@ -277,19 +340,16 @@ impl Default for Settings {
             learning_rate: 1e-4,
             lr_scheduler_type: Scheduler::Linear,
             lr_scheduler_kwargs: serde_json::Map::new(),
-            warmup_steps: 0.0,
-            warmup_ratio: None,
+            warmup_steps: 0.0, warmup_ratio: None,
             weight_decay: 0.0,
-            adam_beta1: 0.9,
-            adam_beta2: 0.999,
+            adam_beta1: 0.9, adam_beta2: 0.999,
             adam_epsilon: 1e-8,
             max_grad_norm: 1.0,
             lora_r: 16,
             lora_alpha: 32.0,
             lora_dropout: 0.0,
-            lora_target_modules: Targets::AllLinear,
-            lora_rank_pattern: BTreeMap::new(),
-            lora_alpha_pattern: BTreeMap::new(),
+            lora_target_modules: Targets::AllLinear, lora_exclude_modules: None,
+            lora_rank_pattern: BTreeMap::new(), lora_alpha_pattern: BTreeMap::new(),
             layers_to_transform: None,
             use_rslora: false,
             loraplus_lr_ratio: 1.0,
@@ -298,21 +358,22 @@ impl Default for Settings {
             save_steps: 500.0,
             save_total_limit: 3,
             logging_steps: 10,
-            eval_strategy: Strategy::No,
-            eval_steps: None,
+            eval_strategy: Strategy::No, eval_steps: None,
             load_best_model_at_end: false,
             early_stopping_patience: None,
             overwrite_output_dir: false,
             eval_on_start: false,
             device: DeviceChoice::Auto,
             dtype: Dtype::Auto,
+            cpu_isa: CpuIsa::Auto,
             recompute: Recompute::Auto,
             threads: None,
             resume_from_checkpoint: None,
-            init_adapter: None,
-            fold_adapters: Vec::new(),
+            branch: false, init_adapter: None, fold_adapters: Vec::new(),
             allow_inexact: false,
+            verify_base: false,
             fresh_optimizer: false,
+            stop_signals: Vec::new(),
             quiet: false,
         }
     }

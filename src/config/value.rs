@@ -3,6 +3,7 @@
 
 use super::DeviceChoice;
 use super::fields::{Field, Kind};
+use super::model_folder::expand_home;
 use crate::error::{Error, Result};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeSet;
@@ -18,8 +19,8 @@ fn is_none(text: &str) -> bool {
 /// Usage: the value does not fit the setting.
 pub fn from_words(field: &Field, words: &[String]) -> Result<Value> {
     match field.kind {
-        Kind::Paths => Ok(json!(words)),
-        Kind::Modules => Ok(modules(&words.join(" "))),
+        Kind::Paths => paths(words.iter().map(String::as_str)),
+        Kind::Modules | Kind::OptionalModules => from_text(field, &words.join(" ")),
         Kind::Counts => from_text(field, &words.join(" ")),
         _ => from_text(field, words.last().map_or("", String::as_str)),
     }
@@ -34,7 +35,8 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
     let given = text;
     let text = text.trim();
     match field.kind {
-        Kind::Switch => match text.to_ascii_lowercase().as_str() {
+        Kind::OptionalSwitch if is_none(text) => Ok(Value::Null),
+        Kind::Switch | Kind::OptionalSwitch => match text.to_ascii_lowercase().as_str() {
             "true" | "yes" | "1" => Ok(Value::Bool(true)),
             "false" | "no" | "0" => Ok(Value::Bool(false)),
             _ => wrong("true or false"),
@@ -51,16 +53,24 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
         // These may begin or end with a space.
         Kind::Text => Ok(json!(given)),
         Kind::Path if is_none(text) => Ok(Value::Null),
-        Kind::Path => Ok(json!(given)),
-        Kind::Paths => Ok(json!([text])),
-        Kind::Choice(names) => choice(names, text)
-            .map_or_else(|| wrong(&format!("one of {}", names.join(", "))), |name| Ok(json!(name))),
-        Kind::Modules => Ok(modules(text)),
-        Kind::Folders => Ok(folders(text)),
+        Kind::Path => Ok(json!(expand_home(given)?)),
+        Kind::Paths => paths([text]),
+        Kind::Choice(names) => match choice(names, text) {
+            Some(name) => Ok(json!(name)),
+            None => wrong(&format!("one of {}", names.join(", "))).map_err(|e: Error| match unfit(text) {
+                Some(why) => e.hint(why),
+                None => e,
+            }),
+        },
+        Kind::OptionalModules if is_none(text) => Ok(Value::Null),
+        Kind::Modules | Kind::OptionalModules => Ok(modules(text)),
+        Kind::Folders => folders(text),
+        Kind::Signals => signals(text).map_or_else(|| wrong("names of signals such as USR1"), Ok),
         Kind::Counts if is_none(text) => Ok(Value::Null),
         Kind::Counts => counts(text).map_or_else(|| wrong("a list of whole numbers such as 0,1,2"), Ok),
+        Kind::Pairs(names) => pairs(field, names, text),
         Kind::Device => device(text).map_or_else(|| wrong("auto, cpu, cuda or cuda:N"), Ok),
-        Kind::Resume => Ok(resume(text)),
+        Kind::Resume => resume(text),
         Kind::Json => match serde_json::from_str::<Map<String, Value>>(text) {
             Ok(map) => Ok(Value::Object(map)),
             Err(_) if is_none(text) => Ok(json!({})),
@@ -76,21 +86,39 @@ pub fn from_text(field: &Field, text: &str) -> Result<Value> {
 pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
     match (field.kind, value) {
         (Kind::Json, Value::Object(_)) => Ok(value.clone()),
+        (Kind::Pairs(names), Value::Object(map)) => {
+            let text = |(name, key): (&String, &Value)| match key {
+                Value::Null => Some(format!("{name}=")),
+                Value::String(key) => Some(format!("{name}={key}")),
+                _ => None,
+            };
+            let all: Option<Vec<String>> = map.iter().map(text).collect();
+            let all = all.ok_or_else(|| Error::usage(format!("{}: keys are texts", field.name)))?;
+            pairs(field, names, &all.join(","))
+        }
         // The structured forms `run.json` has; `Settings` itself checks what is inside.
-        (Kind::Device | Kind::Resume | Kind::Modules, Value::Object(_)) => Ok(value.clone()),
-        (Kind::Paths | Kind::Modules, Value::Array(items)) => {
+        (Kind::Device | Kind::Resume | Kind::Modules | Kind::OptionalModules, Value::Object(_)) => {
+            Ok(value.clone())
+        }
+        (Kind::Paths | Kind::Modules | Kind::OptionalModules, Value::Array(items)) => {
             let words: Option<Vec<String>> = items.iter().map(|i| i.as_str().map(str::to_owned)).collect();
             let words =
                 words.ok_or_else(|| Error::usage(format!("{}: a list of texts is wanted", field.name)))?;
             from_words(field, &words)
         }
-        (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => Ok(value.clone()),
+        (Kind::Folders, Value::Array(items)) if items.iter().all(Value::is_string) => {
+            paths(items.iter().filter_map(Value::as_str))
+        }
+        (Kind::Signals, Value::Array(items)) => {
+            let names: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            from_text(field, &names.join(","))
+        }
         (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
             from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
         }
         (Kind::Text, Value::String(_)) => Ok(value.clone()),
         (_, Value::String(text)) => from_text(field, text),
-        (Kind::Switch, Value::Bool(_)) => Ok(value.clone()),
+        (Kind::Switch | Kind::OptionalSwitch, Value::Bool(_)) => Ok(value.clone()),
         (Kind::Resume, Value::Bool(_)) | (_, Value::Number(_)) => from_text(field, &value.to_string()),
         (_, Value::Null) => nothing(field),
         _ => Err(Error::usage(format!("{}: {value} does not fit this setting", field.name))),
@@ -102,8 +130,9 @@ fn nothing(field: &Field) -> Result<Value> {
         Kind::OptionalCount | Kind::OptionalNumber | Kind::Text | Kind::Path | Kind::Resume => {
             Ok(Value::Null)
         }
-        Kind::Counts => Ok(Value::Null),
-        Kind::Folders => Ok(json!([])),
+        Kind::Counts | Kind::OptionalModules | Kind::OptionalSwitch => Ok(Value::Null),
+        Kind::Folders | Kind::Signals => Ok(json!([])),
+        Kind::Pairs(_) => Ok(json!({})),
         _ => Err(Error::usage(format!("{}: a value is wanted", field.name))),
     }
 }
@@ -122,6 +151,11 @@ pub fn to_text(kind: Kind, value: &Value) -> String {
         Value::Null => "none".to_owned(),
         Value::String(text) => text.clone(),
         Value::Array(items) => words(items),
+        Value::Object(map) if matches!(kind, Kind::Pairs(_)) => {
+            let pair =
+                |(name, key): (&String, &Value)| format!("{name}={}", key.as_str().unwrap_or_default());
+            map.iter().map(pair).collect::<Vec<_>>().join(",")
+        }
         Value::Object(map) if kind != Kind::Json => match map.iter().next() {
             Some((name, Value::Array(items))) if name == "names" => words(items),
             Some((name, inner)) if name == "cuda" => format!("cuda:{inner}"),
@@ -146,6 +180,16 @@ fn whole(text: &str) -> Option<u64> {
     ((0.0..=9_007_199_254_740_992.0).contains(&number) && number.fract() == 0.0).then_some(number as u64)
 }
 
+/// Why a choice of other trainers is none here.
+fn unfit(text: &str) -> Option<&'static str> {
+    match text.to_ascii_lowercase().replace('-', "_").as_str() {
+        "reduce_lr_on_plateau" | "greedy" => {
+            Some("a schedule here is a function of the step alone: it cannot follow the losses")
+        }
+        _ => None,
+    }
+}
+
 /// The canonical name of a choice: case, dashes and underscores do not matter.
 fn choice(names: &[&'static str], text: &str) -> Option<&'static str> {
     let plain = |name: &str| name.to_ascii_lowercase().replace('_', "-");
@@ -159,8 +203,11 @@ fn choice(names: &[&'static str], text: &str) -> Option<&'static str> {
     names.iter().copied().find(|name| plain(name) == wanted)
 }
 
-/// `all-linear`, or names separated by commas, spaces, or as a Python list.
+/// `all-linear`, names separated by commas, spaces, or as a Python list; or what only a regular expression has.
 fn modules(text: &str) -> Value {
+    if text.contains(['*', '+', '?', '^', '$', '|', '\\']) {
+        return json!({ "pattern": text });
+    }
     let separators = |c: char| c.is_whitespace() || ",[]()'\"".contains(c);
     let names: Vec<&str> = text.split(separators).filter(|name| !name.is_empty()).collect();
     match names[..] {
@@ -170,11 +217,51 @@ fn modules(text: &str) -> Value {
 }
 
 /// Folders separated by commas.
-fn folders(text: &str) -> Value {
-    if is_none(text) {
-        return json!([]);
+fn folders(text: &str) -> Result<Value> {
+    paths(text.split(',').map(str::trim).filter(|folder| !folder.is_empty() && !is_none(text)))
+}
+
+fn paths<'a>(words: impl IntoIterator<Item = &'a str>) -> Result<Value> {
+    Ok(json!(words.into_iter().map(expand_home).collect::<Result<Vec<_>>>()?))
+}
+
+/// `NAME=KEY` pairs separated by commas; an empty key means that the rows have none.
+fn pairs(field: &Field, names: &[&str], text: &str) -> Result<Value> {
+    let mut map = Map::new();
+    for pair in text.split(',').map(str::trim).filter(|pair| !pair.is_empty() && !is_none(text)) {
+        let (name, key) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = match name.trim() {
+            "instruction" | "question" => "prompt",
+            "input" => "query",
+            "output" | "answer" | "completion" => "response",
+            other => other,
+        };
+        if !names.contains(&name) || !pair.contains('=') {
+            return Err(Error::usage(format!("{}: '{pair}' is not NAME=KEY", field.name))
+                .hint(format!("the names are {}", names.join(", "))));
+        }
+        if map.insert(name.to_owned(), json!(key.trim())).is_some() {
+            return Err(Error::usage(format!("{}: {name} is given twice", field.name)));
+        }
     }
-    json!(text.split(',').map(str::trim).filter(|folder| !folder.is_empty()).collect::<Vec<_>>())
+    Ok(Value::Object(map))
+}
+
+/// Signals that a program may be asked to stop with, by name.
+pub const SIGNALS: [&str; 13] =
+    ["HUP", "INT", "QUIT", "USR1", "USR2", "ALRM", "TERM", "CONT", "URG", "XCPU", "VTALRM", "PROF", "PWR"];
+
+/// Names of signals separated by commas, with or without `SIG`.
+fn signals(text: &str) -> Option<Value> {
+    if is_none(text) {
+        return Some(json!([]));
+    }
+    let known = |word: &str| {
+        let name = word.trim().to_ascii_uppercase();
+        let name = name.strip_prefix("SIG").unwrap_or(&name);
+        SIGNALS.iter().copied().find(|known| *known == name)
+    };
+    text.split(',').map(known).collect::<Option<Vec<&str>>>().map(|names| json!(names))
 }
 
 /// Whole numbers separated by commas, spaces, or as a Python list; ascending, each once.
@@ -190,14 +277,14 @@ fn device(text: &str) -> Option<Value> {
 }
 
 /// `auto` (also `True`), nothing (`False`), a step, or a path.
-fn resume(text: &str) -> Value {
-    if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("auto") {
+fn resume(text: &str) -> Result<Value> {
+    Ok(if text.eq_ignore_ascii_case("true") || text.eq_ignore_ascii_case("auto") {
         json!("auto")
     } else if text.eq_ignore_ascii_case("false") || is_none(text) {
         Value::Null
     } else if let Ok(step) = text.parse::<u64>() {
         json!({ "step": step })
     } else {
-        json!({ "path": text })
-    }
+        json!({ "path": expand_home(text)? })
+    })
 }

@@ -33,7 +33,7 @@ pub fn bucket(tokens: usize) -> usize {
 /// Lays the rows end to end. The token after a segment's last has no target.
 ///
 /// # Errors
-/// I/O errors of the token cache; no rows.
+/// I/O errors of the token cache; no rows, or none with a scored token: no row without one is ever kept.
 pub fn assemble(dataset: &Dataset, rows: &[u32]) -> Result<MicroBatch> {
     if rows.is_empty() {
         return Err(Error::check("a micro-batch without rows"));
@@ -58,6 +58,9 @@ pub fn assemble(dataset: &Dataset, rows: &[u32]) -> Result<MicroBatch> {
             }
         }
         push_segment(&mut batch, &row.ids);
+    }
+    if batch.scored.is_empty() {
+        return Err(Error::check(format!("none of the tokens of rows {rows:?} is scored")));
     }
     if total > real_tokens {
         push_segment(&mut batch, &vec![0; total - real_tokens]);

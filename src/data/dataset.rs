@@ -65,6 +65,7 @@ pub struct Dataset {
 #[derive(Clone, Copy)]
 struct Place {
     store: u32,
+    sum: u32,
     offset: u64,
 }
 
@@ -76,6 +77,8 @@ pub(super) struct Part {
     pub(super) first: u64,
     /// Tokens of each row.
     pub(super) lengths: Vec<u32>,
+    /// [`store::sum`] of each row.
+    pub(super) sums: Vec<u32>,
     /// BLAKE3 of the stream of rows.
     pub(super) digest: [u8; 32],
 }
@@ -92,7 +95,7 @@ impl Dataset {
     /// # Errors
     /// Names the row that is empty, has labels of another length, or scores nothing.
     pub fn from_rows(rows: Vec<Row>) -> Result<Self> {
-        let mut bytes = Vec::new();
+        let (mut bytes, mut sums) = (Vec::new(), Vec::new());
         let mut hasher = blake3::Hasher::new();
         for (index, row) in rows.iter().enumerate() {
             let fault = row.fault().or_else(|| (row.scored() == 0).then(|| "no token is scored".into()));
@@ -102,11 +105,13 @@ impl Dataset {
             let first = bytes.len();
             store::encode(row, &mut bytes);
             digest_row(&mut hasher, &bytes[first..], row.ids.len() as u32);
+            sums.push(store::sum(&bytes[first..]));
         }
         Ok(Self::join(vec![Part {
             store: Arc::new(Store::Memory(bytes)),
             first: 0,
             lengths: rows.iter().map(|row| row.ids.len() as u32).collect(),
+            sums,
             digest: hasher.finalize().into(),
         }]))
     }
@@ -127,8 +132,8 @@ impl Dataset {
         };
         for part in parts {
             let mut offset = part.first;
-            for &length in &part.lengths {
-                all.places.push(Place { store: all.stores.len() as u32, offset });
+            for (&length, &sum) in part.lengths.iter().zip(&part.sums) {
+                all.places.push(Place { store: all.stores.len() as u32, sum, offset });
                 offset += store::row_bytes(length) as u64;
             }
             all.stores.push(part.store);
@@ -176,7 +181,7 @@ impl Dataset {
         let Some(place) = self.places.get(index) else {
             return Err(Error::check(format!("row {index} of {} was asked for", self.len())));
         };
-        self.stores[place.store as usize].row(place.offset, self.lengths[index])
+        self.stores[place.store as usize].row(place.offset, self.lengths[index], place.sum)
     }
 
     /// BLAKE3 over the tokenised stream in canonical (file) order, hex. Several files have the digest of their

@@ -2,7 +2,7 @@
 //! that overflow, lone surrogates) is refused by the parser underneath.
 
 use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::fmt;
 
 /// Nesting beyond this is refused.
@@ -19,7 +19,49 @@ pub(super) enum Json {
     Float(f64),
     String(String),
     Array(Vec<Json>),
-    Object(BTreeMap<String, Json>),
+    Object(Fields),
+}
+
+/// The fields of an object, in the order in which they are written: a chat template shows tools and arguments so.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fields(Vec<(String, Json)>);
+
+impl Fields {
+    /// The value of a key.
+    pub(super) fn get(&self, key: &str) -> Option<&Json> {
+        self.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+    }
+
+    /// Whether the key is there.
+    pub(super) fn contains_key(&self, key: &str) -> bool {
+        self.get(key).is_some()
+    }
+
+    /// The value of a key, to be changed.
+    pub(super) fn get_mut(&mut self, key: &str) -> Option<&mut Json> {
+        self.0.iter_mut().find(|(name, _)| name == key).map(|(_, value)| value)
+    }
+
+    /// Takes a key out, where it is there.
+    pub(super) fn remove(&mut self, key: &str) {
+        self.0.retain(|(name, _)| name != key);
+    }
+
+    /// Puts a key that is not there at the end.
+    pub(super) fn insert(&mut self, key: &str, value: Json) {
+        debug_assert!(!self.contains_key(key), "{key} twice");
+        self.0.push((key.to_owned(), value));
+    }
+
+    /// The keys as written.
+    pub(super) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// Keys and values as written.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &Json)> {
+        self.0.iter().map(|(key, value)| (key.as_str(), value))
+    }
 }
 
 /// Why a row is not JSON.
@@ -134,14 +176,14 @@ impl<'de> Visitor<'de> for Depth {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
         let deeper = self.deeper()?;
-        let mut fields = BTreeMap::new();
+        let (mut fields, mut keys) = (Vec::new(), BTreeSet::new());
         while let Some(key) = map.next_key::<String>()? {
             let value = map.next_value_seed(deeper)?;
-            if fields.contains_key(&key) {
+            if !keys.insert(key.clone()) {
                 return Err(A::Error::custom(format!("key {key:?} appears twice")));
             }
-            fields.insert(key, value);
+            fields.push((key, value));
         }
-        Ok(Json::Object(fields))
+        Ok(Json::Object(Fields(fields)))
     }
 }

@@ -2,9 +2,11 @@
 
 pub mod batch;
 mod cache;
+mod columns;
 pub mod dataset;
 pub mod extraction;
 mod json;
+mod keys;
 pub mod plan;
 pub mod predictions;
 mod prepare;
@@ -17,9 +19,12 @@ mod reader;
 mod render;
 mod rows;
 mod store;
+mod tables;
 #[cfg(feature = "text")]
 mod template;
 #[cfg(feature = "text")]
 pub mod tokenizer;
 #[cfg(feature = "text")]
 mod vocabulary;
+
+pub use reader::Place;

@@ -36,6 +36,20 @@ pub struct Rules {
     pub epochs: f64,
     /// Overrides `epochs`.
     pub max_steps: Option<u64>,
+    /// Where the numbering begins.
+    pub origin: Origin,
+}
+
+/// Where the numbering of a plan begins: at zero, or where a run left another plan. Steps, epochs and rows are counted
+/// from there on, as if all before had been this plan's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Origin {
+    /// Steps before its first.
+    pub step: u64,
+    /// Epochs before its first.
+    pub epoch: u64,
+    /// Rows consumed before its first step.
+    pub samples: u64,
 }
 
 /// One optimizer step's data.
@@ -79,10 +93,11 @@ struct Layout {
 }
 
 impl Layout {
+    /// `epoch` is counted from the plan's origin.
     fn new(lengths: &[u32], rules: &Rules, epoch: u64) -> Self {
         let mut order: Vec<u32> = (0..lengths.len() as u32).collect();
         if rules.shuffle {
-            philox::shuffle(&mut order, rules.seed, Stream::RowOrder, epoch);
+            philox::shuffle(&mut order, rules.seed, Stream::RowOrder, rules.origin.epoch + epoch);
         }
         if rules.packing {
             return pack(&order, lengths, rules.tokens_per_micro_batch);
@@ -157,7 +172,12 @@ impl Plan {
         if let Some(steps) = self.rules.max_steps {
             return steps;
         }
-        let epochs = self.rules.epochs.max(0.0);
+        let Origin { step, epoch, .. } = self.rules.origin;
+        step + self.steps_of((self.rules.epochs - epoch as f64).max(0.0))
+    }
+
+    /// Steps of that many epochs from the origin on.
+    fn steps_of(&mut self, epochs: f64) -> u64 {
         if self.epochs_are_alike() {
             return (epochs * self.steps_in_epoch() as f64).ceil() as u64;
         }
@@ -191,14 +211,15 @@ impl Plan {
         bucket(most)
     }
 
-    /// The data of step `step` (counted from 0, below any bound: a run may be extended).
+    /// The data of step `step` (counted from 0, below any bound: a run may be extended). Steps before the origin are
+    /// those of another plan: they count as its first.
     pub fn step(&mut self, step: u64) -> StepPlan {
         let (epoch, step_in_epoch) = self.locate(step);
         let steps_in_epoch = self.steps_in_epoch();
         let first = step_in_epoch as usize * self.rules.accumulation;
         let last = (first + self.rules.accumulation).min(self.layout.ends.len());
         StepPlan {
-            epoch,
+            epoch: self.rules.origin.epoch + epoch,
             step_in_epoch,
             steps_in_epoch,
             micro_batches: (first..last).map(|i| self.layout.micro_batch(i).to_vec()).collect(),
@@ -211,7 +232,7 @@ impl Plan {
         let (epoch, step_in_epoch) = self.locate(step);
         let micro_batches = step_in_epoch as usize * self.rules.accumulation;
         let within = if micro_batches == 0 { 0 } else { self.layout.ends[micro_batches - 1] };
-        epoch * self.lengths.len() as u64 + u64::from(within)
+        self.rules.origin.samples + epoch * self.lengths.len() as u64 + u64::from(within)
     }
 
     /// Whether every epoch has the same number of steps.
@@ -245,8 +266,9 @@ impl Plan {
         self.starts.push(next);
     }
 
-    /// (epoch, step within it) of a step; that epoch's layout is held afterwards.
+    /// (epoch from the origin on, step within it) of a step; that epoch's layout is held afterwards.
     fn locate(&mut self, step: u64) -> (u64, u64) {
+        let step = step.saturating_sub(self.rules.origin.step);
         if self.epochs_are_alike() {
             let steps = self.steps_in_epoch();
             self.enter(step / steps);

@@ -1,11 +1,10 @@
 //! Prediction files: rows with a label and the answer a model gave, as `generate` writes them.
 
 use super::extraction::{NO_SOURCE, Scorer, Task};
-use super::json::Json;
+use super::json::{Fields, Json};
 use super::{prepare, reader::RowReader};
 use crate::error::{Error, Result};
 use serde_json::Value;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Reads a prediction file. Without `task`, the rows' own `task` counts.
@@ -17,9 +16,9 @@ pub fn read(path: &Path, task: Option<Task>) -> Result<(Task, Scorer)> {
     let mut reader = RowReader::open(path)?;
     let mut scorer: Option<(Task, Scorer)> = None;
     while let Some(raw) = reader.next()? {
-        let place = format!("{}:{}", path.display(), raw.line);
+        let place = format!("{}{}", path.display(), raw.place);
         let at = |fault: String| Error::input(format!("{place}: {fault}"));
-        let row = match prepare::parse(&raw).map_err(at)? {
+        let row = match prepare::parse_json(&raw).map_err(at)? {
             Json::Object(fields) => fields,
             other => return Err(at(format!("the row is {}, not an object", other.kind()))),
         };
@@ -48,7 +47,7 @@ fn no_task(place: &str) -> Error {
 }
 
 /// The row's `task`; one without rules here is refused.
-fn own_task(row: &BTreeMap<String, Json>) -> std::result::Result<Option<Task>, String> {
+fn own_task(row: &Fields) -> std::result::Result<Option<Task>, String> {
     match row.get("task") {
         None | Some(Json::Null) => Ok(None),
         Some(Json::String(name)) => Task::named(name).map(Some).ok_or_else(|| {
@@ -61,7 +60,7 @@ fn own_task(row: &BTreeMap<String, Json>) -> std::result::Result<Option<Task>, S
 /// What is wrong with a row, and what to do.
 type Fault = (String, &'static str);
 
-fn add(scorer: &mut Scorer, row: &BTreeMap<String, Json>) -> std::result::Result<(), Fault> {
+fn add(scorer: &mut Scorer, row: &Fields) -> std::result::Result<(), Fault> {
     let text = |key: &str, remedy: &'static str| match row.get(key) {
         Some(Json::String(text)) => Ok(text.clone()),
         Some(Json::Integer(number)) if key == "id" => Ok(number.to_string()),

@@ -4,23 +4,25 @@
 //! it in order, rendered and tokenised in parallel, and appended in file order, so the result depends on no
 //! thread count. Nothing but the lengths stays in memory.
 
-use super::cache::{self, Report, RowWriter};
+use super::cache::{Report, RowWriter, TokenCache};
 use super::dataset::{Dataset, Part, Prepared, Row, Rows};
-use super::json;
-use super::reader::{RawRow, RowReader};
+use super::reader::{Place, RawRow, RowReader};
 use super::render::Renderer;
 use super::rows::{self, Content};
+use super::{columns, json};
 use crate::config::Settings;
 use crate::config::settings::{RowFormat, TooLong};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::identity::{Data, DataFile, RowSet};
 use crate::philox::{self, Stream};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Changes whenever the same inputs give other rows.
-const ROWS_VERSION: u32 = 1;
+const ROWS_VERSION: u32 = 2;
 /// Bad rows that are listed.
 const LISTED: usize = 20;
 /// Rows and bytes rendered at a time.
@@ -29,7 +31,12 @@ const CHUNK_BYTES: usize = 8 << 20;
 
 /// What became of one row.
 pub(super) enum Outcome {
-    Row { row: Row, truncated: bool },
+    /// `thoughts_left_out`: earlier answers whose thoughts the chat template does not write.
+    Row {
+        row: Row,
+        truncated: bool,
+        thoughts_left_out: usize,
+    },
     TooLong(usize),
     Unscored,
     Bad(String),
@@ -136,7 +143,7 @@ impl Source<'_> {
 
     fn file(&mut self, path: &Path) -> Result<(Part, DataFile)> {
         let digest = self.digest_file(path)?;
-        let format = format_of(path, self.settings.format)?;
+        let format = format_of(path, self.settings)?;
         if format != RowFormat::Tokenized {
             self.open_renderer(format)?;
         }
@@ -156,16 +163,16 @@ impl Source<'_> {
                 Some(fault) => Outcome::Bad(fault),
                 None => outcome_of(Content::Tokens(row), self.settings, None),
             };
-            count(&mut report, index as u64 + 1, &outcome);
+            count(&mut report, Place { line: Some(index as u64 + 1), row: None }, &outcome);
             if let Outcome::Row { row, .. } = &outcome {
-                writer.push(row).map_err(|e| Fault::Writing(e).into_error())?;
+                writer.push(row)?;
             }
         }
         let path = Path::new(name);
         if report.bad > self.settings.skip_bad_rows as u64 {
             return Err(bad_rows(path, &report, self.settings.skip_bad_rows));
         }
-        let (part, report) = writer.finish(report).map_err(|e| Fault::Writing(e).into_error())?;
+        let (part, report) = writer.finish(report)?;
         self.tell(path, &report, part.lengths.len())?;
         Ok(part)
     }
@@ -185,7 +192,7 @@ impl Source<'_> {
 
     fn digest_file(&mut self, path: &Path) -> Result<blake3::Hash> {
         use std::io::Read;
-        let mut file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
+        let mut file = files::open(path)?;
         let total = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut hasher = blake3::Hasher::new();
         let mut buffer = vec![0; 1 << 22];
@@ -213,10 +220,11 @@ impl Source<'_> {
         add(file.to_hex().to_string());
         add(format!("{format:?} {} {:?} {}", s.cutoff_len, s.too_long, self.vocab_size));
         add(s.skip_bad_rows.to_string());
+        add(format!("{:?} {:?}", s.columns, s.max_samples));
         if let Some(renderer) = self.renderer.as_ref().filter(|_| format != RowFormat::Tokenized) {
             add(format!("{:?}", renderer.identity()));
             add(format!("{:?} {:?} {:?}", s.train_on, s.max_source_length, s.max_target_length));
-            add(format!("{:?}", s.system_prompt));
+            add(format!("{:?} {:?}", s.system_prompt, s.thinking));
         }
         hasher.finalize().into()
     }
@@ -229,17 +237,9 @@ impl Source<'_> {
         key: [u8; 32],
     ) -> Result<(Part, Report)> {
         if let Some(folder) = cache_folder(self.settings) {
-            match cache::open(&folder, &key) {
-                Ok(Some(found)) => return Ok(found),
-                Ok(None) => {}
-                Err(fault) => self.warn(format!("{}; the rows are made again", fault.what)),
-            }
-            match RowWriter::in_folder(&folder, key) {
-                Ok(writer) => match self.make(path, format, digest, writer) {
-                    Err(Fault::Writing(fault)) => self.cannot_cache(&folder, &fault),
-                    made => return made.map_err(Fault::into_error),
-                },
-                Err(fault) => self.cannot_cache(&folder, &fault),
+            match self.cached(&folder, path, format, digest, key) {
+                Err(Fault::Writing(fault)) => self.warn(format!("{}; rows stay in memory", fault.what)),
+                made => return made.map_err(Fault::into_error),
             }
         } else {
             self.warn("there is no folder for the token cache (no HOME); rows stay in memory");
@@ -247,9 +247,26 @@ impl Source<'_> {
         self.make(path, format, digest, RowWriter::in_memory()).map_err(Fault::into_error)
     }
 
-    fn cannot_cache(&mut self, folder: &Path, fault: &std::io::Error) {
-        let folder = folder.display();
-        self.warn(format!("the token cache {folder} cannot be written ({fault}); rows stay in memory"));
+    /// The rows from the cache, or made and put there.
+    fn cached(
+        &mut self,
+        folder: &Path,
+        path: &Path,
+        format: RowFormat,
+        digest: &blake3::Hash,
+        key: [u8; 32],
+    ) -> std::result::Result<(Part, Report), Fault> {
+        let cache = TokenCache::open(folder).map_err(Fault::Writing)?;
+        match cache.find(&key, self.vocab_size) {
+            Ok(Some(found)) => {
+                cache.warning.into_iter().for_each(|text| self.warn(text));
+                return Ok(found);
+            }
+            Ok(None) => {}
+            Err(fault) => self.warn(format!("{}; the rows are made again", fault.what)),
+        }
+        let writer = cache.begin(key).map_err(Fault::Writing)?;
+        self.make(path, format, digest, writer)
     }
 
     fn make(
@@ -260,21 +277,22 @@ impl Source<'_> {
         mut writer: RowWriter,
     ) -> std::result::Result<(Part, Report), Fault> {
         let mut reader = RowReader::open(path)?;
-        let total = std::fs::metadata(path).map_err(|e| Error::reading(path, e))?.len();
+        let total = files::size(path)?.unwrap_or(0);
         let mut report = Report::default();
         loop {
-            let chunk = next_chunk(&mut reader)?;
+            let left = self.settings.max_samples.map_or(u64::MAX, |most| most as u64 - report.rows);
+            let chunk = next_chunk(&mut reader, usize::try_from(left).unwrap_or(usize::MAX))?;
             if chunk.is_empty() {
                 break;
             }
             let (settings, vocab_size, renderer) = (self.settings, self.vocab_size, self.renderer.as_ref());
-            let make = |raw: &RawRow| match content_of(raw, format, vocab_size) {
+            let make = |raw: &RawRow| match content_of(raw, format, &settings.columns, vocab_size) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => outcome_of(content, settings, renderer),
             };
             let made: Vec<Outcome> = chunk.par_iter().map(make).collect();
             for (raw, outcome) in chunk.iter().zip(made) {
-                count(&mut report, raw.line, &outcome);
+                count(&mut report, raw.place, &outcome);
                 if let Outcome::Row { row, .. } = &outcome {
                     writer.push(row).map_err(Fault::Writing)?;
                 }
@@ -288,7 +306,7 @@ impl Source<'_> {
         if report.bad > self.settings.skip_bad_rows as u64 {
             return Err(bad_rows(path, &report, self.settings.skip_bad_rows).into());
         }
-        if reader.digest() != *digest {
+        if reader.digest()? != *digest {
             return Err(Error::input(format!("{} changed while it was read", path.display())).into());
         }
         writer.finish(report).map_err(Fault::Writing)
@@ -306,6 +324,12 @@ impl Source<'_> {
             let n = report.truncated;
             self.warn(format!("{name}: {n} of {rows} rows cut to the length limits (--too-long truncate)"));
         }
+        if report.thoughts_left_out > 0 {
+            let n = report.thoughts_left_out;
+            self.warn(format!(
+                "{name}: the chat template leaves out the thoughts of {n} answers that are not the last"
+            ));
+        }
         if report.unscored > 0 {
             self.warn(format!(
                 "{name}: {} of {rows} rows left out: nothing in them is scored",
@@ -313,7 +337,9 @@ impl Source<'_> {
             ));
         }
         if report.bad > 0 {
-            let list = report.bad_rows.join("; ");
+            let list: Vec<&str> =
+                report.bad_rows.iter().map(|row| row.trim_start_matches([':', ' '])).collect();
+            let list = list.join("; ");
             self.warn(format!("{name}: {} of {rows} rows are wrong and left out: {list}", report.bad));
         }
         if used == 0 {
@@ -331,7 +357,7 @@ fn outside(row: &Row, vocab_size: usize) -> Option<String> {
 
 /// Why rows could not be made: the caller handles a cache that cannot be written.
 enum Fault {
-    Writing(std::io::Error),
+    Writing(Error),
     Other(Error),
 }
 
@@ -344,10 +370,7 @@ impl From<Error> for Fault {
 impl Fault {
     fn into_error(self) -> Error {
         match self {
-            Fault::Other(error) => error,
-            Fault::Writing(error) => {
-                Error::new(crate::error::Kind::Io, format!("the token cache: {error}")).caused_by(error)
-            }
+            Fault::Other(error) | Fault::Writing(error) => error,
         }
     }
 }
@@ -361,23 +384,23 @@ fn cache_folder(settings: &Settings) -> Option<PathBuf> {
 }
 
 /// The format asked for, or the one the file's first row tells.
-pub(super) fn format_of(path: &Path, asked: RowFormat) -> Result<RowFormat> {
-    if asked != RowFormat::Auto {
-        return Ok(asked);
+pub(super) fn format_of(path: &Path, settings: &Settings) -> Result<RowFormat> {
+    if settings.format != RowFormat::Auto {
+        return Ok(settings.format);
     }
     let Some(raw) = RowReader::open(path)?.next()? else {
         return Err(Error::input(format!("{}: 0 usable rows of 0", path.display())));
     };
-    let place = format!("{}:{}", path.display(), raw.line);
-    let value = parse(&raw).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
+    let place = format!("{}{}", path.display(), raw.place);
+    let value = parse(&raw, &settings.columns).map_err(|fault| Error::input(format!("{place}: {fault}")))?;
     rows::recognise(&value)
         .map_err(|fault| Error::input(format!("{place}: {fault}")).hint("name the format with --format"))
 }
 
-fn next_chunk(reader: &mut RowReader) -> Result<Vec<RawRow>> {
+fn next_chunk(reader: &mut RowReader, most: usize) -> Result<Vec<RawRow>> {
     let mut chunk = Vec::new();
     let mut bytes = 0;
-    while chunk.len() < CHUNK_ROWS && bytes < CHUNK_BYTES {
+    while chunk.len() < CHUNK_ROWS.min(most) && bytes < CHUNK_BYTES {
         let Some(raw) = reader.next()? else { break };
         bytes += raw.bytes.len();
         chunk.push(raw);
@@ -389,20 +412,29 @@ fn next_chunk(reader: &mut RowReader) -> Result<Vec<RawRow>> {
 pub(super) fn content_of(
     raw: &RawRow,
     format: RowFormat,
+    columns: &BTreeMap<String, String>,
     vocab_size: usize,
 ) -> std::result::Result<Content, String> {
-    rows::read(&parse(raw)?, format, vocab_size)
+    rows::read(&parse(raw, columns)?, format, vocab_size)
+}
+
+/// The row as JSON with the keys that are known here, or what is wrong with it.
+pub(super) fn parse(
+    raw: &RawRow,
+    columns: &BTreeMap<String, String>,
+) -> std::result::Result<json::Json, String> {
+    Ok(columns::apply(columns, parse_json(raw)?))
 }
 
 /// The row as JSON, or what is wrong with it.
-pub(super) fn parse(raw: &RawRow) -> std::result::Result<json::Json, String> {
+pub(super) fn parse_json(raw: &RawRow) -> std::result::Result<json::Json, String> {
+    if let Some(fault) = &raw.fault {
+        return Err(fault.clone());
+    }
     let text = std::str::from_utf8(&raw.bytes).map_err(|fault| {
         let within = fault.valid_up_to();
-        format!(
-            "invalid UTF-8 at byte {} of the row (byte {} of the file)",
-            within,
-            raw.offset + within as u64
-        )
+        let place = raw.offset.map(|offset| format!(" (byte {} of the file)", offset + within as u64));
+        format!("invalid UTF-8 at byte {within} of the row{}", place.unwrap_or_default())
     })?;
     json::parse(text).map_err(|fault| {
         if fault.at_end && raw.unterminated {
@@ -437,19 +469,22 @@ fn limit_tokens(mut row: Row, settings: &Settings) -> Outcome {
     }
     row.ids.truncate(settings.cutoff_len);
     row.labels.truncate(settings.cutoff_len);
-    Outcome::Row { row, truncated }
+    Outcome::Row { row, truncated, thoughts_left_out: 0 }
 }
 
-fn count(report: &mut Report, line: u64, outcome: &Outcome) {
+fn count(report: &mut Report, place: Place, outcome: &Outcome) {
     report.rows += 1;
     match outcome {
-        Outcome::Row { truncated, .. } => report.truncated += u64::from(*truncated),
+        Outcome::Row { truncated, thoughts_left_out, .. } => {
+            report.truncated += u64::from(*truncated);
+            report.thoughts_left_out += *thoughts_left_out as u64;
+        }
         Outcome::TooLong(_) => report.too_long += 1,
         Outcome::Unscored => report.unscored += 1,
         Outcome::Bad(fault) => {
             report.bad += 1;
             if report.bad_rows.len() < LISTED {
-                report.bad_rows.push(format!("{line}: {fault}"));
+                report.bad_rows.push(format!("{place}: {fault}"));
             }
         }
     }
@@ -457,7 +492,7 @@ fn count(report: &mut Report, line: u64, outcome: &Outcome) {
 
 fn bad_rows(path: &Path, report: &Report, allowed: usize) -> Error {
     let name = path.display();
-    let list: Vec<String> = report.bad_rows.iter().map(|row| format!("{name}:{row}")).collect();
+    let list: Vec<String> = report.bad_rows.iter().map(|row| format!("{name}{row}")).collect();
     let hint = "mend the rows, or leave up to N bad rows out with --skip-bad-rows N";
     match list.as_slice() {
         [only] => Error::input(only).hint(hint),

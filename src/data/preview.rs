@@ -1,11 +1,12 @@
 //! What the rows of a run become, for people to look at before they train on it.
 
 use super::dataset::Row;
-use super::plan::{Plan, Rules};
+use super::plan::{Origin, Plan, Rules};
 use super::prepare::{self, Outcome};
-use super::reader::RowReader;
+use super::reader::{Place, RowReader};
 use super::render::Renderer;
-use super::rows::Content;
+use super::rows::{self, Content};
+pub use super::template::{FoundAnswer, Written};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
@@ -16,16 +17,20 @@ use std::path::PathBuf;
 pub struct PreviewRow {
     /// The data file.
     pub file: PathBuf,
-    /// Line of the file, from 1.
-    pub line: u64,
+    /// Where it is in the file.
+    pub place: Place,
     /// Token ids; none when the row is left out.
     pub ids: Vec<u32>,
     /// Labels, -100 where not scored.
     pub labels: Vec<i32>,
     /// The text in stretches of equally scored tokens; empty for tokenised rows without a tokenizer.
     pub pieces: Vec<(String, bool)>,
+    /// What was recognised in the row: which key is what.
+    pub recognised: Vec<String>,
     /// Why the row is left out or what was done to it; empty for a row that is taken as it is.
     pub note: String,
+    /// What the chat template makes of it, when it is a conversation.
+    pub written: Option<Written>,
 }
 
 /// The first `rows` rows of the training files. Rows that a run would leave out are here too, with the reason.
@@ -39,28 +44,51 @@ pub fn preview(settings: &Settings, rows: usize) -> Result<Vec<PreviewRow>> {
     let mut shown = Vec::new();
     let mut renderer = None;
     for file in &settings.train_files {
-        let format = prepare::format_of(file, settings.format)?;
+        let format = prepare::format_of(file, settings)?;
         if renderer.is_none() {
             renderer = open(settings, format)?;
         }
         let mut reader = RowReader::open(file)?;
-        while shown.len() < rows
+        let most = rows.min(shown.len().saturating_add(settings.max_samples.unwrap_or(usize::MAX)));
+        while shown.len() < most
             && let Some(raw) = reader.next()?
         {
-            let (file, line) = (file.clone(), raw.line);
-            let outcome = match prepare::content_of(&raw, format, usize::MAX) {
+            let (file, place) = (file.clone(), raw.place);
+            let mut written = None;
+            let json = prepare::parse(&raw, &settings.columns);
+            let mut recognised = vec![how_known(format, settings)];
+            recognised.extend(json.iter().flat_map(|json| rows::explain(json, format)));
+            let outcome = match json.and_then(|json| rows::read(&json, format, usize::MAX)) {
                 Err(fault) => Outcome::Bad(fault),
                 Ok(content) => {
                     check_template(&content, renderer.as_ref())?;
+                    written = renderer.as_ref().and_then(|renderer| renderer.written(&content, settings));
                     prepare::outcome_of(content, settings, renderer.as_ref())
                 }
             };
             let (row, note) = explain(outcome, settings);
             let pieces = renderer.as_ref().map_or_else(Vec::new, |r| r.stretches(&row));
-            shown.push(PreviewRow { file, line, ids: row.ids, labels: row.labels, pieces, note });
+            shown.push(PreviewRow {
+                file,
+                place,
+                ids: row.ids,
+                labels: row.labels,
+                pieces,
+                recognised,
+                note,
+                written,
+            });
         }
     }
     Ok(shown)
+}
+
+/// What was chosen to render the rows of these settings, and why: one fact a line.
+///
+/// # Errors
+/// A tokenizer that cannot be read.
+pub fn explanation(settings: &Settings) -> Result<Vec<String>> {
+    Ok(Renderer::open(settings, usize::MAX)?.explain())
 }
 
 /// The micro-batches that the shown rows would form among themselves, in file order: indices into `rows`, rows
@@ -80,10 +108,19 @@ pub fn micro_batches(settings: &Settings, rows: &[PreviewRow]) -> Result<Vec<Vec
         seed: settings.seed,
         epochs: 1.0,
         max_steps: None,
+        origin: Origin::default(),
     };
     let step = Plan::new(&lengths, rules)?.step(0);
     let named = |rows: &Vec<u32>| rows.iter().map(|&row| used[row as usize]).collect();
     Ok(step.micro_batches.iter().map(named).collect())
+}
+
+/// The format and where it is known from.
+fn how_known(format: RowFormat, settings: &Settings) -> String {
+    let name = serde_json::to_value(format).ok().and_then(|name| name.as_str().map(str::to_owned));
+    let from =
+        if settings.format == RowFormat::Auto { "by the keys of the file's first row" } else { "--format" };
+    format!("format {}: {from}", name.unwrap_or_default())
 }
 
 /// Tokenised rows need no tokenizer, but are shown as text where the model folder has one.
@@ -106,8 +143,12 @@ fn explain(outcome: Outcome, settings: &Settings) -> (Row, String) {
     let nothing = Row { ids: Vec::new(), labels: Vec::new() };
     let cutoff = settings.cutoff_len;
     match outcome {
-        Outcome::Row { row, truncated: false } => (row, String::new()),
-        Outcome::Row { row, truncated: true } => (row, format!("cut to --cutoff-len {cutoff}")),
+        Outcome::Row { row, truncated, thoughts_left_out } => {
+            let cut = truncated.then(|| format!("cut to --cutoff-len {cutoff}"));
+            let lost = (thoughts_left_out > 0)
+                .then(|| format!("the thoughts of {thoughts_left_out} earlier answers are left out"));
+            (row, cut.into_iter().chain(lost).collect::<Vec<_>>().join("; "))
+        }
         Outcome::TooLong(n) => (nothing, format!("left out: {n} tokens, more than --cutoff-len {cutoff}")),
         Outcome::Unscored => (nothing, "left out: nothing in it is scored".into()),
         Outcome::Bad(fault) => (nothing, fault),

@@ -1,14 +1,16 @@
 //! Prompts for generation: one text, or the rows of a file, as the tokens a model reads before it answers; and
 //! rows written back with the answer.
 
-use super::reader::RowReader;
+use super::json::Fields;
+use super::reader::{Place, RowReader};
 use super::render::Renderer;
-use super::rows::{self, Content, Role, Turn};
+use super::rows::{self, Content, Conversation, Message, Role};
 use super::tokenizer::Tokenizer;
 use super::{json, prepare};
 use crate::config::Settings;
 use crate::config::settings::RowFormat;
 use crate::error::{Error, Result};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Bad rows that are listed.
@@ -18,16 +20,17 @@ const LISTED: usize = 20;
 pub struct Prompter {
     renderer: Renderer,
     system: Option<String>,
+    columns: BTreeMap<String, String>,
     format: RowFormat,
     vocab: usize,
-    thinking: bool,
+    thinking: Option<bool>,
 }
 
 /// One row of a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PromptRow {
-    /// Its line in the file, from 1.
-    pub line: u64,
+    /// Where it is in the file.
+    pub place: Place,
     /// The row as it was written, in one line.
     pub text: String,
     /// The prompt.
@@ -35,18 +38,18 @@ pub struct PromptRow {
 }
 
 impl Prompter {
-    /// Opens tokenizer and template as the settings name them; ids are below `vocab`. Without `thinking`, a
-    /// model of Qwen3's template answers without thoughts.
+    /// Opens tokenizer and template as the settings name them; ids are below `vocab`.
     ///
     /// # Errors
-    /// Tokenizer or template cannot be used, or the template has no thoughts to turn off.
-    pub fn open(settings: &Settings, vocab: usize, thinking: bool) -> Result<Self> {
+    /// Tokenizer or template cannot be used, or thinking is set and the template does not know it.
+    pub fn open(settings: &Settings, vocab: usize) -> Result<Self> {
         let renderer = Renderer::open(settings, vocab)?;
-        if !thinking && !renderer.thinks() {
-            return Err(Error::usage("--enable-thinking false: only the template qwen3 has thoughts"));
+        if settings.thinking.is_some() {
+            renderer.require_template()?;
         }
-        let (system, format) = (settings.system_prompt.clone(), settings.format);
-        Ok(Prompter { renderer, system, format, vocab, thinking })
+        let (system, columns) = (settings.system_prompt.clone(), settings.columns.clone());
+        let (format, thinking) = (settings.format, settings.thinking);
+        Ok(Prompter { renderer, system, columns, format, vocab, thinking })
     }
 
     /// The tokenizer.
@@ -64,7 +67,8 @@ impl Prompter {
     /// What decides how a prompt becomes tokens, for comparing two jobs.
     #[must_use]
     pub fn identity(&self) -> String {
-        format!("{:?} {:?} {:?} {}", self.renderer.identity(), self.system, self.format, self.thinking)
+        let Prompter { renderer, system, columns, format, thinking, .. } = self;
+        format!("{:?} {system:?} {columns:?} {format:?} {thinking:?}", renderer.identity())
     }
 
     /// The prompt of one question.
@@ -76,8 +80,9 @@ impl Prompter {
         if text.is_empty() {
             return Err(Error::input("the prompt is empty"));
         }
-        let turn = Turn { role: Role::User, content: text.to_owned(), reasoning: None };
-        self.ids(&Content::Chat(vec![turn])).map_err(Error::input)
+        let messages = vec![Message::new(Role::User, text.to_owned())];
+        let chat = Conversation { messages, tools: Vec::new(), variables: Fields::default() };
+        self.ids(&Content::Chat(chat)).map_err(Error::input)
     }
 
     /// The prompts of all rows of a file, every one checked.
@@ -89,7 +94,7 @@ impl Prompter {
         let (mut rows, mut bad) = (Vec::new(), Vec::new());
         let mut format = self.format;
         while let Some(raw) = reader.next()? {
-            let made = prepare::parse(&raw).and_then(|row| {
+            let made = prepare::parse(&raw, &self.columns).and_then(|row| {
                 if format == RowFormat::Auto {
                     format = rows::recognise_prompt(&row)?;
                 }
@@ -100,10 +105,10 @@ impl Prompter {
                     let text = String::from_utf8_lossy(&raw.bytes);
                     // Line ends are white space outside strings, and cannot be inside.
                     let text = text.trim().replace(['\n', '\r'], " ");
-                    rows.push(PromptRow { line: raw.line, text, ids });
+                    rows.push(PromptRow { place: raw.place, text, ids });
                 }
                 Err(fault) if bad.len() < LISTED => {
-                    bad.push(format!("{}:{}: {fault}", path.display(), raw.line));
+                    bad.push(format!("{}{}: {fault}", path.display(), raw.place));
                 }
                 Err(_) => break,
             }
@@ -123,7 +128,7 @@ impl Prompter {
         if let (Content::Chat(_), Err(fault)) = (content, self.renderer.require_template()) {
             return Err(fault.what);
         }
-        let ids = self.renderer.prompt(content, self.system.as_deref(), self.thinking)?;
+        let ids = self.renderer.prompt(content, self.system.as_deref())?;
         if ids.is_empty() { Err("the prompt is empty".into()) } else { Ok(ids) }
     }
 }

@@ -1,7 +1,12 @@
-//! Cuts a data file into rows without holding more than one: lines of JSON Lines, or the elements of one JSON
-//! array. Rows are bytes here; what is in them is checked elsewhere, in parallel.
+//! Cuts a data file into rows without holding more than one: lines of JSON Lines, the elements of one JSON array,
+//! the records of a table (`tables`). A row is the bytes of JSON here; what is in them is checked elsewhere, in
+//! parallel.
 
+use super::tables::{self, Table};
 use crate::error::{Error, Result};
+use crate::files;
+use crate::formats::lfs;
+use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -9,23 +14,94 @@ use std::path::{Path, PathBuf};
 /// A longer row is refused: most likely the file has no line ends.
 pub const MAX_ROW_BYTES: usize = 16 << 20;
 
-/// One row's bytes and where it begins.
+/// Where a row is in its file, both counted from 1. Shown as what follows the file's name: `:LINE` where every row
+/// has a line of its own, `:LINE (row N)` or ` (row N)` elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its line, where the file has lines.
+    pub line: Option<u64>,
+    /// Its number among the rows, where that is another than the line.
+    pub row: Option<u64>,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(line) = self.line {
+            write!(f, ":{line}")?;
+        }
+        self.row.map_or(Ok(()), |row| write!(f, " (row {row})"))
+    }
+}
+
+/// One row's JSON and where it begins.
 pub(super) struct RawRow {
-    /// Line of the file, from 1.
-    pub(super) line: u64,
-    /// Byte offset in the file.
-    pub(super) offset: u64,
+    pub(super) place: Place,
+    /// Byte offset in the file, where the row is written there as it is here.
+    pub(super) offset: Option<u64>,
     pub(super) bytes: Vec<u8>,
     /// The file ends right after this row, without a line end.
     pub(super) unterminated: bool,
+    /// Why a table's record is no row.
+    pub(super) fault: Option<String>,
+}
+
+impl RawRow {
+    /// A record of a table.
+    #[cfg(any(feature = "text", feature = "parquet"))]
+    pub(super) fn record(place: Place, made: std::result::Result<Vec<u8>, String>) -> Self {
+        let (bytes, fault) = made.map_or_else(|fault| (Vec::new(), Some(fault)), |bytes| (bytes, None));
+        RawRow { place, offset: None, bytes, unterminated: false, fault }
+    }
 }
 
 /// Reads the rows of one file in order, and the digest of all its bytes on the way.
-pub(super) struct RowReader {
+pub(super) enum RowReader {
+    Json(Box<JsonReader>),
+    Table(Box<dyn Table>),
+}
+
+impl RowReader {
+    /// Opens the file; its first bytes and the end of its name say what it is.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = files::open(path)?;
+        match tables::open(path, &file)? {
+            Some(table) => Ok(RowReader::Table(table)),
+            None => JsonReader::new(path, file).map(|reader| RowReader::Json(Box::new(reader))),
+        }
+    }
+
+    /// The next row, or `None` at the end.
+    pub(super) fn next(&mut self) -> Result<Option<RawRow>> {
+        match self {
+            RowReader::Json(reader) => reader.next(),
+            RowReader::Table(table) => table.next(),
+        }
+    }
+
+    /// Bytes consumed so far; for a table that is read here and there, about so many.
+    pub(super) fn offset(&self) -> u64 {
+        match self {
+            RowReader::Json(reader) => reader.offset,
+            RowReader::Table(table) => table.offset(),
+        }
+    }
+
+    /// Reads what is left and gives the BLAKE3 of the whole file.
+    pub(super) fn digest(self) -> Result<blake3::Hash> {
+        match self {
+            RowReader::Json(reader) => reader.input.into_inner().digest(&reader.path),
+            RowReader::Table(table) => table.digest(),
+        }
+    }
+}
+
+/// Reads JSON Lines or one JSON array.
+pub(super) struct JsonReader {
     path: PathBuf,
     input: BufReader<Hashing>,
     shape: Shape,
     line: u64,
+    row: u64,
     offset: u64,
 }
 
@@ -39,9 +115,22 @@ enum Shape {
     Ended,
 }
 
-struct Hashing {
+/// A file that is digested while it is read.
+pub(super) struct Hashing {
     file: File,
     hasher: blake3::Hasher,
+}
+
+impl Hashing {
+    pub(super) fn new(file: File) -> Self {
+        Hashing { file, hasher: blake3::Hasher::new() }
+    }
+
+    /// Reads what is left and gives the digest of the whole file, which is called `path`.
+    pub(super) fn digest(mut self, path: &Path) -> Result<blake3::Hash> {
+        std::io::copy(&mut self, &mut std::io::sink()).map_err(|e| Error::reading(path, e))?;
+        Ok(self.hasher.finalize())
+    }
 }
 
 impl Read for Hashing {
@@ -53,10 +142,9 @@ impl Read for Hashing {
 }
 
 /// First bytes of files that are given for JSON by mistake.
-const NOT_JSON: [(&[u8], &str); 11] = [
+const NOT_JSON: [(&[u8], &str); 10] = [
     (b"\x1f\x8b", "gzip"),
     (b"PK\x03\x04", "a zip archive"),
-    (b"PAR1", "Parquet"),
     (b"ARROW1", "Arrow"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
     (b"BZh", "bzip2"),
@@ -67,32 +155,21 @@ const NOT_JSON: [(&[u8], &str); 11] = [
     (b"\x80\x04\x95", "a Python pickle"),
 ];
 
-impl RowReader {
-    /// Opens the file and looks at its first bytes.
-    pub(super) fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
-        if file.metadata().is_ok_and(|m| m.is_dir()) {
-            return Err(Error::input(format!("{} is a folder, not a data file", path.display())));
-        }
-        let input = BufReader::with_capacity(1 << 18, Hashing { file, hasher: blake3::Hasher::new() });
+impl JsonReader {
+    /// Looks at the file's first bytes.
+    fn new(path: &Path, file: File) -> Result<Self> {
+        let input = BufReader::with_capacity(1 << 18, Hashing::new(file));
         let mut reader =
-            RowReader { path: path.to_path_buf(), input, shape: Shape::Lines, line: 1, offset: 0 };
+            JsonReader { path: path.to_path_buf(), input, shape: Shape::Lines, line: 1, row: 0, offset: 0 };
         reader.sniff()?;
         Ok(reader)
     }
 
-    /// Bytes consumed so far.
-    pub(super) fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// The BLAKE3 of the file; only meaningful after the last row.
-    pub(super) fn digest(&self) -> blake3::Hash {
-        self.input.get_ref().hasher.finalize()
-    }
-
     fn sniff(&mut self) -> Result<()> {
         let head = self.peek()?;
+        if lfs::is_pointer(head) {
+            return Err(lfs::pointer(&self.path));
+        }
         for (magic, name) in NOT_JSON {
             if head.starts_with(magic) {
                 return Err(self.not_json(name));
@@ -142,9 +219,9 @@ impl RowReader {
         }
     }
 
-    /// The next row, or `None` at the end.
-    pub(super) fn next(&mut self) -> Result<Option<RawRow>> {
+    fn next(&mut self) -> Result<Option<RawRow>> {
         self.skip_blank()?;
+        self.row += 1;
         match self.shape {
             Shape::Lines => self.next_line(),
             Shape::Array { started } => self.next_element(started),
@@ -153,14 +230,17 @@ impl RowReader {
     }
 
     fn row_here(&self) -> RawRow {
-        RawRow { line: self.line, offset: self.offset, bytes: Vec::new(), unterminated: false }
+        // A line of JSON Lines is a row; an array's rows may share a line.
+        let row = (self.shape != Shape::Lines).then_some(self.row);
+        let place = Place { line: Some(self.line), row };
+        RawRow { place, offset: Some(self.offset), bytes: Vec::new(), unterminated: false, fault: None }
     }
 
     fn too_big(&self, row: &RawRow) -> Error {
         Error::input(format!(
-            "{}:{}: the row is longer than {} MiB",
+            "{}{}: the row is longer than {} MiB",
             self.path.display(),
-            row.line,
+            row.place,
             MAX_ROW_BYTES >> 20
         ))
         .hint("is it JSON Lines, one row a line?")
@@ -207,7 +287,7 @@ impl RowReader {
             let Some(closed) = ended else { continue };
             let empty = row.bytes.is_empty();
             if empty && (started || !closed) {
-                let place = format!("{}:{}", self.path.display(), row.line);
+                let place = format!("{}{}", self.path.display(), row.place);
                 return Err(Error::input(format!("{place}: a row is missing beside a comma of the array")));
             }
             self.shape = Shape::Array { started: true };
@@ -219,7 +299,7 @@ impl RowReader {
     }
 
     fn truncated(&self, row: &RawRow) -> Error {
-        let place = format!("{}:{}", self.path.display(), row.line);
+        let place = format!("{}{}", self.path.display(), row.place);
         Error::input(format!("{place}: the file ends inside this row or before the array's `]`"))
             .hint("was it still being written?")
     }

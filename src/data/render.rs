@@ -10,18 +10,20 @@
 use super::dataset::{IGNORED, Row};
 use super::prepare::Outcome;
 use super::rows::{Content, Role};
-use super::template::{self, Part, Piece, Style};
+use super::template::{Part, Piece, Rendered, Template, Written};
 use super::tokenizer::{Recognise, Token, Tokenizer};
 use crate::config::Settings;
-use crate::config::settings::{Template, TooLong, TrainOn};
+use crate::config::settings::{TooLong, TrainOn};
 use crate::error::{Error, Result};
 use crate::identity;
 
 /// Renders rows for one run.
 pub(super) struct Renderer {
     pub(super) tokenizer: Tokenizer,
-    /// The template, or why the model folder's own is not known (only rows that need one complain).
-    style: Result<Style>,
+    /// The template, or why there is none (only rows that need one complain).
+    template: Result<Template>,
+    /// The token that ends a `text` row.
+    text_end: String,
 }
 
 /// A token, whether it is scored, and the piece it begins in.
@@ -43,35 +45,22 @@ impl Renderer {
             ))
             .hint("is it this model's tokenizer?"));
         }
-        let template = match settings.template {
-            Template::Auto => template::recognise(&settings.model),
-            named => Ok(named),
+        let template = Template::open(settings, &tokenizer);
+        let ends = template.as_ref().map(|template| template.ends()).unwrap_or_default();
+        let known = |token: &&str| tokenizer.added(token).is_some();
+        let Some(text_end) = ["<|endoftext|>"].into_iter().chain(ends).find(known).map(str::to_owned) else {
+            return Err(Error::input(format!("the tokenizer in {folder} has no token <|endoftext|>")));
         };
-        let needed: &[&str] = match template {
-            Ok(Template::Qwen3) => &["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<think>", "</think>"],
-            Ok(Template::None) => &["<|endoftext|>"],
-            _ => &["<|im_start|>", "<|im_end|>", "<|endoftext|>"],
-        };
-        if let Some(token) = needed.iter().find(|token| tokenizer.added(token).is_none()) {
-            return Err(Error::input(format!("the tokenizer in {folder} has no token {token}"))
-                .hint("choose a --template that the model knows"));
-        }
-        let piecewise = tokenizer.is_tiktoken();
-        let style =
-            template.map(|template| Style { template, piecewise: piecewise && template == Template::Qwen });
-        Ok(Renderer { tokenizer, style })
+        Ok(Renderer { tokenizer, template, text_end })
     }
 
     /// What decides how text becomes tokens: the tokenizer's digest, and the template.
     pub(super) fn identity(&self) -> (String, identity::Template) {
-        let name = match &self.style {
-            Ok(style) => {
-                serde_json::to_value(style.template).ok().and_then(|v| v.as_str().map(str::to_string))
-            }
-            Err(_) => None,
+        let template = match &self.template {
+            Ok(template) => template.identity(),
+            Err(_) => identity::Template { name: "unknown".to_string(), ..Default::default() },
         };
-        let name = name.unwrap_or_else(|| "unknown".to_string());
-        (self.tokenizer.digest().to_string(), identity::Template { name, ..identity::Template::default() })
+        (self.tokenizer.digest().to_string(), template)
     }
 
     /// The template, for rows that need one.
@@ -79,7 +68,15 @@ impl Renderer {
     /// # Errors
     /// It is not known.
     pub(super) fn require_template(&self) -> Result<()> {
-        self.style.as_ref().map(|_| ()).map_err(Clone::clone)
+        self.template.as_ref().map(|_| ()).map_err(Clone::clone)
+    }
+
+    /// What was chosen for these rows and why, for people: one fact a line.
+    pub(super) fn explain(&self) -> Vec<String> {
+        match &self.template {
+            Ok(template) => template.explain(),
+            Err(fault) => vec![format!("template: {}", fault.what)],
+        }
     }
 
     /// The tokens of a prompt: what the model reads before it answers. A text is continued as it is.
@@ -87,65 +84,62 @@ impl Renderer {
         &self,
         content: &Content,
         system: Option<&str>,
-        thinking: bool,
     ) -> std::result::Result<Vec<u32>, String> {
-        let pieces = match content {
+        let chat = match content {
             Content::Tokens(row) => return Ok(row.ids.clone()),
-            Content::Text(text) => {
-                return self.tokenizer.encode(text).map_err(|e| e.what);
-            }
-            Content::Chat(turns) => match &self.style {
-                Ok(style) => style.prompt(turns, system, thinking)?,
-                Err(fault) => return Err(fault.what.clone()),
-            },
+            Content::Text(text) => return self.tokenizer.encode(text).map_err(|e| e.what),
+            Content::Chat(chat) => chat,
         };
-        let trusted = self.style.as_ref().is_ok_and(|s| s.trusts_text());
-        let recognise = if trusted { Recognise::All } else { Recognise::Written };
-        let marked = self.mark(&pieces, &vec![false; pieces.len()], recognise).map_err(|e| e.what)?;
+        let template = self.template.as_ref().map_err(|fault| fault.what.clone())?;
+        let pieces = template.prompt(chat, system)?;
+        let marked =
+            self.mark(&pieces, &vec![false; pieces.len()], template.recognise()).map_err(|e| e.what)?;
         Ok(marked.iter().map(|token| token.id).collect())
     }
 
     /// The tokens that end an answer in this template.
     pub(super) fn ends(&self) -> Vec<u32> {
-        let template = self.style.as_ref().ok().map(|style| style.template);
-        let names: &[&str] = match template {
-            None | Some(Template::None) => &["<|endoftext|>"],
-            Some(Template::Qwen) => &["<|im_end|>", "<|endoftext|>", "<|im_start|>"],
-            Some(_) => &["<|im_end|>", "<|endoftext|>"],
-        };
+        let names = self.template.as_ref().map_or_else(|_| vec![self.text_end.as_str()], |t| t.ends());
         names.iter().filter_map(|name| self.tokenizer.added(name)).collect()
-    }
-
-    /// Whether the template knows thoughts, so that they can be turned off.
-    pub(super) fn thinks(&self) -> bool {
-        self.style.as_ref().is_ok_and(|style| style.template == Template::Qwen3)
     }
 
     /// Renders, tokenises and applies the length limits.
     pub(super) fn outcome(&self, content: &Content, settings: &Settings) -> Outcome {
-        let pieces = match content {
-            Content::Chat(turns) => match &self.style {
-                Ok(style) => style.render(turns, settings.system_prompt.as_deref()),
-                Err(fault) => Err(fault.what.clone()),
-            },
-            Content::Text(text) => Ok(whole_text(text)),
-            Content::Tokens(_) => Err("the row is tokens already".into()),
-        };
-        let trusted =
-            matches!(content, Content::Text(_)) || self.style.as_ref().is_ok_and(|s| s.trusts_text());
-        let recognise = if trusted { Recognise::All } else { Recognise::Written };
-        let marked = pieces.and_then(|pieces| {
-            let scored = scored(&pieces, settings.train_on, matches!(content, Content::Text(_)));
-            let marked = self.mark(&pieces, &scored, recognise).map_err(|e| e.what)?;
-            Ok((pieces, marked))
-        });
-        match marked {
+        match self.rendered(content, settings) {
             Err(fault) => Outcome::Bad(fault),
-            Ok((pieces, marked)) => limit(marked, &pieces, settings),
+            Ok((rendered, marked)) => limit(marked, &rendered.pieces, settings, rendered.thoughts_left_out),
         }
     }
 
-    fn mark(&self, pieces: &[Piece], scored: &[bool], recognise: Recognise) -> Result<Vec<Marked>> {
+    /// What the template makes of a row that is a conversation, for people.
+    pub(super) fn written(&self, content: &Content, settings: &Settings) -> Option<Written> {
+        let (Content::Chat(chat), Ok(template)) = (content, &self.template) else { return None };
+        Some(template.written(chat, settings.system_prompt.as_deref()))
+    }
+
+    fn rendered(
+        &self,
+        content: &Content,
+        settings: &Settings,
+    ) -> std::result::Result<(Rendered, Vec<Marked>), String> {
+        let (rendered, recognise) = match content {
+            Content::Chat(chat) => {
+                let template = self.template.as_ref().map_err(|fault| fault.what.clone())?;
+                let system = settings.system_prompt.as_deref();
+                (template.render(chat, system, settings.train_on)?, template.recognise())
+            }
+            Content::Text(text) => {
+                let pieces = whole_text(text, &self.text_end);
+                (Rendered { pieces, ..Rendered::default() }, Recognise::All)
+            }
+            Content::Tokens(_) => return Err("the row is tokens already".into()),
+        };
+        let scored = scored(&rendered.pieces, settings.train_on, matches!(content, Content::Text(_)));
+        let marked = self.mark(&rendered.pieces, &scored, recognise).map_err(|e| e.what)?;
+        Ok((rendered, marked))
+    }
+
+    fn mark(&self, pieces: &[Piece], scored: &[bool], recognise: Recognise<'_>) -> Result<Vec<Marked>> {
         let mut marked = Vec::new();
         let mut first = 0;
         while first < pieces.len() {
@@ -196,51 +190,58 @@ fn place(token: Token, ends: &[usize], first: usize, scored: &[bool]) -> Marked 
 }
 
 /// A `text` row: all of it, and the end unless it has one.
-fn whole_text(text: &str) -> Vec<Piece> {
+fn whole_text(text: &str, end: &str) -> Vec<Piece> {
     let piece = |text: &str, part, control| Piece {
         text: text.to_string(),
         part,
         turn: 0,
         role: Role::Assistant,
+        trained: None,
         control,
         alone: true,
     };
-    let body = text.strip_suffix("<|endoftext|>").unwrap_or(text);
-    let mut pieces = vec![piece(body, Part::Body, false), piece("<|endoftext|>", Part::End, true)];
+    let body = text.strip_suffix(end).unwrap_or(text);
+    let mut pieces = vec![piece(body, Part::Body, false), piece(end, Part::End, true)];
     pieces.retain(|piece| !piece.text.is_empty());
     pieces
 }
 
-/// Which pieces are scored. The official script scores the marks of every turn and the answers' contents.
+/// Which pieces are scored. The official script scores the marks of every turn and the answers' contents. What a
+/// row says about one of its answers goes before `train_on`.
 fn scored(pieces: &[Piece], train_on: TrainOn, is_text: bool) -> Vec<bool> {
     let last = pieces.iter().filter(|piece| piece.role == Role::Assistant).map(|piece| piece.turn).max();
     let answers = |piece: &Piece| piece.role == Role::Assistant;
     let said = |piece: &Piece| answers(piece) && matches!(piece.part, Part::Body | Part::End);
     let one = |piece: &Piece| match train_on {
         _ if is_text => true,
+        _ if piece.trained == Some(false)
+            && !matches!(piece.part, Part::Start | Part::Role | Part::Break) =>
+        {
+            false
+        }
         TrainOn::All => true,
-        TrainOn::Assistant => said(piece),
-        TrainOn::LastTurn => said(piece) && Some(piece.turn) == last,
+        TrainOn::Assistant | TrainOn::Template => said(piece),
+        TrainOn::LastTurn => said(piece) && (piece.trained == Some(true) || Some(piece.turn) == last),
         TrainOn::QwenOfficial => match piece.part {
             Part::Start | Part::End | Part::Break => true,
             Part::Body => answers(piece),
-            Part::Role | Part::EmptyThink => false,
+            Part::Role => false,
         },
     };
     pieces.iter().map(one).collect()
 }
 
 /// Applies the cutoff.
-fn limit(marked: Vec<Marked>, pieces: &[Piece], settings: &Settings) -> Outcome {
+fn limit(marked: Vec<Marked>, pieces: &[Piece], settings: &Settings, thoughts_left_out: usize) -> Outcome {
     let tokens = marked.len();
     if tokens <= settings.cutoff_len {
-        return Outcome::Row { row: row_of(&marked), truncated: false };
+        return Outcome::Row { row: row_of(&marked), truncated: false, thoughts_left_out };
     }
     if settings.too_long != TooLong::Truncate {
         return Outcome::TooLong(tokens);
     }
     match truncate(marked, pieces, settings) {
-        Some(marked) => Outcome::Row { row: row_of(&marked), truncated: true },
+        Some(marked) => Outcome::Row { row: row_of(&marked), truncated: true, thoughts_left_out },
         None => Outcome::TooLong(tokens),
     }
 }
@@ -262,7 +263,7 @@ fn truncate(mut marked: Vec<Marked>, pieces: &[Piece], settings: &Settings) -> O
     let is = |i: usize, target: bool| {
         pieces[i].part == Part::Body
             && (pieces[i].role == Role::Assistant) == target
-            && pieces[i].role != Role::System
+            && !matches!(pieces[i].role, Role::System | Role::Developer)
     };
     let side =
         |target: bool| (0..pieces.len()).filter(|&i| is(i, target)).map(|i| sizes[i]).collect::<Vec<usize>>();

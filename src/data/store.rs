@@ -4,7 +4,7 @@
 //! (least significant first) says whether token i is scored.
 
 use super::dataset::{IGNORED, Row};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -32,13 +32,21 @@ pub(super) fn encode(row: &Row, out: &mut Vec<u8>) {
 }
 
 impl Store {
-    /// The row of `tokens` tokens at `offset`.
-    pub(super) fn row(&self, offset: u64, tokens: u32) -> Result<Row> {
-        Ok(decode(&self.bytes(offset, row_bytes(tokens))?, tokens))
+    /// The row of `tokens` tokens at `offset`, whose [`sum`] was `sum` when it was looked through.
+    pub(super) fn row(&self, offset: u64, tokens: u32, expected: u32) -> Result<Row> {
+        let bytes = self.bytes(offset, row_bytes(tokens))?;
+        match self {
+            Store::File(_, path) if sum(&bytes) != expected => {
+                let what = format!("the token cache {} was changed while it was in use", path.display());
+                Err(Error::new(Kind::Io, what)
+                    .hint("use a --cache-dir nobody else writes in, then resume from the last checkpoint"))
+            }
+            _ => Ok(decode(&bytes, tokens)),
+        }
     }
 
     /// `size` bytes at `offset`.
-    pub(super) fn bytes(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
+    fn bytes(&self, offset: u64, size: usize) -> Result<Vec<u8>> {
         match self {
             Store::Memory(all) => Ok(all[offset as usize..offset as usize + size].to_vec()),
             Store::File(file, path) => {
@@ -48,12 +56,25 @@ impl Store {
             }
         }
     }
+}
 
-    /// The little-endian number at `offset`.
-    pub(super) fn u64_at(&self, offset: u64) -> Result<u64> {
-        let bytes = self.bytes(offset, 8)?;
-        Ok(bytes.iter().rev().fold(0, |number, &byte| number << 8 | u64::from(byte)))
+/// The start of the BLAKE3 of an encoded row.
+pub(super) fn sum(encoded: &[u8]) -> u32 {
+    let digest = blake3::hash(encoded);
+    let [a, b, c, d, ..] = *digest.as_bytes();
+    u32::from_le_bytes([a, b, c, d])
+}
+
+/// What no row made here has: no tokens, one outside the vocabulary, none that is scored.
+pub(super) fn fault(encoded: &[u8], tokens: u32, vocab_size: usize) -> Option<String> {
+    let (ids, mask) = encoded.split_at(tokens as usize * 4);
+    let mut ids = ids.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    if let Some(id) = ids.find(|&id| id as usize >= vocab_size) {
+        return Some(format!("token {id} is outside the vocabulary of {vocab_size}"));
     }
+    // The first token is no other's next, so nothing counts its mark.
+    let scored = (1..tokens as usize).any(|i| mask[i / 8] >> (i % 8) & 1 == 1);
+    (!scored).then(|| "none of its tokens is scored".to_owned())
 }
 
 fn decode(bytes: &[u8], tokens: u32) -> Row {

@@ -28,11 +28,13 @@ pub struct Token {
 
 /// Which tokens are found in a text as a whole, before it is split.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Recognise {
+pub enum Recognise<'a> {
     /// Control tokens (`<|im_end|>`) and the others (`<think>`), as the model's own tokenizer does.
     All,
     /// Control tokens are plain text.
     Written,
+    /// These ids are plain text.
+    Without(&'a [u32]),
 }
 
 /// A Qwen tokenizer.
@@ -89,7 +91,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// Internal errors of the library.
-    pub fn tokens(&self, text: &str, recognise: Recognise) -> Result<Vec<Token>> {
+    pub fn tokens(&self, text: &str, recognise: Recognise<'_>) -> Result<Vec<Token>> {
         let mut tokens = Vec::new();
         let (mut plain, mut at) = (0, 0);
         while at < text.len() {
@@ -106,12 +108,16 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    fn added_at(&self, text: &str, at: usize, recognise: Recognise) -> Option<&AddedToken> {
+    fn added_at(&self, text: &str, at: usize, recognise: Recognise<'_>) -> Option<&AddedToken> {
         let rest = &text.as_bytes()[at..];
         if !self.starts[rest[0] as usize] {
             return None;
         }
-        let wanted = |token: &&AddedToken| recognise == Recognise::All || !token.special;
+        let wanted = |token: &&AddedToken| match recognise {
+            Recognise::All => true,
+            Recognise::Written => !token.special,
+            Recognise::Without(ids) => !ids.contains(&token.id),
+        };
         self.added.iter().filter(wanted).find(|token| rest.starts_with(token.content.as_bytes()))
     }
 
@@ -129,6 +135,11 @@ impl Tokenizer {
     #[must_use]
     pub fn added(&self, content: &str) -> Option<u32> {
         self.added.iter().find(|token| token.content == content).map(|token| token.id)
+    }
+
+    /// The added tokens, and whether they are special.
+    pub(super) fn added_tokens(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.added.iter().map(|token| (token.content.as_str(), token.special))
     }
 
     /// Whether the id is a control token's.

@@ -5,6 +5,8 @@
 //! silently give other ids.
 
 use crate::error::{Error, Result};
+use crate::files;
+use crate::formats::lfs;
 use rayon::prelude::*;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -70,21 +72,20 @@ pub(super) fn byte_alphabet() -> [char; 256] {
 pub(super) fn read(folder: &Path) -> Result<(Vocabulary, bool)> {
     let json = folder.join("tokenizer.json");
     let tiktoken = folder.join("qwen.tiktoken");
-    let is_tiktoken = !json.exists() && tiktoken.exists();
+    let is_tiktoken = !files::exists(&json)? && files::exists(&tiktoken)?;
     let path = if is_tiktoken { tiktoken } else { json };
-    if !path.exists() {
+    if !files::exists(&path)? {
         return Err(Error::input(format!(
             "{} holds neither tokenizer.json nor qwen.tiktoken",
             folder.display()
         ))
         .hint("put the model's tokenizer file beside its weights, or give rows of input_ids"));
     }
-    let size = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?.len();
     let wrong = |what: String| Error::input(format!("{}: {what}", path.display()));
-    if size > MAX_FILE {
-        return Err(wrong(format!("{size} bytes are too many for a tokenizer")));
+    let bytes = files::read(&path, MAX_FILE)?;
+    if lfs::is_pointer(&bytes) {
+        return Err(lfs::pointer(&path));
     }
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
     let made = if is_tiktoken { from_tiktoken(&bytes) } else { from_json(&bytes) };
     let vocabulary = made.map_err(wrong)?;
     vocabulary.check().map_err(wrong)?;

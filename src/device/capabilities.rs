@@ -9,6 +9,8 @@ pub struct Capabilities {
     pub kind: &'static str,
     /// How it stores activations. Sums are f32.
     pub activation: Element,
+    /// How it stores what layers keep from the forward to the backward pass.
+    pub kept: Element,
     /// Whether it has a memory of its own, with copies of the host's matrices and integers.
     pub own_memory: bool,
     /// Whether operations are queued rather than done when they return; work that comes again is then recorded.

@@ -2,6 +2,7 @@
 
 pub mod arena;
 mod capabilities;
+mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -10,6 +11,7 @@ pub mod matrix;
 
 pub use arena::{Planner, Purpose, Region, Storage};
 pub use capabilities::Capabilities;
+pub use choice::{Chosen, Devices, OnCpu};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
@@ -25,7 +27,7 @@ pub enum Device {
     Cpu(Cpu),
     /// A GPU, bf16 with f32 sums.
     #[cfg(feature = "cuda")]
-    Cuda(Cuda),
+    Cuda(Box<Cuda>),
 }
 
 /// Work that comes again: the same name and shape mean the same launches with the same operands.
@@ -42,7 +44,7 @@ impl Device {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Device::Cpu(_) => Cpu::CAPABILITIES,
+            Device::Cpu(cpu) => cpu.capabilities(),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => Cuda::CAPABILITIES,
         }
@@ -57,7 +59,7 @@ impl Device {
     /// When the lengths differ.
     pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => cpu.write(region).copy_from_slice(values),
+            Device::Cpu(cpu) => cpu.put(region, values),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.write(region, values)?,
         }
@@ -70,7 +72,7 @@ impl Device {
     /// When the device failed, also in work that was queued before.
     pub fn read_into(&mut self, region: Region, out: &mut Vec<f32>) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => out.extend_from_slice(cpu.read(region)),
+            Device::Cpu(cpu) => cpu.get(region, out),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.read_into(region, out)?,
         }
@@ -87,39 +89,37 @@ impl Device {
         Ok(out)
     }
 
-    /// Starts copying `regions` (f32) to the host. Work that is queued from now on may run beside it; only an optimizer step
-    /// waits for it.
+    /// Starts copying `regions` (f32), as they are after all work queued so far, into the memory of `into`. Work that is
+    /// queued from now on may run beside it; what would change a region waits by itself.
     ///
     /// # Errors
     /// When the device failed.
-    pub fn begin_snapshot(&mut self, regions: &[Region; 3]) -> Result<()> {
+    ///
+    /// # Panics
+    /// When a copy is under way.
+    pub fn begin_copy(&mut self, regions: [Region; 3], into: [Vec<f32>; 3]) -> Result<()> {
         match self {
-            Device::Cpu(_) => {
-                let _ = regions;
+            Device::Cpu(cpu) => {
+                cpu.begin_copy(regions, into);
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => cuda.begin_snapshot(regions),
+            Device::Cuda(cuda) => cuda.begin_copy(regions, into),
         }
     }
 
-    /// Waits for the copy begun last and appends the regions' elements to `outs`.
+    /// Waits for the copy that was begun.
     ///
     /// # Errors
     /// When the device failed.
     ///
     /// # Panics
     /// When none was begun.
-    pub fn end_snapshot(&mut self, regions: &[Region; 3], outs: [&mut Vec<f32>; 3]) -> Result<()> {
+    pub fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
         match self {
-            Device::Cpu(cpu) => {
-                for (region, out) in regions.iter().zip(outs) {
-                    out.extend_from_slice(cpu.read(*region));
-                }
-                Ok(())
-            }
+            Device::Cpu(cpu) => Ok(cpu.end_copy()),
             #[cfg(feature = "cuda")]
-            Device::Cuda(cuda) => cuda.end_snapshot(regions, outs),
+            Device::Cuda(cuda) => cuda.end_copy(),
         }
     }
 
@@ -167,7 +167,8 @@ impl Device {
 
     /// Does `work`. A GPU records its launches the second time it is asked for the same, and from then on repeats them
     /// as one CUDA graph: the same launches, so the same bits. What differs between two times must be in device memory.
-    pub fn repeat(&mut self, recording: Recording, work: impl FnOnce(&mut Device)) {
+    /// Where no graph can be made, `work` is called again, as nothing was done while it was recorded.
+    pub fn repeat(&mut self, recording: Recording, mut work: impl FnMut(&mut Device)) {
         match self {
             Device::Cpu(_) => {
                 drop(recording);
@@ -179,8 +180,12 @@ impl Device {
                 cuda::Recorded::Replayed => {}
                 cuda::Recorded::Begun(recording) => {
                     work(self);
-                    if let Device::Cuda(cuda) = self {
-                        cuda.end_recording(recording);
+                    let done = match self {
+                        Device::Cuda(cuda) => cuda.end_recording(recording),
+                        Device::Cpu(_) => true,
+                    };
+                    if !done {
+                        work(self);
                     }
                 }
             },

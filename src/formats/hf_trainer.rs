@@ -20,7 +20,7 @@ pub const OPTIMIZER: &str = "optimizer.pt";
 pub const SCHEDULER: &str = "scheduler.pt";
 
 /// Largest `trainer_state.json` that is read: a line of its log takes about 200 bytes.
-const MAX_STATE_BYTES: u64 = 256 << 20;
+const MAX_STATE_BYTES: u64 = 64 << 20;
 /// Most steps a run may claim.
 const MAX_STEPS: u64 = 100_000_000;
 
@@ -41,6 +41,34 @@ pub struct Progress {
     pub batch_size: Option<u64>,
     /// Value and, where the file says it, step of the best evaluation.
     pub best: Option<(f64, Option<u64>)>,
+    /// How often it logs, saves and evaluates.
+    pub every: Every,
+}
+
+/// Steps between log lines, saves and evaluations; below 1 a fraction of all steps. Trainer goes on with those of the
+/// file.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Every {
+    /// Between log lines.
+    pub logging: f64,
+    /// Between saves.
+    pub save: f64,
+    /// Between evaluations.
+    pub eval: f64,
+}
+
+impl Default for Every {
+    /// Trainer's own.
+    fn default() -> Self {
+        Every { logging: 500.0, save: 500.0, eval: 500.0 }
+    }
+}
+
+impl Every {
+    /// As Trainer writes it: a whole number, or a fraction below 1.
+    fn json(steps: f64) -> serde_json::Value {
+        if steps.fract() == 0.0 { json!(steps as u64) } else { json!(steps) }
+    }
 }
 
 /// Reads `trainer_state.json`.
@@ -48,7 +76,7 @@ pub struct Progress {
 /// # Errors
 /// Names the file and the field.
 pub fn read_progress(path: &Path) -> Result<Progress> {
-    let keys = json::read_python_object(path, MAX_STATE_BYTES)?;
+    let keys = json::read_python_scalars(path, MAX_STATE_BYTES)?;
     let fault = |what: String| Error::input(format!("{}: {what}", path.display()));
     let get = |key: &str| keys.get(key).filter(|v| !v.is_null());
     let count = |key: &str, least: u64| {
@@ -66,7 +94,14 @@ pub fn read_progress(path: &Path) -> Result<Progress> {
     let batch_size = get("train_batch_size").map(|_| count("train_batch_size", 1)).transpose()?;
     let best = get("best_metric").and_then(serde_json::Value::as_f64);
     let best = best.map(|value| (value, get("best_global_step").and_then(serde_json::Value::as_u64)));
-    Ok(Progress { step, max_steps, epoch, num_train_epochs, batch_size, best })
+    let steps = |key: &str| get(key).and_then(serde_json::Value::as_f64).filter(|steps| *steps > 0.0);
+    let usual = Every::default();
+    let every = Every {
+        logging: steps("logging_steps").unwrap_or(usual.logging),
+        save: steps("save_steps").unwrap_or(usual.save),
+        eval: steps("eval_steps").unwrap_or(usual.eval),
+    };
+    Ok(Progress { step, max_steps, epoch, num_train_epochs, batch_size, best, every })
 }
 
 /// The text of a `trainer_state.json`: every field, sorted, as Trainer writes it. `log_history` holds Trainer's
@@ -79,10 +114,10 @@ pub fn state_text(p: &Progress, log_history: Vec<serde_json::Value>) -> String {
     });
     let fields = json!({
         "best_global_step": p.best.and_then(|(_, step)| step), "best_metric": p.best.map(|(value, _)| value),
-        "best_model_checkpoint": null, "epoch": p.epoch, "eval_steps": 500, "global_step": p.step,
+        "best_model_checkpoint": null, "epoch": p.epoch, "eval_steps": Every::json(p.every.eval), "global_step": p.step,
         "is_hyper_param_search": false, "is_local_process_zero": true, "is_world_process_zero": true,
-        "log_history": log_history, "logging_steps": 500, "max_steps": p.max_steps,
-        "num_input_tokens_seen": 0, "num_train_epochs": p.num_train_epochs, "save_steps": 500,
+        "log_history": log_history, "logging_steps": Every::json(p.every.logging), "max_steps": p.max_steps,
+        "num_input_tokens_seen": 0, "num_train_epochs": p.num_train_epochs, "save_steps": Every::json(p.every.save),
         "stateful_callbacks": { "TrainerControl": { "args": control, "attributes": {} } }, "total_flos": 0.0, "train_batch_size": p.batch_size, "trial_name": null,
         "trial_params": null,
     });

@@ -1,10 +1,11 @@
 //! Strict JSON of untrusted files: bounded size and depth, no key twice.
 
+use super::lfs;
 use crate::error::{Error, Result};
+use crate::files;
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 use std::fmt;
-use std::io::Read;
 use std::path::Path;
 
 /// Deepest nesting of lists and objects.
@@ -18,37 +19,43 @@ pub type Object = Map<String, Value>;
 /// # Errors
 /// Names the file, line and column: larger, not UTF-8, not JSON, a key twice, nested too deeply, not an object.
 pub fn read_object(path: &Path, max_bytes: u64) -> Result<Object> {
-    object_of(path, &read_text(path, max_bytes)?)
+    object_of(path, &files::read(path, max_bytes)?)
 }
 
-/// [`read_object`] of a file that Python's `json` wrote: NaN and Infinity, which it writes and JSON does not
-/// have, are null.
+/// The numbers, texts and switches of a JSON object that Python's `json` wrote: NaN and Infinity, which it writes and
+/// JSON does not have, are null, and so are lists and objects, which are passed over.
 ///
 /// # Errors
 /// As [`read_object`].
-pub fn read_python_object(path: &Path, max_bytes: u64) -> Result<Object> {
-    object_of(path, &without_nan(&read_text(path, max_bytes)?))
+pub fn read_python_scalars(path: &Path, max_bytes: u64) -> Result<Object> {
+    let text = without_nan(files::read(path, max_bytes)?);
+    object_in(path, parse_as(Strict { depth: 0, shallow: true }, &text))
 }
 
-fn read_text(path: &Path, max_bytes: u64) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path).map_err(|e| Error::reading(path, e))?;
-    let mut text = Vec::new();
-    file.take(max_bytes + 1).read_to_end(&mut text).map_err(|e| Error::reading(path, e))?;
-    if text.len() as u64 > max_bytes {
-        return Err(Error::input(format!("{}: larger than {max_bytes} bytes", path.display())));
+/// The object that `text`, the content of `path`, holds.
+///
+/// # Errors
+/// As [`read_object`].
+pub fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
+    if lfs::is_pointer(text) {
+        return Err(lfs::pointer(path));
     }
-    Ok(text)
+    object_in(path, parse(text))
 }
 
-fn object_of(path: &Path, text: &[u8]) -> Result<Object> {
-    match parse(text) {
+fn object_in(path: &Path, parsed: std::result::Result<Value, serde_json::Error>) -> Result<Object> {
+    match parsed {
         Ok(Value::Object(object)) => Ok(object),
         Ok(_) => Err(Error::input(format!("{}: not a JSON object", path.display()))),
-        Err(error) => Err(Error::input(format!("{}: {error}", path.display()))),
+        Err(error) => Err(Error::input(format!("{}: {error}", path.display())).caused_by(error)),
     }
 }
 
-fn without_nan(text: &[u8]) -> Vec<u8> {
+fn without_nan(text: Vec<u8>) -> Vec<u8> {
+    if !text.windows(3).any(|three| three == b"NaN" || three == b"Inf") {
+        return text;
+    }
+    let text = text.as_slice();
     let mut out = Vec::with_capacity(text.len());
     let mut rest = text;
     let mut within_text = false;
@@ -75,8 +82,12 @@ fn without_nan(text: &[u8]) -> Vec<u8> {
 /// # Errors
 /// What is wrong, with line and column.
 pub fn parse(text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
+    parse_as(Strict { depth: 0, shallow: false }, text)
+}
+
+fn parse_as(strict: Strict, text: &[u8]) -> std::result::Result<Value, serde_json::Error> {
     let mut reader = serde_json::Deserializer::from_slice(text);
-    let value = Strict { depth: 0 }.deserialize(&mut reader)?;
+    let value = strict.deserialize(&mut reader)?;
     reader.end()?;
     Ok(value)
 }
@@ -89,14 +100,20 @@ pub(super) fn duplicate<E: de::Error>(key: &str) -> E {
 #[derive(Clone, Copy)]
 struct Strict {
     depth: usize,
+    /// Lists and objects in the outermost one are passed over.
+    shallow: bool,
 }
 
 impl Strict {
+    fn is_passed_over(self) -> bool {
+        self.shallow && self.depth > 0
+    }
+
     fn deeper<E: de::Error>(self) -> std::result::Result<Self, E> {
         if self.depth == MAX_DEPTH {
             return Err(E::custom(format_args!("nested more than {MAX_DEPTH} deep")));
         }
-        Ok(Strict { depth: self.depth + 1 })
+        Ok(Strict { depth: self.depth + 1, ..self })
     }
 }
 
@@ -141,6 +158,10 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> std::result::Result<Value, A::Error> {
         let inner = self.deeper()?;
+        if self.is_passed_over() {
+            while list.next_element::<de::IgnoredAny>()?.is_some() {}
+            return Ok(Value::Null);
+        }
         let mut values = Vec::new();
         while let Some(value) = list.next_element_seed(inner)? {
             values.push(value);
@@ -150,6 +171,10 @@ impl<'de> Visitor<'de> for Strict {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> std::result::Result<Value, A::Error> {
         let inner = self.deeper()?;
+        if self.is_passed_over() {
+            while map.next_entry::<de::IgnoredAny, de::IgnoredAny>()?.is_some() {}
+            return Ok(Value::Null);
+        }
         let mut object = Object::new();
         while let Some(key) = map.next_key::<String>()? {
             if object.contains_key(&key) {

@@ -5,23 +5,28 @@
 
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
 use super::torch_file::TorchFile;
-use super::{atomic_file, json};
+use super::{json, publish};
+use crate::config::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
+use crate::files;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// The file that says what an adapter is.
 pub const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
+/// The file with the tensors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 const PICKLED: &str = "adapter_model.bin";
 
+/// Largest adapter that is read: about 2 billion parameters in f32, which stay in memory.
+pub const MAX_WEIGHT_BYTES: u64 = 8 << 30;
 /// Largest `adapter_config.json` that is read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
+pub const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Stands for every linear layer of the blocks.
-pub const ALL_LINEAR: &str = "all-linear";
+const ALL_LINEAR: &str = "all-linear";
 
 /// Highest rank that is read.
 pub const MAX_RANK: usize = 4096;
@@ -46,8 +51,10 @@ pub struct AdapterConfig {
     pub lora_alpha: f64,
     /// Dropout.
     pub lora_dropout: f64,
-    /// Module names, sorted; the one name `all-linear` stands for every linear layer of the blocks.
-    pub target_modules: Vec<String>,
+    /// Module names, sorted; every linear layer; or a regular expression of whole names.
+    pub target_modules: Targets,
+    /// Modules that have no adapter although they are targets.
+    pub exclude_modules: Option<Targets>,
     /// Scale by alpha / sqrt(r).
     pub use_rslora: bool,
     /// Pattern to rank, for layers that have their own. How a pattern matches: [`crate::config::Settings`].
@@ -77,18 +84,34 @@ pub fn read(folder: &Path) -> Result<Adapter> {
     let config = read_config(&folder.join(CONFIG))?;
     let safe = folder.join(WEIGHTS);
     let pickled = folder.join(PICKLED);
-    if !safe.exists() && pickled.exists() {
+    if !files::exists(&safe)? && files::exists(&pickled)? {
         return Ok(Adapter { tensors: read_pickled(pickled, config.one_rank())?, config });
     }
     let tensors = read_safetensors(safe, config.one_rank())?;
     Ok(Adapter { config, tensors })
 }
 
+/// Reads the two files of an adapter folder, whose name is for messages.
+///
+/// # Errors
+/// As [`read`].
+pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Adapter> {
+    let path = folder.join(CONFIG);
+    let config = config_of(&path, json::object_of(&path, config)?)?;
+    let tensors = parse_safetensors(folder.join(WEIGHTS), weights, config.one_rank())?;
+    Ok(Adapter { config, tensors })
+}
+
 fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
-    let bytes = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
-    let header = safetensors::parse_header(&path, &bytes, bytes.len() as u64)?;
+    let bytes = files::read(&path, MAX_WEIGHT_BYTES)?;
+    parse_safetensors(path, &bytes, rank)
+}
+
+fn parse_safetensors(path: PathBuf, bytes: &[u8], rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
+    let header = safetensors::parse_header(&path, bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
-    if let Some((name, dtype)) = header.others.first_key_value() {
+    if let Some((name, other)) = header.others.first_key_value() {
+        let dtype = &other.dtype;
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
     }
     let decoded = |info: &TensorInfo| Ok(decode(info.element, &bytes[info.bytes.clone()]));
@@ -110,19 +133,25 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
-/// Writes the folder; bytes are a function of the adapter alone. Files are atomic, the config last.
+/// Writes the files into the folder `folder`, each whole, the config last.
 ///
 /// # Errors
 /// I/O errors, naming the path.
 pub fn write(folder: &Path, adapter: &Adapter) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
+    let files = encode(adapter);
+    files.iter().try_for_each(|(name, bytes)| publish::replace_file(&folder.join(name), bytes))
+}
+
+/// The folder's files: names and bytes, which are a function of the adapter alone.
+#[must_use]
+pub fn encode(adapter: &Adapter) -> [(&'static str, Vec<u8>); 2] {
     let tensors: Vec<F32Tensor<'_>> = adapter
         .tensors
         .iter()
         .map(|t| F32Tensor { name: &t.name, shape: &t.shape, values: &t.values })
         .collect();
-    atomic_file::write(&folder.join(WEIGHTS), &safetensors::encode_f32(&tensors))?;
-    atomic_file::write(&folder.join(CONFIG), config_text(&adapter.config).as_bytes())
+    [(WEIGHTS, safetensors::encode_f32(&tensors)), (CONFIG, config_text(&adapter.config).into_bytes())]
 }
 
 // ---- tensors ----------------------------------------------------------------------------------------------
@@ -214,12 +243,9 @@ pub fn split_name(name: &str) -> Option<(&str, char)> {
 
 /// Little-endian elements, widened to f32.
 pub(super) fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    match element {
-        Element::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Element::F16 => halves().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-        Element::Bf16 => halves().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
+    let mut values = vec![0.0; bytes.len() / element.bytes()];
+    element.widen_all(bytes, &mut values);
+    values
 }
 
 // ---- adapter_config.json ----------------------------------------------------------------------------------
@@ -244,6 +270,7 @@ const READ: &[&str] = &[
     "alpha_pattern",
     "base_model_name_or_path",
     "bias",
+    "exclude_modules",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -263,7 +290,6 @@ const MERGE_FIRST: &str =
 
 /// What helps with a key that is not supported.
 const REMEDIES: &[(&str, &str)] = &[
-    ("exclude_modules", "write the modules that are left into target_modules and remove the key"),
     ("modules_to_save", "only LoRA matrices are trained; train without modules_to_save"),
     ("trainable_token_indices", "only LoRA matrices are trained; train without them"),
     ("fan_in_fan_out", "the linear layers of Qwen are stored [out, in]; the adapter is for another model"),
@@ -279,7 +305,11 @@ struct ConfigReader<'a> {
 }
 
 fn read_config(path: &Path) -> Result<AdapterConfig> {
-    let reader = ConfigReader { path, keys: json::read_object(path, MAX_CONFIG_BYTES)? };
+    config_of(path, json::read_object(path, MAX_CONFIG_BYTES)?)
+}
+
+fn config_of(path: &Path, keys: json::Object) -> Result<AdapterConfig> {
+    let reader = ConfigReader { path, keys };
     reader.refuse_unsupported()?;
     reader.config()
 }
@@ -411,11 +441,13 @@ impl ConfigReader<'_> {
                 return Err(self.fault(format_args!("base_model_name_or_path is {}", brief(other))));
             }
         };
-        let target_modules = self.targets(required("target_modules")?)?;
+        let target_modules = self.targets("target_modules", required("target_modules")?)?;
+        let excluded = self.value("exclude_modules").filter(|value| !is_off(value));
+        let exclude_modules = excluded.map(|value| self.targets("exclude_modules", value)).transpose()?;
         let layers_to_transform = self.layers()?;
-        if layers_to_transform.is_some() && target_modules == [ALL_LINEAR] {
+        if layers_to_transform.is_some() && !matches!(target_modules, Targets::Names(_)) {
             return Err(self
-                .fault("layers_to_transform beside target_modules \"all-linear\" is not supported, nor is it by PEFT")
+                .fault("layers_to_transform beside target_modules that is one string is not supported, nor is it by PEFT")
                 .hint("write the module names as a list"));
         }
         Ok(AdapterConfig {
@@ -423,6 +455,7 @@ impl ConfigReader<'_> {
             lora_alpha,
             lora_dropout,
             target_modules,
+            exclude_modules,
             use_rslora,
             rank_pattern: self.pattern("rank_pattern", rank, &rank_wanted)?,
             alpha_pattern: self.pattern("alpha_pattern", alpha, alpha_wanted)?,
@@ -431,35 +464,29 @@ impl ConfigReader<'_> {
         })
     }
 
-    fn targets(&self, value: &Value) -> Result<Vec<String>> {
-        if value == ALL_LINEAR {
-            return Ok(vec![ALL_LINEAR.into()]);
-        }
+    /// `all-linear`, a list of names, or a string that PEFT takes for a regular expression.
+    fn targets(&self, key: &str, value: &Value) -> Result<Targets> {
+        let plain = |name: &str| !name.is_empty() && !name.chars().any(char::is_control);
         let list = match value {
-            Value::Array(list) if !list.is_empty() => list,
-            Value::String(_) => {
-                return Err(self
-                    .fault(format_args!("target_modules {}: patterns are not supported", brief(value)))
-                    .hint("write the module names as a list"));
+            Value::String(text) if text == ALL_LINEAR && key == "target_modules" => {
+                return Ok(Targets::AllLinear);
             }
+            Value::String(pattern) if plain(pattern) => return Ok(Targets::Pattern(pattern.clone())),
+            Value::Array(list) if !list.is_empty() => list,
             other => {
-                return Err(
-                    self.fault(format_args!("target_modules is {}, expected a list of names", brief(other)))
-                );
+                return Err(self.fault(format_args!("{key} is {}, expected a list of names", brief(other))));
             }
         };
         let mut names = Vec::with_capacity(list.len());
         for item in list {
             match item.as_str() {
-                Some(name) if !name.is_empty() && !name.chars().any(char::is_control) => {
-                    names.push(name.to_owned())
-                }
-                _ => return Err(self.fault(format_args!("target_modules holds {}", brief(item)))),
+                Some(name) if plain(name) => names.push(name.to_owned()),
+                _ => return Err(self.fault(format_args!("{key} holds {}", brief(item)))),
             }
         }
         names.sort();
         names.dedup();
-        Ok(names)
+        Ok(Targets::Names(names))
     }
 }
 
@@ -487,32 +514,44 @@ fn brief(value: &Value) -> String {
     if text.chars().count() <= 60 { text } else { text.chars().take(60).chain("…".chars()).collect() }
 }
 
-/// The text PEFT writes: every field, sorted, indented by 2, ASCII only (Python reads it in any locale).
+/// The text of `adapter_config.json`: sorted, indented by 2, ASCII only (Python reads it in any locale). The fields
+/// are those that every PEFT since 0.5 knows; a later one is written only where it says something, since older
+/// versions (0.7 to 0.13) refuse a field they don't know even when it has its default.
 fn config_text(config: &AdapterConfig) -> String {
     // Whole numbers as PEFT's users write them, without a point.
     let number = |value: f64| {
         let whole = value.fract() == 0.0 && value.abs() <= 1e6;
         if whole { json!(value as i64) } else { json!(value) }
     };
-    let alphas: json::Object =
-        config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha))).collect();
+    let modules = |targets: &Targets| match targets {
+        Targets::AllLinear => json!(ALL_LINEAR),
+        Targets::Names(names) => json!(names),
+        Targets::Pattern(pattern) => json!(pattern),
+    };
     let base = &config.base_model_name_or_path;
-    let all = config.target_modules == [ALL_LINEAR];
-    let targets = if all { json!(ALL_LINEAR) } else { json!(config.target_modules) };
-    let fields = json!({
-        "alora_invocation_tokens": null, "alpha_pattern": alphas, "arrow_config": null, "auto_mapping": null,
+    let mut fields = json!({
         "base_model_name_or_path": if base.is_empty() { Value::Null } else { json!(base) },
-        "bias": "none", "corda_config": null, "ensure_weight_tying": false, "eva_config": null,
-        "exclude_modules": null, "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
-        "kasa_config": null, "layer_replication": null, "layers_pattern": null, "layers_to_transform": config.layers_to_transform,
-        "loftq_config": {}, "lora_alpha": number(config.lora_alpha), "lora_bias": false, "lora_dropout": config.lora_dropout,
-        "lora_ga_config": null, "megatron_config": null, "megatron_core": "megatron.core",
-        "modules_to_save": null, "monteclora_config": null, "peft_type": "LORA", "peft_version": "0.21.2",
-        "qalora_group_size": 16, "r": config.r, "rank_pattern": config.rank_pattern, "revision": null,
-        "target_modules": targets, "target_parameters": null, "task_type": "CAUSAL_LM",
-        "trainable_token_indices": null, "use_bdlora": null, "use_dora": false, "use_qalora": false,
-        "use_rslora": config.use_rslora, "velora_config": null,
+        "bias": "none", "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
+        "lora_alpha": number(config.lora_alpha), "lora_dropout": config.lora_dropout, "modules_to_save": null,
+        "peft_type": "LORA", "r": config.r, "target_modules": modules(&config.target_modules),
+        "task_type": "CAUSAL_LM",
     });
+    if !config.rank_pattern.is_empty() {
+        fields["rank_pattern"] = json!(config.rank_pattern);
+    }
+    if !config.alpha_pattern.is_empty() {
+        let alphas = config.alpha_pattern.iter().map(|(pattern, alpha)| (pattern.clone(), number(*alpha)));
+        fields["alpha_pattern"] = Value::Object(alphas.collect());
+    }
+    if let Some(layers) = &config.layers_to_transform {
+        fields["layers_to_transform"] = json!(layers);
+    }
+    if let Some(excluded) = &config.exclude_modules {
+        fields["exclude_modules"] = modules(excluded);
+    }
+    if config.use_rslora {
+        fields["use_rslora"] = json!(true);
+    }
     ascii(&format!("{fields:#}"))
 }
 

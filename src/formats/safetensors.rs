@@ -5,6 +5,7 @@
 //! tensor its dtype, shape and byte range, then the bytes of all tensors without holes.
 
 use super::json::{StringMap, duplicate};
+use super::lfs;
 use crate::element::Element;
 use crate::error::{Error, Result};
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -33,13 +34,24 @@ pub struct TensorInfo {
     pub bytes: Range<usize>,
 }
 
+/// A tensor whose elements are not an [`Element`]: codes, integers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherTensor {
+    /// As the header names it.
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes within the file.
+    pub bytes: Range<usize>,
+}
+
 /// A checked header.
 #[derive(Clone, Debug, Default)]
 pub struct Header {
     /// Tensors by name, those whose elements are an [`Element`].
     pub tensors: BTreeMap<String, TensorInfo>,
-    /// The other tensors' dtypes by name: well-formed, but nothing that is computed with here.
-    pub others: BTreeMap<String, String>,
+    /// The other tensors: well-formed, but not elements of their own.
+    pub others: BTreeMap<String, OtherTensor>,
     /// `__metadata__`.
     pub metadata: BTreeMap<String, String>,
 }
@@ -50,6 +62,9 @@ pub struct Header {
 /// # Errors
 /// Names `path`, the tensor and the rule broken: limits, duplicate keys, overlaps, holes, rank, dtype, length.
 pub fn parse_header(path: &Path, head: &[u8], file_len: u64) -> Result<Header> {
+    if lfs::is_pointer(head) {
+        return Err(lfs::pointer(path));
+    }
     parse(head, file_len).map_err(|rule| Error::input(format!("{}: {rule}", path.display())))
 }
 
@@ -58,6 +73,10 @@ pub fn parse_header(path: &Path, head: &[u8], file_len: u64) -> Result<Header> {
 /// # Errors
 /// As [`parse_header`]: the header is longer than permitted or than the file.
 pub fn header_end(path: &Path, prefix: [u8; 8], file_len: u64) -> Result<usize> {
+    // The first word of a Git LFS pointer; as a length it is beyond any header's.
+    if prefix == *b"version " {
+        return Err(lfs::pointer(path));
+    }
     end_of_header(&prefix, file_len).map_err(|rule| Error::input(format!("{}: {rule}", path.display())))
 }
 
@@ -134,7 +153,8 @@ fn checked(raw: RawHeader, start: usize, file_len: u64) -> Checked<Header> {
                 header.tensors.insert(name, TensorInfo { element, shape, bytes: first..last });
             }
             None => {
-                header.others.insert(name, entry.dtype);
+                let dtype = entry.dtype;
+                header.others.insert(name, OtherTensor { dtype, shape, bytes: first..last });
             }
         }
     }

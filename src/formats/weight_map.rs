@@ -1,10 +1,12 @@
 //! Memory-mapped weights of a model folder: a single `model.safetensors` or the shards of its index.
 
+use super::digest_cache::DigestCache;
+use super::json;
+use super::publish::MadeFrom;
 use super::safetensors::{self, Header, printable};
-use super::{atomic_file, json};
 use crate::element::Element;
 use crate::error::{Error, Kind, Result};
-use crate::sys;
+use crate::{files, sys};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Metadata};
@@ -16,7 +18,7 @@ const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Largest index that is read; that of the largest Qwen is below 200 kB.
-const MAX_INDEX_BYTES: u64 = 16 << 20;
+const MAX_INDEX_BYTES: u64 = 8 << 20;
 
 /// Bytes one thread looks at before it takes the next part; a multiple of every element size.
 const PART: usize = 1 << 20;
@@ -59,6 +61,14 @@ impl Stamp {
     }
 }
 
+impl MadeFrom for WeightMap {
+    /// Whether every mapped file still has the size and mtime it was mapped with: [`Kind::Io`] names the one that was
+    /// edited in place or replaced by another.
+    fn check_unchanged(&self) -> Result<()> {
+        self.files.iter().try_for_each(|file| file.check_unchanged())
+    }
+}
+
 /// One mapped file. Derefs to its bytes through `AsRef`.
 pub struct MappedFile {
     // Dropped before the map, in this order: see `sys::Watch`.
@@ -84,11 +94,8 @@ impl std::fmt::Debug for MappedFile {
 impl MappedFile {
     /// Checks the header against the file's size and then maps it.
     fn open(path: &Path) -> Result<(Self, Header)> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let file = files::open(path)?;
         let found = file.metadata().map_err(|e| Error::reading(path, e))?;
-        if !found.is_file() {
-            return Err(Error::input(format!("{}: not a regular file", path.display())));
-        }
         let header = read_header(path, &file, found.len())?;
         // SAFETY: the map is read-only and lives as long as `file` is open. Another process may still write to
         // the file: `check_unchanged` finds edits, and `sys::watch_mapping` ends the process when it shrinks.
@@ -112,7 +119,7 @@ impl MappedFile {
         let edited = !self.stamp.same_content(&Stamp::of(&open));
         // A file that is gone by now is still mapped, and may be put back before a resume needs it.
         let replaced =
-            std::fs::metadata(&self.path).is_ok_and(|found| !self.stamp.same_content(&Stamp::of(&found)));
+            files::look(&self.path)?.is_some_and(|found| !self.stamp.same_content(&Stamp::of(&found)));
         if edited || replaced {
             let how = if edited { "was edited in place" } else { "was replaced" };
             return Err(Error::new(Kind::Io, format!("{} {how} while it was in use", self.path.display()))
@@ -172,22 +179,43 @@ impl Tensor {
     }
 }
 
+/// Where a matrix of float8 (e4m3) codes lies; its scales are a tensor of their own.
+#[derive(Clone, Debug)]
+pub struct Codes {
+    /// The mapped file.
+    pub file: Arc<MappedFile>,
+    /// First byte in it; a code is a byte.
+    pub offset: usize,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// The dtype of [`Codes`].
+const CODES: &str = "F8_E4M3";
+
 /// All weight files of a model folder.
 #[derive(Debug)]
 pub struct WeightMap {
     files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Tensor>,
+    codes: BTreeMap<String, Codes>,
 }
 
 impl WeightMap {
+    /// No files, for weights that come from elsewhere.
+    #[must_use]
+    pub fn empty() -> Self {
+        WeightMap { files: Vec::new(), tensors: BTreeMap::new(), codes: BTreeMap::new() }
+    }
+
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
     ///
     /// # Errors
     /// Names the file or tensor; `.bin`-only folders are refused with the command that converts them.
     pub fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        match (single.exists(), index.exists()) {
-            (_, true) => Self::open_shards(folder, &index, single.exists()),
+        match (files::exists(&single)?, files::exists(&index)?) {
+            (single, true) => Self::open_shards(folder, &index, single),
             (true, false) => Self::open_files(folder, &BTreeSet::from([SINGLE.to_owned()]), None),
             (false, false) => Err(no_weights(folder)),
         }
@@ -212,10 +240,10 @@ impl WeightMap {
         names: &BTreeSet<String>,
         index: Option<(&Path, &BTreeMap<String, String>)>,
     ) -> Result<Self> {
-        let mut map = WeightMap { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut map = Self::empty();
         for name in names {
             let path = folder.join(name);
-            if let (false, Some((index, _))) = (path.exists(), index) {
+            if let (false, Some((index, _))) = (files::exists(&path)?, index) {
                 return Err(Error::input(format!(
                     "{}: missing, {} names it",
                     path.display(),
@@ -228,34 +256,75 @@ impl WeightMap {
         if let Some((index, listed)) = index {
             map.check_index(index, listed)?;
         }
+        map.complete_names();
         Ok(map)
+    }
+
+    /// Gives the tensor `name`, where it is there, another name besides.
+    pub fn alias(&mut self, name: &str, other: &str) {
+        if let Some(tensor) = self.tensors.get(name).cloned() {
+            self.tensors.insert(other.to_owned(), tensor);
+        }
+    }
+
+    /// Files that were saved from the model without its head (transformers' `AutoModel`) lack the prefix that the
+    /// model with a head has.
+    fn complete_names(&mut self) {
+        for (prefix, table) in [("model.", "embed_tokens.weight"), ("transformer.", "wte.weight")] {
+            let prefixed = self.tensors.keys().any(|name| name.starts_with(prefix));
+            if prefixed || !self.tensors.contains_key(table) {
+                continue;
+            }
+            let complete = |name: String| {
+                if name.starts_with("lm_head.") { name } else { format!("{prefix}{name}") }
+            };
+            let tensors = std::mem::take(&mut self.tensors).into_iter();
+            self.tensors = tensors.map(|(name, tensor)| (complete(name), tensor)).collect();
+            let codes = std::mem::take(&mut self.codes).into_iter();
+            self.codes = codes.map(|(name, codes)| (complete(name), codes)).collect();
+        }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let (file, header) = MappedFile::open(path)?;
-        if let Some((name, dtype)) = header.others.iter().find(|(name, _)| !is_buffer(name)) {
-            return Err(Error::input(format!(
-                "{}: tensor {} is {dtype}; weights must be F32, F16 or BF16",
-                path.display(),
-                printable(name)
-            ))
-            .hint("quantised weights are not supported; use the unquantised model"));
-        }
         let file = Arc::new(file);
+        for (name, other) in header.others.into_iter().filter(|(name, _)| !is_buffer(name)) {
+            if other.dtype != CODES {
+                return Err(Error::input(format!(
+                    "{}: tensor {} is {}; weights must be F32, F16, BF16, or {CODES} with scales",
+                    path.display(),
+                    printable(&name),
+                    other.dtype
+                ))
+                .hint("other quantised weights are not supported; use the unquantised model"));
+            }
+            self.refuse_twice(&name, path)?;
+            let (offset, shape) = (other.bytes.start, other.shape);
+            self.codes.insert(name, Codes { file: Arc::clone(&file), offset, shape });
+        }
         for (name, info) in header.tensors {
             if is_buffer(&name) {
                 continue;
             }
-            if let Some(other) = self.tensors.get(&name) {
-                let (here, there) = (path.display(), other.file.path.display());
-                return Err(Error::input(format!("{here}: tensor {} is in {there} too", printable(&name))));
-            }
+            self.refuse_twice(&name, path)?;
             let offset = info.bytes.start;
             let tensor = Tensor { file: Arc::clone(&file), offset, element: info.element, shape: info.shape };
             self.tensors.insert(name, tensor);
         }
         self.files.push(file);
         Ok(())
+    }
+
+    fn refuse_twice(&self, name: &str, path: &Path) -> Result<()> {
+        let Some(other) = self.file_of(name) else { return Ok(()) };
+        let (here, there) = (path.display(), other.path.display());
+        Err(Error::input(format!("{here}: tensor {} is in {there} too", printable(name))))
+    }
+
+    /// The file that holds the tensor called `name`.
+    fn file_of(&self, name: &str) -> Option<&Arc<MappedFile>> {
+        let elements = self.tensors.get(name).map(|tensor| &tensor.file);
+        elements.or_else(|| self.codes.get(name).map(|codes| &codes.file))
     }
 
     /// Every tensor the index lists is in the shard it names, and no shard holds others.
@@ -265,18 +334,17 @@ impl WeightMap {
                 .hint("index and shards do not belong together; download the model again")
         };
         for (name, shard) in listed.iter().filter(|(name, _)| !is_buffer(name)) {
-            let found = self.tensors.get(name).and_then(|t| t.file.path.file_name());
+            let found = self.file_of(name).and_then(|file| file.path.file_name());
             if found.is_none_or(|file| file != shard.as_str()) {
                 return Err(fault(format!("tensor {} is not in {shard}", printable(name))));
             }
         }
-        match self.tensors.iter().find(|(name, _)| !listed.contains_key(*name)) {
+        let found = self.names().into_iter().find(|name| !listed.contains_key(name));
+        match found.and_then(|name| self.file_of(&name).map(|file| (printable(&name), file))) {
             None => Ok(()),
-            Some((name, tensor)) => Err(fault(format!(
-                "tensor {} of {} is not listed",
-                printable(name),
-                tensor.file.path.display()
-            ))),
+            Some((name, file)) => {
+                Err(fault(format!("tensor {name} of {} is not listed", file.path.display())))
+            }
         }
     }
 
@@ -286,10 +354,18 @@ impl WeightMap {
         self.tensors.get(name).cloned()
     }
 
+    /// The codes of the matrix called `name`, where it is stored in them.
+    #[must_use]
+    pub fn codes(&self, name: &str) -> Option<&Codes> {
+        self.codes.get(name)
+    }
+
     /// All names, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        let mut names: Vec<String> = self.tensors.keys().chain(self.codes.keys()).cloned().collect();
+        names.sort();
+        names
     }
 
     /// The mapped files, sorted by name.
@@ -304,21 +380,24 @@ impl WeightMap {
         self.files.iter().map(|f| f.stamp.size).sum()
     }
 
-    /// BLAKE3 of every file, by file name, hex; cached by (device, inode, size, mtime, ctime) under `cache`.
-    /// `progress` gets bytes done and bytes in all.
+    /// BLAKE3 of every file, by file name, hex; where there is a `cache`, one that is kept there under the file's device,
+    /// inode, size, mtime and ctime. `progress` gets bytes done and bytes in all.
+    ///
+    /// Not seen by a cached digest: a change that leaves those five as they are, such as one made through a memory map
+    /// whose pages had been written to before, or on a disk that was taken out.
     ///
     /// # Errors
     /// [`Kind::Io`] naming a file that changed while it was read.
     pub fn digests(
         &self,
-        cache: Option<&Path>,
+        cache: Option<&DigestCache>,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<BTreeMap<String, String>> {
         let (total, mut done) = (self.file_bytes(), 0);
         let mut digests = BTreeMap::new();
         for file in &self.files {
-            let cached = cache.map(|folder| folder.join("digests").join(file.stamp.key()));
-            let known = cached.as_deref().and_then(read_digest);
+            let key = file.stamp.key();
+            let known = cache.and_then(|cache| cache.get(&key));
             let digest = match known {
                 Some(digest) => {
                     done += file.stamp.size;
@@ -331,8 +410,8 @@ impl WeightMap {
                         progress(done, total);
                     });
                     file.check_unchanged()?;
-                    if let Some(path) = cached {
-                        remember_digest(&path, &digest);
+                    if let Some(cache) = cache {
+                        cache.keep(&key, &digest);
                     }
                     digest
                 }
@@ -341,14 +420,6 @@ impl WeightMap {
             digests.insert(name, digest);
         }
         Ok(digests)
-    }
-
-    /// Whether every mapped file still has the size and mtime it was mapped with.
-    ///
-    /// # Errors
-    /// [`Kind::Io`] naming the file that was edited in place or replaced by another.
-    pub fn check_unchanged(&self) -> Result<()> {
-        self.files.iter().try_for_each(|file| file.check_unchanged())
     }
 
     /// Counts non-finite elements of a tensor.
@@ -431,18 +502,4 @@ fn no_weights(folder: &Path) -> Error {
     }
     Error::input(format!("{shown}: neither {SINGLE} nor {INDEX} is there"))
         .hint("--model-name-or-path takes a downloaded model folder")
-}
-
-fn read_digest(path: &Path) -> Option<String> {
-    let text = std::fs::read_to_string(path).ok()?;
-    let digest = text.strip_suffix('\n')?;
-    (digest.len() == 64 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
-        .then(|| digest.to_owned())
-}
-
-/// A cache that cannot be written costs the next start some seconds, nothing else.
-fn remember_digest(path: &Path, digest: &str) {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let _ =
-        std::fs::create_dir_all(folder).map(|()| atomic_file::write(path, format!("{digest}\n").as_bytes()));
 }

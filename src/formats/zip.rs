@@ -2,6 +2,7 @@
 //! a folder, nothing compressed or encrypted is read (APPNOTE.TXT 6.3 names the records).
 
 use crate::error::{Error, Result};
+use crate::files;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::ops::Range;
@@ -48,7 +49,7 @@ impl Archive {
     /// # Errors
     /// Names the file, the entry and the rule.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| Error::reading(path, e))?;
+        let file = files::open(path)?;
         let length = file.metadata().map_err(|e| Error::reading(path, e))?.len();
         let mut archive = Archive { file, path: path.to_owned(), entries: BTreeMap::new() };
         let read = archive.read_directory(length);

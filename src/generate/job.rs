@@ -1,17 +1,24 @@
 //! A file of rows answered into another: whole or not there. Until all rows are answered, those that are lie in
-//! `OUTPUT.partial`, in order, behind one line that says of which job they are; the same job continues there.
+//! `OUTPUT.partial`, in order, behind one line that says of which job they are; the same job continues there. An answer
+//! is kept only after a look at the weights it was computed from: had they been edited, it would be another model's.
 
 use super::{Event, Generator, Model, Options, text};
 use crate::data::prompts::{PromptRow, Prompter, is_row, with_output};
 use crate::error::{Error, Kind, Result};
-use crate::formats::atomic_file;
+use crate::files;
+use crate::formats::open_folder::{OpenFolder, lock_soon};
+use crate::formats::publish::{FileDraft, MadeFrom, Over};
 use crate::identity::canonical_json;
 use crate::report::event::{Event as Told, Observer};
-use rustix::fs::{FlockOperation, flock};
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+/// Largest file of answers that is continued: its lines are read whole.
+const MAX_ANSWERS: u64 = 4 << 30;
 
 /// What a job has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,24 +47,23 @@ pub fn run(
     observer: &mut dyn Observer,
     cancelled: &dyn Fn() -> bool,
 ) -> Result<Done> {
-    if output.exists() {
-        return Err(Error::output(format!("{} is there already", output.display()))
-            .hint("give another --output-file, or remove it"));
-    }
+    let place = Place::open(output)?;
+    place.refuse_taken()?;
     let rows = prompter.file(input)?;
     let longest = rows.iter().max_by_key(|row| row.ids.len());
     if let Some(row) = longest.filter(|row| row.ids.len() >= model.spec.longest_text()) {
-        let (line, tokens, most) = (row.line, row.ids.len(), model.spec.longest_text());
-        let place = format!("{}:{line}", input.display());
+        let (place, tokens, most) = (row.place, row.ids.len(), model.spec.longest_text());
+        let place = format!("{}{place}", input.display());
         return Err(Error::input(format!(
             "{place}: the prompt has {tokens} tokens; the model reads {most}, answer included"
         )));
     }
     let header = header(model, prompter, options, &rows, observer)?;
-    let mut partial = Partial::open(output, &header, rows.len())?;
+    let mut partial = Partial::open(place, &header, rows.len())?;
     let (continued, total) = (partial.answered, rows.len());
     if continued > 0 {
-        let place = partial.path.display();
+        let place = partial.place.partial_path();
+        let place = place.display();
         observer
             .on_event(&Told::Note(format!("continues {place}: {continued} of {total} rows are answered")));
     }
@@ -70,6 +76,11 @@ pub fn run(
             match event {
                 Event::Token { .. } => done.tokens += 1,
                 Event::Answer { row, ids, ended } => {
+                    // Before anything is written down: what is kept was answered by the model the job began with.
+                    model.check_unchanged().map_err(|error| {
+                        let kept = "the answers before are kept; restore the file and run the command again";
+                        error.hint(kept)
+                    })?;
                     done.cut += usize::from(!ended);
                     let answer = text::decode(prompter.tokenizer(), &ids);
                     partial.push(row, with_output(&rows[row].text, &answer))?;
@@ -84,7 +95,7 @@ pub fn run(
     if !complete {
         return Err(partial.stopped(total));
     }
-    partial.publish(output)?;
+    partial.publish(model)?;
     Ok(done)
 }
 
@@ -119,9 +130,66 @@ fn header(
     Ok(format!("{{\"generate\": \"{}\"}}", hasher.finalize().to_hex()))
 }
 
+/// The open folder the answers go to.
+struct Place {
+    folder: OpenFolder,
+    output: OsString,
+    partial: OsString,
+}
+
+impl Place {
+    fn open(output: &Path) -> Result<Self> {
+        let (folder, name) = OpenFolder::around(output)
+            .map_err(|e| Error::output(format!("cannot write {}: {e}", output.display())).caused_by(e))?;
+        let mut partial = name.clone();
+        partial.push(".partial");
+        Ok(Place { folder, output: name, partial })
+    }
+
+    fn partial_path(&self) -> PathBuf {
+        self.folder.path_of(&self.partial)
+    }
+
+    fn refuse_taken(&self) -> Result<()> {
+        let path = self.folder.path_of(&self.output);
+        if self.folder.look(&self.output).map_err(|e| Error::io("looking at", &path, e))?.is_none() {
+            return Ok(());
+        }
+        Err(Error::output(format!("{} is there already", path.display()))
+            .hint("give another --output-file, or remove it"))
+    }
+
+    /// The `.partial`, locked; created where there is none.
+    fn lock_partial(&self) -> Result<File> {
+        let path = self.partial_path();
+        let fault = |e: std::io::Error| {
+            Error::output(format!("cannot use {}: {e}", path.display())).hint("remove it").caused_by(e)
+        };
+        let busy = || Error::output(format!("{} is being written by another process", path.display()));
+        loop {
+            let file = self.folder.open_or_create_file(&self.partial).map_err(fault)?;
+            match lock_soon(&file) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Err(busy()),
+                Err(e) => return Err(fault(e.into())),
+            }
+            let found = file.metadata().map_err(fault)?;
+            if found.uid() != rustix::process::geteuid().as_raw() || found.nlink() > 1 {
+                return Err(Error::output(format!("{} is not this user's alone", path.display()))
+                    .hint("give another --output-file, or remove it"));
+            }
+            // Whoever had the lock before may have finished: then the name is gone, or another file's.
+            if self.folder.leads_to(&self.partial, &file).map_err(fault)? {
+                self.refuse_taken()?;
+                return Ok(file);
+            }
+        }
+    }
+}
+
 /// The answered rows so far.
 struct Partial {
-    path: PathBuf,
+    place: Place,
     file: File,
     header: String,
     /// Rows in the file.
@@ -131,25 +199,19 @@ struct Partial {
 }
 
 impl Partial {
-    fn open(output: &Path, header: &str, rows: usize) -> Result<Self> {
-        let mut name = output.file_name().unwrap_or_default().to_owned();
-        name.push(".partial");
-        let path = output.with_file_name(name);
+    fn open(place: Place, header: &str, rows: usize) -> Result<Self> {
+        let path = place.partial_path();
         let fault = |e: std::io::Error| Error::io("writing", &path, e);
-        let mut file = File::options().create(true).read(true).append(true).open(&path).map_err(fault)?;
-        if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-            return Err(Error::output(format!("{} is being written by another process", path.display())));
-        }
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(|e| Error::reading(&path, e))?;
+        let mut file = place.lock_partial()?;
+        let bytes = files::read_from(file.try_clone().map_err(fault)?, &path, MAX_ANSWERS)?;
         let kept = Self::whole_lines(&path, &bytes, header, rows)?;
         let length = kept.iter().map(|line| line.len() as u64 + 1).sum();
-        file.set_len(length).map_err(fault)?;
+        file.set_len(length).and_then(|()| file.seek(SeekFrom::End(0))).map_err(fault)?;
         if kept.is_empty() {
             file.write_all(format!("{header}\n").as_bytes()).map_err(fault)?;
         }
         let answered = kept.len().saturating_sub(1);
-        Ok(Partial { path, file, header: header.to_owned(), answered, early: BTreeMap::new() })
+        Ok(Partial { place, file, header: header.to_owned(), answered, early: BTreeMap::new() })
     }
 
     /// The lines of an earlier process that are whole, header included; a crash may have torn the last one.
@@ -178,7 +240,7 @@ impl Partial {
         while let Some(line) = self.early.remove(&self.answered) {
             self.file
                 .write_all(format!("{line}\n").as_bytes())
-                .map_err(|e| Error::io("writing", &self.path, e))?;
+                .map_err(|e| Error::io("writing", &self.place.partial_path(), e))?;
             self.answered += 1;
         }
         Ok(())
@@ -190,15 +252,27 @@ impl Partial {
     }
 
     fn stopped(&self, total: usize) -> Error {
-        let place = self.path.display();
+        let place = self.place.partial_path();
+        let place = place.display();
         Error::new(Kind::Stopped, format!("stopped: {} of {total} rows are in {place}", self.answered))
             .hint("the same command continues there")
     }
 
     /// Gives the rows, without the header, their name.
-    fn publish(self, output: &Path) -> Result<()> {
-        let bytes = std::fs::read(&self.path).map_err(|e| Error::reading(&self.path, e))?;
-        atomic_file::write(output, &bytes[self.header.len() + 1..])?;
-        std::fs::remove_file(&self.path).map_err(|e| Error::io("removing", &self.path, e))
+    fn publish(mut self, model: &Model) -> Result<()> {
+        let path = self.place.partial_path();
+        let reading = |e: std::io::Error| Error::reading(&path, e);
+        let mut draft = FileDraft::in_folder(&self.place.folder, &self.place.output)?;
+        self.file.seek(SeekFrom::Start(self.header.len() as u64 + 1)).map_err(reading)?;
+        let mut part = vec![0; 1 << 20];
+        loop {
+            let read = self.file.read(&mut part).map_err(reading)?;
+            if read == 0 {
+                break;
+            }
+            draft.write(&part[..read])?;
+        }
+        draft.publish(Over::Nothing, model)?;
+        self.place.folder.unlink(&self.place.partial).map_err(|e| Error::io("removing", &path, e))
     }
 }

@@ -1,29 +1,29 @@
 //! Text generation: prompts go through a batch of slots, each answered token by token until it ends. What a row
 //! answers depends on its prompt, its number and the settings alone, never on the rows beside it.
 
+pub mod defaults;
 #[cfg(feature = "text")]
 pub mod job;
 pub mod sampling;
 #[cfg(feature = "text")]
 pub mod text;
 
+pub use defaults::Defaults;
 pub use sampling::Sampling;
 
-use crate::config::{DeviceChoice, Settings};
+use crate::config::{CpuIsa, DeviceChoice, Dtype, Settings};
+use crate::device::{Chosen, Devices};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
-use crate::formats::json;
+use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
-use crate::train::devices::{Chosen, Devices};
-use std::collections::VecDeque;
+use std::borrow::Cow;
+use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
 
 /// Tokens of prompts that are read in one pass when they are short; a longer prompt is read alone.
 const PREFILL: usize = 2048;
-
-/// Largest `generation_config.json` that is read.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// A model folder and the adapter to use with it.
 pub struct Model {
@@ -35,6 +35,8 @@ pub struct Model {
     pub adapter: Adapter,
     /// Tokens that end a text, as `generation_config.json` and `config.json` have them.
     pub ends: Vec<u32>,
+    /// What else `generation_config.json` says.
+    pub defaults: Defaults,
 }
 
 impl Model {
@@ -45,25 +47,16 @@ impl Model {
     pub fn open(folder: &Path, adapter: Option<&Path>) -> Result<Self> {
         let spec = Spec::read(folder)?;
         let adapter = adapter.map_or_else(|| Ok(Adapter::none()), |path| Adapter::read(path, &spec))?;
-        let mut ends = configured_ends(&folder.join("generation_config.json"))?;
-        ends.extend(&spec.eos);
+        let defaults = Defaults::read(folder)?;
+        let ends = defaults.ends.iter().chain(&spec.eos).copied().collect();
         let weights = Weights::open(folder, &spec)?;
-        Ok(Model { spec, weights, adapter, ends })
+        Ok(Model { spec, weights, adapter, ends, defaults })
     }
 }
 
-/// `eos_token_id` of a generation config: one id, several, or none.
-fn configured_ends(path: &Path) -> Result<Vec<u32>> {
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let keys = json::read_object(path, MAX_CONFIG_BYTES)?;
-    let wrong = || Error::input(format!("{}: eos_token_id is no token id or list of them", path.display()));
-    let id = |value: &serde_json::Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    match keys.get("eos_token_id") {
-        None | Some(serde_json::Value::Null) => Ok(Vec::new()),
-        Some(serde_json::Value::Array(list)) => list.iter().map(id).collect::<Option<_>>().ok_or_else(wrong),
-        Some(one) => Ok(vec![id(one).ok_or_else(wrong)?]),
+impl MadeFrom for Model {
+    fn check_unchanged(&self) -> Result<()> {
+        self.weights.map.check_unchanged()
     }
 }
 
@@ -84,13 +77,18 @@ pub struct Options {
     pub threads: Option<usize>,
     /// Where it is computed.
     pub device: DeviceChoice,
+    /// Arithmetic of products with the model's weights.
+    pub dtype: Dtype,
+    /// Vector instructions of the CPU; all give the same bits.
+    pub cpu_isa: CpuIsa,
     /// How GPUs are found.
     pub devices: Devices,
 }
 
 impl Options {
     fn chosen(&self) -> Result<Chosen> {
-        self.devices.choose(&Settings { device: self.device, ..Settings::default() }, None)
+        let (device, dtype, cpu_isa) = (self.device, self.dtype, self.cpu_isa);
+        self.devices.choose(&Settings { device, dtype, cpu_isa, ..Settings::default() }, None)
     }
 }
 
@@ -130,6 +128,8 @@ struct Active {
     row: usize,
     ids: Vec<u32>,
     room: usize,
+    /// The tokens of prompt and answer so far, where a repetition counts.
+    said: BTreeSet<u32>,
 }
 
 impl Generator {
@@ -164,7 +164,7 @@ impl Generator {
             ))
             .hint("make it fit with a smaller --batch-size or --max-new-tokens"));
         }
-        let mut device = chosen.device(&planner, options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, options.threads)?;
         decoder.upload(&mut device, &model.adapter)?;
         Ok(Generator { device, decoder, options, vocab: model.spec.vocab, longest: most })
     }
@@ -233,7 +233,9 @@ impl Generator {
             waiting.pop_front();
             tokens += prompt.len();
             let room = self.options.max_new_tokens.min(self.longest - prompt.len());
-            started.push((Active { slot, row: first + index, ids: Vec::new(), room }, prompt));
+            let penalises = self.options.sampling.repetition_penalty != 1.0;
+            let said = if penalises { prompt.iter().copied().collect() } else { BTreeSet::new() };
+            started.push((Active { slot, row: first + index, ids: Vec::new(), room, said }, prompt));
         }
         started
     }
@@ -249,13 +251,20 @@ impl Generator {
         for (mut active, logits) in rows.into_iter().zip(logits.chunks_exact(self.vocab)) {
             let row = active.row;
             let draw = sampling::draw(self.options.seed, row as u64, active.ids.len() as u64);
-            let Some(id) = self.options.sampling.choose(logits, draw) else {
+            let mut logits = Cow::Borrowed(logits);
+            if !active.said.is_empty() {
+                self.options.sampling.penalise(logits.to_mut(), &active.said);
+            }
+            let Some(id) = self.options.sampling.choose(&logits, draw) else {
                 return Err(Error::input(format!("row {}: the model's logits are not finite", row + 1))
                     .hint("model or adapter is damaged or from a diverged run"));
             };
             let ended = self.options.ends.contains(&id);
             if !ended {
                 active.ids.push(id);
+                if self.options.sampling.repetition_penalty != 1.0 {
+                    active.said.insert(id);
+                }
                 tell(Event::Token { row, id })?;
             }
             if ended || active.ids.len() >= active.room {

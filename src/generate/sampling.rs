@@ -2,6 +2,7 @@
 //! transformers' logits warpers. What is drawn is a pure function of seed, row and place.
 
 use crate::philox::{self, Stream};
+use std::collections::BTreeSet;
 
 /// How a token is chosen.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,11 +13,25 @@ pub struct Sampling {
     pub top_k: Option<usize>,
     /// Only the likeliest tokens that together reach this probability; 1: all.
     pub top_p: f64,
+    /// Divides the logits above 0 of tokens that are in the text already, and multiplies those below; 1: nothing.
+    pub repetition_penalty: f32,
 }
 
 impl Sampling {
     /// The likeliest token always, of equals the lowest id.
-    pub const GREEDY: Sampling = Sampling { temperature: 0.0, top_k: None, top_p: 1.0 };
+    pub const GREEDY: Sampling =
+        Sampling { temperature: 0.0, top_k: None, top_p: 1.0, repetition_penalty: 1.0 };
+
+    /// Applies the penalty to the tokens that were `said` (Keskar et al., CTRL, section 4.1; transformers'
+    /// `RepetitionPenaltyLogitsProcessor`), also where the likeliest token is taken.
+    pub fn penalise(&self, logits: &mut [f32], said: &BTreeSet<u32>) {
+        for id in said {
+            if let Some(logit) = logits.get_mut(*id as usize) {
+                let penalty = self.repetition_penalty;
+                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            }
+        }
+    }
 
     /// The token for `draw`, uniform in [0, 1). `None` when a logit is not a number, or none is finite.
     #[must_use]

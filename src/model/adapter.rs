@@ -4,6 +4,7 @@ use super::lora::{AdapterSpec, Layout};
 use super::spec::Spec;
 use crate::config::Targets;
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::formats::peft;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,6 +41,7 @@ impl Adapter {
             alpha: 1.0,
             dropout: 0.0,
             targets: Targets::Names(Vec::new()),
+            exclude: None,
             rslora: false,
             rank_pattern: BTreeMap::new(),
             alpha_pattern: BTreeMap::new(),
@@ -64,12 +66,12 @@ impl AdapterSpec {
     /// What an adapter's `adapter_config.json` says.
     #[must_use]
     pub fn from_peft(config: &peft::AdapterConfig) -> Self {
-        let all = config.target_modules == [peft::ALL_LINEAR];
         AdapterSpec {
             rank: config.r,
             alpha: config.lora_alpha,
             dropout: config.lora_dropout,
-            targets: if all { Targets::AllLinear } else { Targets::Names(config.target_modules.clone()) },
+            targets: config.target_modules.clone(),
+            exclude: config.exclude_modules.clone(),
             rslora: config.use_rslora,
             rank_pattern: config.rank_pattern.clone(),
             alpha_pattern: config.alpha_pattern.clone(),
@@ -87,7 +89,8 @@ fn unfit(folder: &Path, error: Error) -> Error {
 /// A run's folder given in place of its adapter's.
 fn run_hint(folder: &Path, error: Error) -> Error {
     let inner = folder.join("adapter");
-    if inner.join("adapter_config.json").exists() {
+    // Only a remedy: where it cannot be looked, it is not offered.
+    if files::exists(&inner.join(peft::CONFIG)).unwrap_or(false) {
         return error.hint(format!("the adapter of this run is {}", inner.display()));
     }
     error

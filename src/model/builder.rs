@@ -33,7 +33,7 @@ impl<'a> Builder<'a> {
         passes: Passes,
     ) -> Self {
         let level = match passes {
-            Passes::Training { .. } => 0,
+            Passes::Training { .. } | Passes::Evaluation { .. } => 0,
             Passes::Decoding { capacity, .. } => spec.rotary_level(capacity),
         };
         let (rotaries, constants, matrices) = (Vec::new(), Vec::new(), Vec::new());
@@ -69,7 +69,7 @@ impl<'a> Builder<'a> {
             return *table;
         }
         let positions = match self.passes {
-            Passes::Training { tokens, .. } => tokens,
+            Passes::Training { tokens, .. } | Passes::Evaluation { tokens } => tokens,
             Passes::Decoding { capacity, .. } => capacity,
         };
         let table = self.constant(form.tables(positions, self.level));

@@ -1,13 +1,16 @@
 //! Reading of a `config.json`: typed keys with their limits, and what no family supports.
 
 use super::arch;
+use crate::encoding;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, Object};
 use serde_json::Value;
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Largest `config.json` that is read.
-const MAX_BYTES: u64 = 1 << 20;
+pub const MAX_BYTES: u64 = 1 << 20;
 
 /// Largest sizes that are read: what is beyond them is damage or an attack.
 pub mod most {
@@ -24,14 +27,107 @@ pub mod most {
 pub struct Config {
     path: PathBuf,
     keys: Object,
+    /// The keys that were asked for.
+    known: RefCell<BTreeSet<String>>,
 }
+
+/// Keys that change nothing of what a language model computes when it is trained or generates: where it comes from,
+/// how it was initialised, how it is run, what transformers saves with every configuration.
+const HARMLESS: &[&str] = &[
+    "_attn_implementation",
+    "_attn_implementation_autoset",
+    "_commit_hash",
+    "_name_or_path",
+    "adapted_from",
+    "attn_implementation",
+    "auto_map",
+    "bf16",
+    "bias_dropout_fusion",
+    "bos_token_id",
+    "chunk_size_feed_forward",
+    "classifier_dropout",
+    "decoder_start_token_id",
+    "dtype",
+    "finetuning_task",
+    "forced_bos_token_id",
+    "fp16",
+    "fp32",
+    "gradient_checkpointing",
+    "id2label",
+    "initializer_range",
+    "is_decoder",
+    "keys_to_ignore_at_inference",
+    "kv_cache_dtype",
+    "label2id",
+    "max_window_layers",
+    "model_max_length",
+    "onnx_safe",
+    "output_attentions",
+    "output_hidden_states",
+    "params_dtype",
+    "prefix",
+    "pretraining_tp",
+    "problem_type",
+    "return_dict",
+    "sep_token_id",
+    "sliding_window",
+    "softmax_in_fp32",
+    "task_specific_params",
+    "tf_legacy_loss",
+    "tokenizer_class",
+    "tokenizer_type",
+    "torch_dtype",
+    "torchscript",
+    "transformers_version",
+    "use_cache",
+    "use_cache_kernel",
+    "use_cache_quantization",
+    "use_bfloat16",
+    "use_flash_attn",
+];
+
+/// What transformers saved with a configuration before there were files for generation.
+const GENERATION: &[&str] = &[
+    "bad_words_ids",
+    "begin_suppress_tokens",
+    "diversity_penalty",
+    "do_sample",
+    "early_stopping",
+    "encoder_no_repeat_ngram_size",
+    "exponential_decay_length_penalty",
+    "forced_eos_token_id",
+    "length_penalty",
+    "max_length",
+    "min_length",
+    "no_repeat_ngram_size",
+    "num_beam_groups",
+    "num_beams",
+    "num_return_sequences",
+    "output_scores",
+    "remove_invalid_values",
+    "repetition_penalty",
+    "return_dict_in_generate",
+    "suppress_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "typical_p",
+];
+
+/// Beginnings of keys that tools write for themselves.
+const TOOLS: &[&str] = &["unsloth_", "transformers.js", "_unsloth"];
 
 impl Config {
     /// Reads `folder/config.json`.
     pub fn open(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let keys = json::read_object(&path, MAX_BYTES)?;
-        Ok(Config { path, keys })
+        Ok(Config { path, keys, known: RefCell::default() })
+    }
+
+    /// Keys that stand in no file; `name` takes a path's place in messages.
+    pub fn given(name: &str, keys: Object) -> Self {
+        Config { path: PathBuf::from(name), keys, known: RefCell::default() }
     }
 
     pub fn fault(&self, what: impl std::fmt::Display) -> Error {
@@ -40,6 +136,7 @@ impl Config {
 
     /// The value of the key, where it is there and not null.
     pub fn value(&self, key: &str) -> Option<&Value> {
+        self.known.borrow_mut().insert(key.to_owned());
         self.keys.get(key).filter(|v| !v.is_null())
     }
 
@@ -128,15 +225,82 @@ impl Config {
     }
 }
 
+// ---- what is not known ------------------------------------------------------------------------------------
+
+impl Config {
+    /// Refuses a key that nobody has asked for and that is not known to change nothing: it may change the arithmetic.
+    /// To be called when the family has read its own.
+    pub fn refuse_unknown(&self) -> Result<()> {
+        let known = self.known.borrow();
+        let harmless = |key: &str| {
+            known.contains(key)
+                || HARMLESS.contains(&key)
+                || GENERATION.contains(&key)
+                || TOOLS.iter().any(|start| key.starts_with(start))
+        };
+        match self.keys.iter().find(|(key, value)| !is_off(value) && !harmless(key)) {
+            None => Ok(()),
+            Some((key, value)) => {
+                let key = crate::formats::safetensors::printable(key);
+                Err(self
+                    .fault(format_args!(
+                        "{key} {} is not known here and may change what is computed",
+                        brief(value)
+                    ))
+                    .hint("remove the key if the model is computed as the released Qwen models are"))
+            }
+        }
+    }
+}
+
+/// Whether the value of a key switches its feature off.
+fn is_off(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(list) => list.is_empty(),
+        Value::Object(keys) => keys.is_empty(),
+        _ => false,
+    }
+}
+
 // ---- what no family supports ------------------------------------------------------------------------------
 
 impl Config {
+    /// Refuses every way of quantising but float8 in blocks, which the files themselves tell: here it is only confirmed.
+    /// Rows of activations stay as they are, whatever `activation_scheme` says for inference.
+    fn check_quantisation(&self) -> Result<()> {
+        let Some(value) = self.value("quantization_config") else { return Ok(()) };
+        let fault = |what: String| {
+            self.fault(format_args!("quantization_config: {what}"))
+                .hint("use the unquantised model, or one in float8 with blocks of 128 x 128")
+        };
+        let wanted: [(&str, Value); 2] =
+            [("quant_method", "fp8".into()), ("weight_block_size", vec![encoding::BLOCK; 2].into())];
+        for (key, wanted) in &wanted {
+            if value.get(key) != Some(wanted) {
+                let found = value.get(key).map_or("missing".into(), brief);
+                return Err(fault(format!("{key} is {found}, {wanted} is supported")));
+            }
+        }
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let known = match key.as_str() {
+                "fmt" => value == "e4m3",
+                "activation_scheme" => value == "dynamic",
+                "modules_to_not_convert" | "ignored_layers" => true,
+                other => wanted.iter().any(|(key, _)| *key == other),
+            };
+            if !known {
+                return Err(fault(format!("{key} {} is not supported", brief(value))));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses, by name, what none of the families of language models has.
     pub fn refuse_unsupported(&self) -> Result<()> {
         let supported = arch::supported();
         let supported = supported.as_str();
         let named = [
-            ("quantization_config", "quantised weights are not supported", "use the unquantised model"),
             ("num_experts", "mixture of experts is not supported", supported),
             ("num_local_experts", "mixture of experts is not supported", supported),
             ("vision_config", "vision models are not supported", supported),
@@ -148,8 +312,19 @@ impl Config {
                 return Err(self.fault(format_args!("{key}: {why}")).hint(remedy));
             }
         }
+        self.check_quantisation()?;
         self.only("use_sliding_window", false, "sliding-window attention is not supported")?;
         self.only("mlp_bias", false, "biases in the MLP are not supported")?;
+        self.only("is_causal", true, "attention that looks ahead is not supported")?;
+        self.only("is_encoder_decoder", false, "encoders with decoders are not supported")?;
+        self.only("add_cross_attention", false, "cross-attention is not supported")?;
+        self.only("use_mrope", false, "rotary embeddings of several axes are not supported")?;
+        match self.text("pos_emb")? {
+            None | Some("rotary") => {}
+            Some(other) => {
+                return Err(self.fault(format_args!("pos_emb {other:?} is not supported, rotary is")));
+            }
+        }
         for key in ["hidden_act", "activation"] {
             match self.text(key)? {
                 None | Some("silu" | "swish" | "swiglu") => {}
@@ -158,15 +333,16 @@ impl Config {
                 }
             }
         }
-        self.refuse_rope_scaling()
+        self.number(&["partial_rotary_factor"], 1.0, 1.0, 1.0)?;
+        self.plain_rope("rope_scaling").map(|_| ())
     }
 
-    fn refuse_rope_scaling(&self) -> Result<()> {
-        match self.value("rope_scaling") {
-            None => Ok(()),
-            Some(Value::Object(keys)) if keys.is_empty() => Ok(()),
-            Some(Value::Object(keys)) => self.default_rope("rope_scaling", keys),
-            Some(_) => Err(self.fault("rope_scaling is not an object")),
+    /// The object of that key, which describes plain rotary embeddings; `None` where there is none.
+    fn plain_rope(&self, name: &str) -> Result<Option<&Object>> {
+        match self.value(name) {
+            None => Ok(None),
+            Some(Value::Object(keys)) => self.default_rope(name, keys).map(|()| Some(keys)),
+            Some(_) => Err(self.fault(format_args!("{name} is not an object"))),
         }
     }
 
@@ -174,18 +350,24 @@ impl Config {
     fn default_rope(&self, name: &str, keys: &Object) -> Result<()> {
         for (key, value) in keys {
             let fine = match key.as_str() {
-                "rope_type" | "type" => value == "default",
+                "rope_type" | "type" => value == "default" || value.is_null(),
                 "rope_theta" => true,
                 "partial_rotary_factor" => value.as_f64() == Some(1.0),
                 _ => value.is_null(),
             };
             if !fine {
+                let kind = keys.get("rope_type").or_else(|| keys.get("type")).and_then(Value::as_str);
+                let kind = kind.filter(|kind| *kind != "default").map(|kind| format!(" ({kind})"));
                 return Err(self
                     .fault(format_args!(
-                        "{name}: {key} {} is not supported, only rope_type \"default\" is",
+                        "{name}{}: {key} {} is not supported, only rope_type \"default\" is",
+                        kind.unwrap_or_default(),
                         brief(value)
                     ))
-                    .hint("models are trained here with the rotary embeddings of their pre-training"));
+                    .hint(format!(
+                        "models are trained here with the rotary embeddings of their pre-training: remove {name} \
+                         from config.json (it only stretches texts beyond that length)"
+                    )));
             }
         }
         Ok(())
@@ -262,27 +444,27 @@ impl Config {
         }
     }
 
-    /// `rope_theta` of older files, `rope_parameters` of newer ones.
+    /// `rope_theta` of older files, that inside `rope_parameters` of newer ones, or inside `rope_scaling`, which
+    /// transformers takes for `rope_parameters`.
     pub fn rope_theta(&self) -> Result<f64> {
-        let inner = match self.value("rope_parameters") {
-            None => None,
-            Some(Value::Object(keys)) => {
-                self.default_rope("rope_parameters", keys)?;
-                keys.get("rope_theta").filter(|v| !v.is_null())
-            }
-            Some(_) => return Err(self.fault("rope_parameters is not an object")),
-        };
-        let outer = self.number(&["rope_theta"], 1.0, 1e12, 10000.0)?;
-        let Some(inner) = inner else {
-            return Ok(outer);
-        };
-        let theta = self.number_within("rope_parameters.rope_theta", inner, 1.0, 1e12)?;
-        if self.value("rope_theta").is_some() && outer != theta {
-            return Err(
-                self.fault(format_args!("rope_theta is {outer} but rope_parameters.rope_theta is {theta}"))
-            );
+        let mut found: Option<(String, f64)> = None;
+        let outer = self.value("rope_theta").map(|value| ("rope_theta".to_owned(), value));
+        let mut inner = Vec::new();
+        for name in ["rope_parameters", "rope_scaling"] {
+            let theta =
+                self.plain_rope(name)?.and_then(|keys| keys.get("rope_theta")).filter(|v| !v.is_null());
+            inner.extend(theta.map(|value| (format!("{name}.rope_theta"), value)));
         }
-        Ok(theta)
+        for (name, value) in outer.into_iter().chain(inner) {
+            let theta = self.number_within(&name, value, 1.0, 1e12)?;
+            match &found {
+                Some((first, other)) if *other != theta => {
+                    return Err(self.fault(format_args!("{first} is {other} but {name} is {theta}")));
+                }
+                _ => found = Some((name, theta)),
+            }
+        }
+        Ok(found.map_or(10000.0, |(_, theta)| theta))
     }
 
     pub fn eos(&self) -> Result<Vec<u32>> {

@@ -44,9 +44,11 @@ impl Head {
         let hidden = self.norm.dim;
         let capabilities = b.planner().capabilities();
         let row = capabilities.row_len(self.matrix.rows());
-        let (last, chunk) = match b.passes() {
-            Passes::Training { tokens, .. } => (tokens, (capabilities.logits / row).clamp(1, tokens)),
-            Passes::Decoding { slots, .. } => (slots, slots),
+        let (last, chunk, scored) = match b.passes() {
+            Passes::Training { tokens, .. } | Passes::Evaluation { tokens } => {
+                (tokens, (capabilities.logits / row).clamp(1, tokens), tokens)
+            }
+            Passes::Decoding { slots, .. } => (slots, slots, 0),
         };
         let mut work = |storage, width| b.work_len(storage, last * width);
         let [x, normed] = [(); 2].map(|()| work(Storage::Activation, hidden));
@@ -60,7 +62,7 @@ impl Head {
             dx,
             logits: b.own_len(Purpose::Logits, Storage::F32, chunk * row),
             row,
-            losses: b.own_len(Purpose::Workspace, Storage::F32, if b.trains() { last } else { 0 }),
+            losses: b.own_len(Purpose::Workspace, Storage::F32, scored),
         };
     }
 
@@ -93,7 +95,8 @@ impl Head {
         cancelled: &dyn Fn() -> bool,
     ) -> Option<()> {
         self.input(dev, x, scored.rows);
-        self.chunks(scored, cancelled, |operands, x, _| loss::forward(dev, operands, x))
+        let normed = self.buffers.normed;
+        self.chunks(scored, cancelled, |operands, part| loss::forward(dev, operands, part(normed)))
     }
 
     /// Computes the losses, and writes to `dx` the gradient of `scale` × their sum with respect to the residual stream.
@@ -107,7 +110,10 @@ impl Head {
         cancelled: &dyn Fn() -> bool,
     ) -> Option<()> {
         self.input(dev, x, scored.rows);
-        self.chunks(scored, cancelled, |p, x, dx| loss::forward_backward(dev, p, x, scale, dx))?;
+        let HeadBuffers { normed, dnormed, .. } = self.buffers;
+        self.chunks(scored, cancelled, |operands, part| {
+            loss::forward_backward(dev, operands, part(normed), scale, part(dnormed));
+        })?;
         let count = scored.rows.len();
         let [x, dnormed, dlast] =
             [self.buffers.x, self.buffers.dnormed, self.buffers.dx].map(|r| self.rows(r, count));
@@ -118,12 +124,12 @@ impl Head {
     }
 
     /// Runs over the scored rows, as many at once as the logits' region holds; between two chunks it can be cancelled.
-    /// `run` gets the operands, the chunk's normalised rows and their gradient's place.
+    /// `run` gets the operands, and what cuts the chunk's rows out of those of all.
     fn chunks(
         &self,
         scored: Scored<'_>,
         cancelled: &dyn Fn() -> bool,
-        mut run: impl FnMut(&Loss<'_>, Region, Region),
+        mut run: impl FnMut(&Loss<'_>, &dyn Fn(Region) -> Region),
     ) -> Option<()> {
         let (hidden, buffers) = (self.norm.dim, &self.buffers);
         let chunk = buffers.logits.len / buffers.row;
@@ -139,7 +145,7 @@ impl Head {
                 logits: buffers.logits,
                 losses: buffers.losses.slice(first, count),
             };
-            run(&operands, part(buffers.normed), part(buffers.dnormed));
+            run(&operands, &part);
         }
         Some(())
     }

@@ -1,6 +1,6 @@
 //! Which linear layers have an adapter, and where each lies in the flat buffers.
 
-use super::names;
+use super::names::{self, Modules};
 use super::patterns::Patterns;
 use super::spec::{LinearSpec, Spec};
 use crate::config::{Settings, Targets};
@@ -20,6 +20,8 @@ pub struct AdapterSpec {
     pub dropout: f64,
     /// Target modules.
     pub targets: Targets,
+    /// Modules that get no adapter although they are targets.
+    pub exclude: Option<Targets>,
     /// Scale by alpha / sqrt(r) (Kalajdzievski 2023) instead of alpha / r.
     pub rslora: bool,
     /// Ranks of layers that have their own, by pattern: see [`super::patterns`].
@@ -39,6 +41,7 @@ impl AdapterSpec {
             alpha: s.lora_alpha,
             dropout: s.lora_dropout,
             targets: s.lora_target_modules.clone(),
+            exclude: s.lora_exclude_modules.clone(),
             rslora: s.use_rslora,
             rank_pattern: s.lora_rank_pattern.clone(),
             alpha_pattern: s.lora_alpha_pattern.clone(),
@@ -51,6 +54,7 @@ impl AdapterSpec {
         s.lora_r = self.rank;
         s.lora_alpha = self.alpha;
         s.lora_target_modules = self.targets;
+        s.lora_exclude_modules = self.exclude;
         s.use_rslora = self.rslora;
         s.lora_rank_pattern = self.rank_pattern;
         s.lora_alpha_pattern = self.alpha_pattern;
@@ -63,11 +67,18 @@ impl AdapterSpec {
         (alpha / if self.rslora { rank.sqrt() } else { rank }) as f32
     }
 
-    /// Whether `module` of block `layer` gets an adapter. In PEFT a whole name counts in every block.
-    fn adapts(&self, layer: usize, module: &str) -> bool {
-        let whole = matches!(&self.targets, Targets::Names(names) if names.iter().any(|name| name == module));
-        let in_layer = self.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
-        whole || in_layer && names::is_target(&self.targets, module)
+    /// Which layers get an adapter.
+    fn selection(&self) -> Result<Selection<'_>> {
+        if self.layers.is_some() && matches!(self.targets, Targets::Pattern(_)) {
+            return Err(Error::usage(
+                "layers_to_transform beside a pattern of target_modules is not supported, nor is it by PEFT",
+            )
+            .hint("say the blocks in the pattern: .*\\.(0|1)\\..*q_proj"));
+        }
+        let excluded =
+            self.exclude.as_ref().map(|names| Modules::new("exclude_modules", names)).transpose()?;
+        let targets = Modules::new("target_modules", &self.targets)?;
+        Ok(Selection { spec: self, targets, excluded })
     }
 
     fn check_layers(&self, spec: &Spec) -> Result<()> {
@@ -80,6 +91,26 @@ impl AdapterSpec {
                     .hint(format!("they are numbered 0 to {last}")))
             }
         }
+    }
+}
+
+/// The layers that an [`AdapterSpec`] adapts, ready to be asked for.
+struct Selection<'a> {
+    spec: &'a AdapterSpec,
+    targets: Modules<'a>,
+    excluded: Option<Modules<'a>>,
+}
+
+impl Selection<'_> {
+    /// Whether `module` of block `layer` gets an adapter. In PEFT a whole name counts in every block.
+    fn adapts(&self, layer: usize, module: &str) -> bool {
+        if self.excluded.as_ref().is_some_and(|excluded| excluded.has(module)) {
+            return false;
+        }
+        let whole =
+            matches!(&self.spec.targets, Targets::Names(names) if names.iter().any(|name| name == module));
+        let in_layer = self.spec.layers.as_ref().is_none_or(|layers| layers.contains(&layer));
+        whole || in_layer && self.targets.has(module)
     }
 }
 
@@ -135,7 +166,8 @@ impl Layout {
         let ranks = Patterns::new("rank_pattern", &adapter.rank_pattern)?;
         let alphas = Patterns::new("alpha_pattern", &adapter.alpha_pattern)?;
         let mut layout = Layout::default();
-        for (layer, linear) in all.iter().filter(|(layer, l)| adapter.adapts(*layer, &l.module)) {
+        let selection = adapter.selection()?;
+        for (layer, linear) in all.iter().filter(|(layer, l)| selection.adapts(*layer, &l.module)) {
             let rank = ranks.get(&linear.module)?.unwrap_or(adapter.rank);
             let alpha = alphas.get(&linear.module)?.unwrap_or(adapter.alpha);
             layout.push(*layer, linear, rank, adapter.scale(rank, alpha));
@@ -143,7 +175,10 @@ impl Layout {
         let modules = layout.slots.iter().map(|slot| slot.module.as_str());
         ranks.check_used(modules.clone())?;
         alphas.check_used(modules)?;
-        layout.targets = layout.target_names(adapter, &all);
+        if layout.slots.is_empty() && adapter.exclude.is_some() {
+            return Err(Error::usage("exclude_modules leaves no layer to adapt"));
+        }
+        layout.targets = layout.target_names(adapter, &selection, &all)?;
         Ok(layout)
     }
 
@@ -235,7 +270,8 @@ impl Layout {
             r: spec.rank,
             lora_alpha: spec.alpha,
             lora_dropout: spec.dropout,
-            target_modules: self.targets.clone(),
+            target_modules: Targets::Names(self.targets.clone()),
+            exclude_modules: None,
             use_rslora: spec.rslora,
             rank_pattern: spec.rank_pattern.clone(),
             alpha_pattern: spec.alpha_pattern.clone(),
@@ -248,17 +284,23 @@ impl Layout {
     /// The distinct module names below the block, sorted, as PEFT lists them; `c_proj` of Qwen v1 keeps its
     /// parent (`attn.c_proj`), because it names two layers. Where these would name further layers too, the whole
     /// names.
-    fn target_names(&self, adapter: &AdapterSpec, all: &[(usize, &LinearSpec)]) -> Vec<String> {
+    fn target_names(
+        &self,
+        adapter: &AdapterSpec,
+        selection: &Selection<'_>,
+        all: &[(usize, &LinearSpec)],
+    ) -> Result<Vec<String>> {
         let found = names::target_names(self.slots.iter().map(|slot| slot.module.as_str()));
-        let short = AdapterSpec { targets: Targets::Names(found.clone()), ..adapter.clone() };
+        let short = AdapterSpec { targets: Targets::Names(found.clone()), exclude: None, ..adapter.clone() };
+        let short = short.selection()?;
         let alike = |(layer, linear): &(usize, &LinearSpec)| {
-            short.adapts(*layer, &linear.module) == adapter.adapts(*layer, &linear.module)
+            short.adapts(*layer, &linear.module) == selection.adapts(*layer, &linear.module)
         };
         if all.iter().all(alike) {
-            return found;
+            return Ok(found);
         }
         let mut whole: Vec<String> = self.slots.iter().map(|slot| slot.module.clone()).collect();
         whole.sort();
-        whole
+        Ok(whole)
     }
 }

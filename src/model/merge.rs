@@ -11,10 +11,14 @@ use super::spec::Spec;
 use super::weights::Weights;
 use crate::device::Matrix;
 use crate::error::{Error, Result};
-use crate::formats::new_folder::{NewFolder, Sink, check_free};
+use crate::files;
+use crate::formats::json;
+use crate::formats::publish::{FolderDraft, Sink, check_free};
 use crate::formats::weight_map::{MappedFile, Tensor, WeightMap};
 use crate::report::event::{Event, Observer};
 use rayon::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,7 +27,7 @@ use std::sync::Arc;
 const STEP: usize = 16 << 20;
 
 /// What was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// Matrices that took in an adapter.
     pub matrices: usize,
@@ -31,10 +35,39 @@ pub struct Merged {
     pub shards: usize,
     /// Their bytes.
     pub bytes: u64,
+    /// Tokens that end a text now and did not before.
+    pub ends: Vec<u32>,
+}
+
+/// Where a model's tokens that end a text are.
+const GENERATION: &str = "generation_config.json";
+
+/// Largest configuration that is read.
+const MAX_CONFIG: u64 = 1 << 20;
+
+/// The configuration with these tokens among its `eos_token_id`; its own bytes where they are there already. New
+/// ones are put before the others and into `added`: the first is the one that most programs look at.
+fn with_ends(path: &Path, ends: &[u32], added: &mut BTreeSet<u32>) -> Result<Vec<u8>> {
+    let there = files::exists(path)?;
+    let mut keys = if there { json::read_object(path, MAX_CONFIG)? } else { json::Object::new() };
+    let known: Vec<Value> = match keys.get("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(list)) => list.clone(),
+        Some(one) => vec![one.clone()],
+    };
+    let new: Vec<u32> = ends.iter().copied().filter(|id| !known.contains(&Value::from(*id))).collect();
+    if new.is_empty() && there {
+        return files::read(path, MAX_CONFIG);
+    }
+    added.extend(&new);
+    let all: Vec<Value> = new.into_iter().map(Value::from).chain(known).collect();
+    keys.insert("eos_token_id".to_owned(), Value::Array(all));
+    Ok(format!("{:#}\n", Value::Object(keys)).into_bytes())
 }
 
 /// Writes the folder `out`: the model of `folder` with `adapter` folded in, and the small files (configuration,
-/// tokenizer, code, licence) beside its weights. `out` is complete when it has its name.
+/// tokenizer, code, licence) beside its weights. `ends` are the tokens that end an answer in what the adapter was
+/// trained on: the model's configurations name them too. `out` is complete when it has its name.
 ///
 /// # Errors
 /// `out` is taken; a merged element is not finite; a file of the base changed meanwhile; I/O.
@@ -42,16 +75,33 @@ pub fn merge(
     folder: &Path,
     spec: &Spec,
     adapter: &Adapter,
+    ends: &[u32],
     out: &Path,
     observer: &mut dyn Observer,
 ) -> Result<Merged> {
     check_free(out)?;
     let weights = Weights::open(folder, spec)?;
-    let target = NewFolder::create(out)?;
+    if let Some(encoding) = weights.encodings().iter().find(|name| name.contains("blocks")) {
+        return Err(Error::input(format!(
+            "{}: weights that are stored as {encoding} are not merged into",
+            folder.display()
+        ))
+        .hint("merge into the model that is not quantised, or serve the adapter beside its base"));
+    }
+    let target = FolderDraft::beside(out)?;
     let map = &weights.map;
-    for name in carried(folder)? {
+    let mut names = carried(folder)?;
+    if !ends.is_empty() && !names.iter().any(|name| name == GENERATION) {
+        names.push(GENERATION.to_owned());
+    }
+    let mut added = BTreeSet::new();
+    for name in names {
         let from = folder.join(&name);
-        let bytes = std::fs::read(&from).map_err(|e| Error::reading(&from, e))?;
+        let bytes = if [GENERATION, "config.json"].contains(&name.as_str()) {
+            with_ends(&from, ends, &mut added)?
+        } else {
+            files::read(&from, MAX_CARRIED)?
+        };
         target.file(&name, |sink| sink.write(&bytes))?;
     }
     let mut progress = Progress { observer, done: 0, total: map.file_bytes() };
@@ -60,10 +110,10 @@ pub fn merge(
         let parts = adapted(map, adapter, file)?;
         target.file(&name, |sink| write_shard(sink, file, &parts, adapter, &mut progress))?;
     }
-    map.check_unchanged()?;
-    target.publish()?;
+    target.publish(map)?;
     let matrices = adapter.layout.slots.len();
-    Ok(Merged { matrices, shards: map.files().len(), bytes: map.file_bytes() })
+    let ends = added.into_iter().collect();
+    Ok(Merged { matrices, shards: map.files().len(), bytes: map.file_bytes(), ends })
 }
 
 struct Progress<'a> {
@@ -166,14 +216,12 @@ fn carried(folder: &Path) -> Result<Vec<String>> {
         let entry = entry.map_err(fault)?;
         let Some(name) = belongs(entry.file_name()) else { continue };
         let path = folder.join(&name);
-        let found = std::fs::metadata(&path).map_err(|e| Error::reading(&path, e))?;
-        if found.is_file() && found.len() > MAX_CARRIED {
+        let Some(size) = files::size(&path)? else { continue };
+        if size > MAX_CARRIED {
             return Err(Error::input(format!("{}: larger than a model's small files are", path.display()))
                 .hint("move it out of the model folder"));
         }
-        if found.is_file() {
-            names.push(name);
-        }
+        names.push(name);
     }
     names.sort();
     Ok(names)

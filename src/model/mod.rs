@@ -21,6 +21,7 @@ mod state;
 pub mod weights;
 
 pub use adapter::Adapter;
+pub use config::MAX_BYTES as MAX_CONFIG_BYTES;
 pub use decode::Decoder;
 pub use lora::{AdapterSpec, Layout};
 pub use network::Network;

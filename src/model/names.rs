@@ -1,5 +1,6 @@
 //! The names of adapters' layers: PEFT's tensors, and which layers its target names mean.
 
+use super::patterns::Whole;
 use super::spec::LinearSpec;
 use crate::config::Targets;
 use crate::error::{Error, Result};
@@ -10,12 +11,33 @@ pub fn adapter_tensor(module: &str, matrix: char) -> String {
     format!("base_model.model.{module}.lora_{matrix}.weight")
 }
 
-/// Whether `module` is to get an adapter: PEFT's rule, the whole name or its end after a dot.
-#[must_use]
-pub fn is_target(targets: &Targets, module: &str) -> bool {
-    match targets {
-        Targets::AllLinear => true,
-        Targets::Names(names) => names.iter().any(|name| matches(name, module)),
+/// The layers that targets name, ready to be asked for.
+pub struct Modules<'a> {
+    targets: &'a Targets,
+    pattern: Option<Whole>,
+}
+
+impl<'a> Modules<'a> {
+    /// `name` of the setting is for messages.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`]: a pattern that cannot be matched exactly as PEFT does.
+    pub fn new(name: &str, targets: &'a Targets) -> Result<Self> {
+        let pattern = match targets {
+            Targets::Pattern(pattern) => Some(Whole::new(name, pattern)?),
+            Targets::AllLinear | Targets::Names(_) => None,
+        };
+        Ok(Modules { targets, pattern })
+    }
+
+    /// Whether `module` is among them: PEFT's rule, the whole name or its end after a dot, or a match of the pattern.
+    #[must_use]
+    pub fn has(&self, module: &str) -> bool {
+        match self.targets {
+            Targets::AllLinear => true,
+            Targets::Names(names) => names.iter().any(|name| matches(name, module)),
+            Targets::Pattern(_) => self.pattern.as_ref().is_some_and(|pattern| pattern.matches(module)),
+        }
     }
 }
 
@@ -31,8 +53,18 @@ pub fn check_targets<'a>(
     targets: &Targets,
     modules: impl Iterator<Item = &'a LinearSpec> + Clone,
 ) -> Result<()> {
-    let Targets::Names(names) = targets else {
-        return Ok(());
+    let names = match targets {
+        Targets::AllLinear => return Ok(()),
+        Targets::Names(names) => names,
+        Targets::Pattern(pattern) => {
+            let found = Modules::new("target_modules", targets)?;
+            if modules.clone().any(|linear| found.has(&linear.module)) {
+                return Ok(());
+            }
+            let first = modules.map(|linear| linear.module.as_str()).next().unwrap_or_default();
+            return Err(Error::usage(format!("target_modules: {pattern:?} matches no linear layer"))
+                .hint(format!("it must match a whole name, such as {first}")));
+        }
     };
     let unmatched: Vec<&str> = names
         .iter()

@@ -37,6 +37,8 @@ pub struct Network {
     stack: Stack,
     recompute: Recompute,
     dropout: f32,
+    /// Whether there is memory for a backward pass.
+    trains: bool,
     inputs: Region,
     /// The flat trainable state.
     pub state: State,
@@ -84,7 +86,25 @@ impl Network {
         let passes = Passes::Training { tokens, recompute, first };
         let stack = Stack::plan(planner, spec, weights, adapters, passes)?;
         let inputs = planner.region(Purpose::Inputs, Storage::Integer, Extra::most(tokens));
-        Ok(Network { stack, recompute, dropout: adapter.dropout as f32, inputs, state })
+        Ok(Network { stack, recompute, dropout: adapter.dropout as f32, trains: true, inputs, state })
+    }
+
+    /// As [`Network::plan`] for [`Network::loss`] alone: no gradients, no moments, and nothing kept for a backward pass.
+    ///
+    /// # Errors
+    /// As [`Network::plan`].
+    pub fn plan_evaluation(
+        planner: &mut Planner,
+        spec: &Spec,
+        weights: &Weights,
+        layout: &Layout,
+        tokens: usize,
+    ) -> Result<Self> {
+        let state = State::plan_reading(planner, layout);
+        let adapters = Adapters::plan(planner, layout, state);
+        let stack = Stack::plan(planner, spec, weights, adapters, Passes::Evaluation { tokens })?;
+        let inputs = planner.region(Purpose::Inputs, Storage::Integer, Extra::most(tokens));
+        Ok(Network { stack, recompute: Recompute::None, dropout: 0.0, trains: false, inputs, state })
     }
 
     /// Writes norm weights, biases, rotary tables and, where the device keeps copies, the frozen matrices; call once after
@@ -128,14 +148,17 @@ impl Network {
         let done = self
             .forward(dev, &pass, cancelled)
             .and_then(|()| self.stack.head.score(dev, self.stack.output(&pass), scored, cancelled));
-        done.map(|()| self.losses(dev, scored.targets.len())).transpose()
+        done.map(|()| dev.read(self.losses_of(scored.targets.len()))).transpose()
     }
 
-    /// Queues or does one micro-batch: its losses are then [`Network::losses`], and the gradient of `grad_scale` × their sum
+    /// Queues or does one micro-batch: its losses then lie in [`Network::losses_of`], and the gradient of `grad_scale` × their sum
     /// is added to the flat gradients. `None` when cancelled; the gradients are then unusable.
     ///
     /// # Errors
     /// When the device failed.
+    ///
+    /// # Panics
+    /// On a network that was planned for evaluation.
     pub fn accumulate(
         &self,
         dev: &mut Device,
@@ -144,6 +167,7 @@ impl Network {
         dropout: DropoutKey,
         cancelled: &dyn Fn() -> bool,
     ) -> Result<Option<()>> {
+        assert!(self.trains, "this network was planned for evaluation");
         let dropout = (self.dropout > 0.0).then_some(dropout);
         let extra = Extra::new(dev, &input, dropout);
         let (pass, scored) = self.pass(dev, input, &extra, dropout)?;
@@ -159,12 +183,10 @@ impl Network {
         }))
     }
 
-    /// Losses of the `count` scored tokens of the micro-batch done last, nats.
-    ///
-    /// # Errors
-    /// When the device failed, also in work that was queued before.
-    pub fn losses(&self, dev: &mut Device, count: usize) -> Result<Vec<f32>> {
-        dev.read(self.stack.head.losses(count))
+    /// Where the losses of the `count` scored tokens of the micro-batch done last lie, nats.
+    #[must_use]
+    pub fn losses_of(&self, count: usize) -> Region {
+        self.stack.head.losses(count)
     }
 
     /// Sum of the squares of all gradients.
@@ -191,7 +213,7 @@ fn repeated(
     pass: &Pass<'_>,
     what: &'static str,
     cancelled: &dyn Fn() -> bool,
-    work: impl FnOnce(&mut Device, &dyn Fn() -> bool) -> Option<()>,
+    mut work: impl FnMut(&mut Device, &dyn Fn() -> bool) -> Option<()>,
 ) -> Option<()> {
     if cancelled() {
         return None;

@@ -1,4 +1,5 @@
-//! PEFT's `rank_pattern` and `alpha_pattern`: numbers for the layers the end of whose name a pattern matches.
+//! PEFT's patterns: `rank_pattern` and `alpha_pattern`, numbers for the layers the end of whose name one matches, and
+//! `target_modules` and `exclude_modules` where they are a regular expression of whole names.
 //!
 //! PEFT takes the first key of the dictionary for which `re.match(rf"(.*\.)?({key})$", module)` holds
 //! (`get_pattern_key` in PEFT 0.21). A pattern may hold what Python's `re` and Rust's `regex` read alike: letters,
@@ -40,11 +41,7 @@ impl<T: Copy + PartialEq + Display> Patterns<T> {
             return Err(Error::usage(format!("{name} has more than {MAX_PATTERNS} patterns")));
         }
         let row = |(pattern, value): (&String, &T)| {
-            let regex = compile(pattern).map_err(|why| {
-                Error::usage(format!("{name}: the pattern {pattern:?} is not supported: {why}")).hint(
-                    "write module names or their ends, with . \\. \\d \\w [...] (...|...) * + ? {n,m} ^ $",
-                )
-            })?;
+            let regex = compile(r"(?:.*\.)?", pattern).map_err(|why| unsupported(name, pattern, &why))?;
             Ok(Row { pattern: pattern.clone(), regex, value: *value })
         };
         Ok(Patterns { name, rows: table.iter().map(row).collect::<Result<_>>()? })
@@ -88,11 +85,37 @@ impl<T: Copy + PartialEq + Display> Patterns<T> {
     }
 }
 
-fn compile(pattern: &str) -> std::result::Result<Regex, String> {
+/// A pattern that whole module names match: PEFT's `target_modules` and `exclude_modules` where they are one string
+/// (`re.fullmatch`).
+pub struct Whole(Regex);
+
+impl Whole {
+    /// Compiles the pattern; `name` is for messages.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Usage`], naming the pattern that cannot be matched exactly as PEFT does.
+    pub fn new(name: &str, pattern: &str) -> Result<Self> {
+        compile("", pattern).map(Whole).map_err(|why| unsupported(name, pattern, &why))
+    }
+
+    /// Whether the whole name matches.
+    #[must_use]
+    pub fn matches(&self, module: &str) -> bool {
+        self.0.is_match(module.as_bytes())
+    }
+}
+
+fn unsupported(name: &str, pattern: &str, why: &str) -> Error {
+    Error::usage(format!("{name}: the pattern {pattern:?} is not supported: {why}"))
+        .hint("write module names or their ends, with . \\. \\d \\w [...] (...|...) * + ? {n,m} ^ $")
+}
+
+/// The pattern behind `before`, matched with whole names.
+fn compile(before: &str, pattern: &str) -> std::result::Result<Regex, String> {
     check_syntax(pattern)?;
     let build = |text: &str| RegexBuilder::new(text).unicode(false).size_limit(MAX_COMPILED).build();
     // Alone first: `a)|(b` would be whole only inside PEFT's own brackets.
-    let whole = build(pattern).and_then(|_| build(&format!("^(?:.*\\.)?(?:{pattern})$")));
+    let whole = build(pattern).and_then(|_| build(&format!("^{before}(?:{pattern})$")));
     whole.map_err(|_| "its brackets do not match, or it is too large".into())
 }
 

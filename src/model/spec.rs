@@ -5,6 +5,7 @@ use super::arch;
 use super::config::Config;
 use super::rotary::Rotary;
 use crate::error::Result;
+use crate::formats::json::Object;
 use std::path::Path;
 
 /// A model.
@@ -215,9 +216,22 @@ impl Spec {
     /// # Errors
     /// Names the key, what is wrong with it, and what is not supported (MoE, sliding window, vision, quantised).
     pub fn read(folder: &Path) -> Result<Self> {
-        let config = Config::open(folder)?;
-        let family = arch::family(&config)?;
-        (family.read)(&config)
+        Self::of(&Config::open(folder)?)
+    }
+
+    /// The shapes that the keys of a `config.json` give, without a folder; `name` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`Spec::read`].
+    pub fn given(name: &str, keys: Object) -> Result<Self> {
+        Self::of(&Config::given(name, keys))
+    }
+
+    fn of(config: &Config) -> Result<Self> {
+        let family = arch::family(config)?;
+        let spec = (family.read)(config)?;
+        config.refuse_unknown()?;
+        Ok(spec)
     }
 
     /// The output head's tensor.

@@ -1,24 +1,46 @@
 //! The console: a bar on a terminal, plain lines elsewhere, nothing but warnings when quiet.
 
 use super::event::{EvalLine, Event, Observer, StepLine};
+use crate::error::printable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-/// Writes a line to standard output. A reader that went away is no reason to fail a run.
+/// Writes a line to standard output. What goes wrong is kept for [`lost_output`]: it is no reason to stop a run.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stdout().lock(), "{line}");
+    type_out(&format!("{}\n", printable(line)));
 }
 
-/// Writes text to standard output at once, as it is. False when nobody reads it any more.
+/// As [`say`], for a line with colours of our own, in which everything else has gone through [`printable`].
+pub fn say_styled(line: &str) {
+    type_out(&format!("{line}\n"));
+}
+
+/// Writes text to standard output at once, as it is. False when it did not arrive.
 pub fn type_out(text: &str) -> bool {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).is_ok()
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => true,
+        Err(e) => {
+            LOST.get_or_init(|| e);
+            false
+        }
+    }
+}
+
+static LOST: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Why something that was written to standard output did not arrive, the first time: a full disk, a failing one. A
+/// reader that went away (`| head`) has what it wanted.
+#[must_use]
+pub fn lost_output() -> Option<&'static std::io::Error> {
+    LOST.get().filter(|e| e.kind() != std::io::ErrorKind::BrokenPipe)
 }
 
 /// Writes a line to standard error.
 pub fn complain(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(line));
 }
 
 /// Whether colours are wanted on standard output: a terminal, and `NO_COLOR` not set.
@@ -50,9 +72,9 @@ struct Window {
 }
 
 impl Console {
-    /// A console for one command. `logging_steps`: steps between plain lines.
+    /// A console for one command.
     #[must_use]
-    pub fn new(quiet: bool, logging_steps: u64) -> Self {
+    pub fn new(quiet: bool) -> Self {
         let drawn = !quiet && std::io::stderr().is_terminal();
         let bar = drawn.then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(8));
@@ -61,15 +83,7 @@ impl Console {
         });
         let only_bar = drawn && std::io::stdout().is_terminal();
         let plain = !quiet && !only_bar;
-        Console {
-            quiet,
-            logging_steps: logging_steps.max(1),
-            bar,
-            plain,
-            total: 0,
-            window: Window::default(),
-            progress: None,
-        }
+        Console { quiet, logging_steps: 1, bar, plain, total: 0, window: Window::default(), progress: None }
     }
 
     /// A line of text, above the bar when there is one.
@@ -209,7 +223,10 @@ impl Observer for Console {
                     self.progress(what, *done, *total);
                 }
             }
-            Event::Started { step, total } => self.started(*step, *total),
+            Event::Started { step, total, logging_steps } => {
+                self.logging_steps = (*logging_steps).max(1);
+                self.started(*step, *total);
+            }
             Event::Step { line, seconds, real_tokens } => self.step(line, *seconds, *real_tokens),
             Event::Eval { line, seconds } => self.eval(line, *seconds),
             Event::Saved { path, .. } => self.line(&format!("saved {}", path.display())),

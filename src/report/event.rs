@@ -27,6 +27,8 @@ pub enum Event {
         step: u64,
         /// Steps in all.
         total: u64,
+        /// Steps between lines on a console.
+        logging_steps: u64,
     },
     /// A step is done.
     Step {

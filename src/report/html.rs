@@ -1,85 +1,87 @@
-//! `report.html`: a run's curves as one page that needs nothing else: inline SVG, no script, light and dark.
+//! `report.html`, and the page that compares several runs: each one file that needs nothing else, with inline SVG, without
+//! scripts, light and dark.
 
+use super::chart::{chart, curve, escape};
 use super::jsonl::Line;
 use super::line::{EvalLine, LogLine, StepLine};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-/// Points drawn for a curve at most; more steps are drawn as averages with the span of their values behind.
-const POINTS: usize = 400;
-const WIDTH: f64 = 860.0;
-const HEIGHT: f64 = 260.0;
-const LEFT: f64 = 72.0;
-const RIGHT: f64 = 12.0;
-const TOP: f64 = 12.0;
-const BOTTOM: f64 = 40.0;
-
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6778;--grid:#dfe3ea;--back:#fff;--a:#2563eb;--b:#c2410c}\
-@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#9aa4b5;--grid:#2c3442;--back:#12161d;--a:#7aa7ff;--b:#ff9d5c}}\
+:root{color-scheme:light dark;--ink:#1c2330;--soft:#5d6778;--grid:#dfe3ea;--back:#fff;\
+--c0:#2563eb;--c1:#c2410c;--c2:#15803d;--c3:#9333ea;--c4:#be123c;--c5:#0e7490;--c6:#a16207;--c7:#4b5563}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6e9ef;--soft:#9aa4b5;--grid:#2c3442;--back:#12161d;\
+--c0:#7aa7ff;--c1:#ff9d5c;--c2:#6fd08c;--c3:#c79bff;--c4:#ff8aa0;--c5:#6cc9dc;--c6:#e0b84c;--c7:#aab3c2}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--back);max-width:900px;margin:2rem auto;padding:0 1rem}\
 h1{font-size:1.4rem}h2{font-size:1rem;margin:1.8rem 0 .3rem}\
-table{border-collapse:collapse}td{padding:.1rem 1.2rem .1rem 0;font-variant-numeric:tabular-nums}td:first-child{color:var(--soft)}\
-svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}\
-.grid{stroke:var(--grid)}.a{stroke:var(--a)}.b{stroke:var(--b)}.curve{fill:none;stroke-width:1.6;stroke-linejoin:round}\
-.span{stroke:none;opacity:.18}.span.a{fill:var(--a)}.span.b{fill:var(--b)}\
-.dot{stroke:none;fill:transparent;pointer-events:all}.dot:hover{fill:var(--ink)}.mark.a{fill:var(--a)}.mark.b{fill:var(--b)}\
-pre{overflow:auto;font-size:12px}.key{margin-left:1rem;font-weight:normal}.key.a{color:var(--a)}.key.b{color:var(--b)}";
+table{border-collapse:collapse}td,th{padding:.1rem 1.2rem .1rem 0;font-variant-numeric:tabular-nums;text-align:left;font-weight:normal}\
+td:first-child,th{color:var(--soft)}.wide{overflow-x:auto}\
+svg{width:100%;height:auto}svg text{fill:var(--soft);font-size:12px}.grid{stroke:var(--grid)}\
+.c0{--c:var(--c0)}.c1{--c:var(--c1)}.c2{--c:var(--c2)}.c3{--c:var(--c3)}.c4{--c:var(--c4)}.c5{--c:var(--c5)}.c6{--c:var(--c6)}.c7{--c:var(--c7)}\
+.curve{stroke:var(--c);fill:none;stroke-width:1.6;stroke-linejoin:round}.span{stroke:none;opacity:.18;fill:var(--c)}\
+.dot{stroke:none;fill:transparent;pointer-events:all}.dot:hover{fill:var(--ink)}.mark{fill:var(--c)}\
+pre{overflow:auto;font-size:12px}.key{margin-left:1rem;font-weight:normal;color:var(--c)}";
 
-/// One drawn point: a step, or the average of several.
-struct Point {
-    x: f64,
-    y: f64,
-    low: f64,
-    high: f64,
-    steps: (u64, u64),
+/// The lines of a run, by what they are.
+struct Series {
+    steps: Vec<StepLine>,
+    evals: Vec<EvalLine>,
+    /// Scored tokens a second, by step.
+    speeds: Vec<(u64, f64)>,
+    /// Of the steps whose time is known.
+    seconds: f64,
 }
 
-struct Curve {
-    name: &'static str,
-    /// Colour class, `a` or `b`.
-    colour: &'static str,
-    points: Vec<Point>,
-    /// Few, separate values are marked by dots.
-    marked: bool,
+impl Series {
+    fn of(lines: &[Line]) -> Self {
+        let mut series = Series { steps: Vec::new(), evals: Vec::new(), speeds: Vec::new(), seconds: 0.0 };
+        for line in lines {
+            match line.logged {
+                LogLine::Step(step) => {
+                    series.steps.push(step);
+                    if let Some(seconds) = line.seconds.filter(|seconds| *seconds > 0.0) {
+                        series.speeds.push((step.step, step.tokens as f64 / seconds));
+                        series.seconds += seconds;
+                    }
+                }
+                LogLine::Eval(eval) => series.evals.push(eval),
+            }
+        }
+        series
+    }
+
+    fn best(&self) -> Option<&EvalLine> {
+        self.evals.iter().min_by(|a, b| a.eval_loss.total_cmp(&b.eval_loss))
+    }
+}
+
+fn head(title: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <title>{title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n"
+    )
 }
 
 /// The page for a run. Text is escaped; `run_json` is shown as it is.
 #[must_use]
 pub fn render(title: &str, lines: &[Line], run_json: &str) -> String {
-    let (mut steps, mut evals, mut speeds) = (Vec::new(), Vec::new(), Vec::new());
-    for line in lines {
-        match (line.logged, line.seconds) {
-            (LogLine::Step(step), seconds) => {
-                steps.push(step);
-                let measured = seconds.filter(|seconds| *seconds > 0.0);
-                speeds.extend(measured.map(|seconds| (step.step, step.tokens as f64 / seconds)));
-            }
-            (LogLine::Eval(eval), _) => evals.push(eval),
-        }
-    }
-    let mut page = String::new();
-    let title = escape(title);
-    let _ = write!(
-        page,
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-         <title>{title}</title><style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n"
-    );
-    page += &summary(&steps, &evals);
+    let series = Series::of(lines);
+    let Series { steps, evals, speeds, .. } = &series;
+    let mut page = head(title);
+    page += &summary(&series);
     let losses = [
-        curve("training loss", "a", steps.iter().map(|l| (l.step, l.loss))),
-        curve("evaluation loss", "b", evals.iter().map(|l| (l.step, l.eval_loss))),
+        curve("training loss", 0, steps.iter().map(|l| (l.step, l.loss))),
+        curve("evaluation loss", 1, evals.iter().map(|l| (l.step, l.eval_loss))),
     ];
     page += &chart("Loss", "nats per scored token", &losses);
     let rates = steps.iter().map(|l| (l.step, l.lr));
-    page += &chart("Learning rate", "of the step", &[curve("learning rate", "a", rates)]);
+    page += &chart("Learning rate", "of the step", &[curve("learning rate", 0, rates)]);
     let norms = steps.iter().map(|l| (l.step, l.grad_norm));
-    page += &chart("Gradient norm", "before clipping", &[curve("gradient norm", "a", norms)]);
-    page += &chart(
-        "Throughput",
-        "scored tokens per second",
-        &[curve("scored tokens/s", "a", speeds.into_iter())],
-    );
+    page += &chart("Gradient norm", "before clipping", &[curve("gradient norm", 0, norms)]);
+    let speeds = curve("scored tokens/s", 0, speeds.iter().copied());
+    page += &chart("Throughput", "scored tokens per second", &[speeds]);
     if !run_json.is_empty() {
         let _ =
             writeln!(page, "<details><summary>run.json</summary><pre>{}</pre></details>", escape(run_json));
@@ -87,23 +89,8 @@ pub fn render(title: &str, lines: &[Line], run_json: &str) -> String {
     page + "</body></html>\n"
 }
 
-/// Text as HTML shows it.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            '\'' => out += "&#39;",
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-fn summary(steps: &[StepLine], evals: &[EvalLine]) -> String {
+fn summary(series: &Series) -> String {
+    let Series { steps, evals, .. } = series;
     let mut rows = Vec::new();
     if let (Some(first), Some(last)) = (steps.first(), steps.last()) {
         rows.push(("steps", last.step.to_string()));
@@ -114,9 +101,9 @@ fn summary(steps: &[StepLine], evals: &[EvalLine]) -> String {
         ));
         rows.push(("scored tokens", steps.iter().map(|l| l.tokens).sum::<u64>().to_string()));
     }
-    if let (Some(first), Some(last)) = (evals.first(), evals.last()) {
-        let best = evals.iter().map(|l| l.eval_loss).fold(f64::INFINITY, f64::min);
-        let text = format!("{:.4} \u{2192} {:.4}, best {best:.4}", first.eval_loss, last.eval_loss);
+    if let (Some(first), Some(last), Some(best)) = (evals.first(), evals.last(), series.best()) {
+        let text =
+            format!("{:.4} \u{2192} {:.4}, best {:.4}", first.eval_loss, last.eval_loss, best.eval_loss);
         rows.push(("evaluation loss, first and last", text));
     }
     let cells: String =
@@ -124,172 +111,82 @@ fn summary(steps: &[StepLine], evals: &[EvalLine]) -> String {
     format!("<table>{cells}</table>\n")
 }
 
-/// Groups neighbouring steps until there are few enough to draw.
-fn curve(name: &'static str, colour: &'static str, values: impl Iterator<Item = (u64, f64)>) -> Curve {
-    let values: Vec<(u64, f64)> = values.filter(|(_, y)| y.is_finite()).collect();
-    let size = values.len().div_ceil(POINTS).max(1);
-    let points = values
-        .chunks(size)
-        .map(|group| {
-            let mean = |f: fn(&(u64, f64)) -> f64| group.iter().map(f).sum::<f64>() / group.len() as f64;
-            Point {
-                x: mean(|(x, _)| *x as f64),
-                y: mean(|(_, y)| *y),
-                low: group.iter().map(|(_, y)| *y).fold(f64::INFINITY, f64::min),
-                high: group.iter().map(|(_, y)| *y).fold(f64::NEG_INFINITY, f64::max),
-                steps: (group[0].0, group[group.len() - 1].0),
-            }
+/// A run among others.
+pub struct Compared {
+    /// What it is called.
+    pub name: String,
+    /// Its lines.
+    pub lines: Vec<Line>,
+    /// Its settings as text, by name.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// The page that compares runs: final figures, curves over each other, and the settings in which they differ.
+#[must_use]
+pub fn compare(runs: &[Compared]) -> String {
+    let series: Vec<Series> = runs.iter().map(|run| Series::of(&run.lines)).collect();
+    let mut page = head(&format!("{} runs compared", runs.len()));
+    page += &figures(runs, &series);
+    let mut overlay = |title: &str, unit: &str, values: &dyn Fn(&Series) -> Vec<(u64, f64)>| {
+        let curves = runs.iter().zip(&series).enumerate();
+        let curves: Vec<_> =
+            curves.map(|(i, (run, series))| curve(&run.name, i, values(series).into_iter())).collect();
+        page += &chart(title, unit, &curves);
+    };
+    let nats = "nats per scored token";
+    overlay("Training loss", nats, &|s| s.steps.iter().map(|l| (l.step, l.loss)).collect());
+    overlay("Evaluation loss", nats, &|s| s.evals.iter().map(|l| (l.step, l.eval_loss)).collect());
+    overlay("Learning rate", "of the step", &|s| s.steps.iter().map(|l| (l.step, l.lr)).collect());
+    overlay("Gradient norm", "before clipping", &|s| s.steps.iter().map(|l| (l.step, l.grad_norm)).collect());
+    overlay("Throughput", "scored tokens per second", &|s| s.speeds.clone());
+    page += &differences(runs);
+    page + "</body></html>\n"
+}
+
+/// A column for each run, its name above.
+fn table(title: &str, runs: &[Compared], rows: &[(String, Vec<String>)]) -> String {
+    let names = runs.iter().enumerate();
+    let names: String = names
+        .map(|(i, run)| {
+            format!("<th class=\"key c{}\">{}</th>", i % super::chart::COLOURS, escape(&run.name))
         })
         .collect();
-    Curve { name, colour, points, marked: values.len() <= 40 }
-}
-
-/// Maps values to places in the picture.
-struct Frame {
-    x: (f64, f64),
-    y: (f64, f64),
-}
-
-impl Frame {
-    fn around(curves: &[Curve]) -> Option<Self> {
-        let points = || curves.iter().flat_map(|c| &c.points);
-        let least = |f: fn(&Point) -> f64| points().map(f).fold(f64::INFINITY, f64::min);
-        let most = |f: fn(&Point) -> f64| points().map(f).fold(f64::NEG_INFINITY, f64::max);
-        let x = (least(|p| p.x), most(|p| p.x));
-        let (low, high) = (least(|p| p.low), most(|p| p.high));
-        if !(x.0.is_finite() && low.is_finite()) {
-            return None;
-        }
-        // A curve of non-negative values that comes near zero stands on zero.
-        let low = if low >= 0.0 && low < 0.5 * high { 0.0 } else { low };
-        let room = if high > low { 0.04 * (high - low) } else { 0.5 * high.abs().max(1e-12) };
-        let bottom = if low == 0.0 { 0.0 } else { low - room };
-        Some(Frame { x: (x.0, x.1.max(x.0 + 1.0)), y: (bottom, high + room) })
-    }
-
-    fn place(&self, x: f64, y: f64) -> (f64, f64) {
-        let share = |v: f64, (from, to): (f64, f64)| (v - from) / (to - from);
-        let across = LEFT + share(x, self.x) * (WIDTH - LEFT - RIGHT);
-        let down = HEIGHT - BOTTOM - share(y, self.y) * (HEIGHT - TOP - BOTTOM);
-        (across, down)
-    }
-}
-
-fn chart(title: &str, unit: &str, curves: &[Curve]) -> String {
-    let Some(frame) = Frame::around(curves) else { return String::new() };
-    let mut svg = String::new();
-    let drawn: Vec<&Curve> = curves.iter().filter(|c| !c.points.is_empty()).collect();
-    let keys = if drawn.len() > 1 {
-        drawn.iter().map(|c| format!("<span class=\"key {}\">{}</span>", c.colour, c.name)).collect()
-    } else {
-        String::new()
+    let row = |(name, values): &(String, Vec<String>)| {
+        let cells: String = values.iter().map(|value| format!("<td>{}</td>", escape(value))).collect();
+        format!("<tr><td>{}</td>{cells}</tr>", escape(name))
     };
-    let _ = write!(
-        svg,
-        "<h2>{title}{keys}</h2>\n<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">"
-    );
-    axes(&mut svg, &frame, unit);
-    for curve in &drawn {
-        draw(&mut svg, &frame, curve);
-    }
-    svg + "</svg>\n"
+    let rows: String = rows.iter().map(row).collect();
+    format!("<h2>{title}</h2>\n<div class=\"wide\"><table><tr><th></th>{names}</tr>{rows}</table></div>\n")
 }
 
-fn axes(svg: &mut String, frame: &Frame, unit: &str) {
-    let base = HEIGHT - BOTTOM;
-    for tick in ticks(frame.y.0, frame.y.1, 5.0) {
-        let y = frame.place(frame.x.0, tick).1;
-        let _ = write!(
-            svg,
-            "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{}\"/><text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
-            WIDTH - RIGHT,
-            LEFT - 6.0,
-            y + 4.0,
-            number(tick)
-        );
-    }
-    for tick in ticks(frame.x.0, frame.x.1, 8.0).into_iter().filter(|t| t.fract() == 0.0) {
-        let x = frame.place(tick, frame.y.0).0;
-        let _ = write!(svg, "<text x=\"{x:.1}\" y=\"{}\" text-anchor=\"middle\">{tick}</text>", base + 16.0);
-    }
-    let middle = TOP + (base - TOP) / 2.0;
-    let _ = write!(
-        svg,
-        "<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">step</text>\
-         <text transform=\"translate(12 {middle}) rotate(-90)\" text-anchor=\"middle\">{unit}</text>",
-        LEFT + (WIDTH - LEFT - RIGHT) / 2.0,
-        HEIGHT - 6.0
-    );
-}
-
-fn draw(svg: &mut String, frame: &Frame, curve: &Curve) {
-    let colour = curve.colour;
-    let path = |points: &mut dyn Iterator<Item = (f64, f64)>| {
-        let places = points.map(|(x, y)| frame.place(x, y)).map(|(x, y)| format!("{x:.1} {y:.1}"));
-        places.collect::<Vec<_>>().join("L")
+fn figures(runs: &[Compared], series: &[Series]) -> String {
+    let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+    let mut add = |name: &str, value: &dyn Fn(&Series) -> Option<String>| {
+        let values = series.iter().map(|s| value(s).unwrap_or_else(|| "\u{2013}".into())).collect();
+        rows.push((name.to_owned(), values));
     };
-    if curve.points.iter().any(|p| p.steps.0 != p.steps.1) {
-        let upper = curve.points.iter().map(|p| (p.x, p.high));
-        let lower = curve.points.iter().rev().map(|p| (p.x, p.low));
-        let _ = write!(svg, "<path class=\"span {colour}\" d=\"M{}Z\"/>", path(&mut upper.chain(lower)));
-    }
-    let line = path(&mut curve.points.iter().map(|p| (p.x, p.y)));
-    let _ = write!(svg, "<path class=\"curve {colour}\" d=\"M{line}\"/>");
-    for point in &curve.points {
-        let (x, y) = frame.place(point.x, point.y);
-        if curve.marked {
-            let _ = write!(svg, "<circle class=\"mark {colour}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"2.5\"/>");
-        }
-        let steps = match point.steps {
-            (first, last) if first == last => format!("step {first}"),
-            (first, last) => format!("steps {first}-{last}, mean"),
-        };
-        let _ = write!(
-            svg,
-            "<circle class=\"dot\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"5\"><title>{steps}: {} {}</title></circle>",
-            curve.name,
-            number(point.y)
-        );
-    }
+    add("steps", &|s| s.steps.last().map(|l| l.step.to_string()));
+    add("epochs", &|s| s.steps.last().map(|l| format!("{:.2}", l.epoch)));
+    add("training loss, last step", &|s| s.steps.last().map(|l| format!("{:.4}", l.loss)));
+    add("evaluation loss, last", &|s| s.evals.last().map(|l| format!("{:.4}", l.eval_loss)));
+    add("evaluation loss, best", &|s| s.best().map(|l| format!("{:.4} at step {}", l.eval_loss, l.step)));
+    add("scored tokens", &|s| Some(s.steps.iter().map(|l| l.tokens).sum::<u64>().to_string()));
+    add("time of the steps", &|s| (s.seconds > 0.0).then(|| super::console::duration(s.seconds)));
+    table("Final figures", runs, &rows)
 }
 
-/// About `count` round values inside a range: multiples of 1, 2 or 5 times a power of ten.
-fn ticks(from: f64, to: f64, count: f64) -> Vec<f64> {
-    let rough = (to - from) / count;
-    if !(rough.is_finite() && rough > 0.0) {
-        return Vec::new();
-    }
-    let (mut power, mut digits) = (1.0f64, rough);
-    while digits >= 10.0 {
-        (power, digits) = (power * 10.0, digits / 10.0);
-    }
-    while digits < 1.0 {
-        (power, digits) = (power / 10.0, digits * 10.0);
-    }
-    let step = power * [1.0, 2.0, 5.0, 10.0].into_iter().find(|s| *s >= digits).unwrap_or(10.0);
-    let first = (from / step).ceil();
-    (0..64).map(|i| (first + f64::from(i)) * step).take_while(|t| *t <= to).collect()
-}
-
-/// A number in few digits.
-fn number(value: f64) -> String {
-    let text = match value.abs() {
-        0.0 => return "0".into(),
-        a if !(1e-3..1e6).contains(&a) => return short_exponent(value),
-        a if a >= 1000.0 => format!("{value:.0}"),
-        a if a >= 10.0 => format!("{value:.2}"),
-        _ => format!("{value:.4}"),
+fn differences(runs: &[Compared]) -> String {
+    let names: BTreeSet<&String> = runs.iter().flat_map(|run| run.settings.keys()).collect();
+    let values = |name: &String| -> Vec<String> {
+        runs.iter().map(|run| run.settings.get(name).cloned().unwrap_or_default()).collect()
     };
-    if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.').to_owned() } else { text }
-}
-
-/// `1e-4`, `2.5e-5`.
-fn short_exponent(value: f64) -> String {
-    let text = format!("{value:.3e}");
-    match text.split_once('e') {
-        Some((mantissa, exponent)) if mantissa.contains('.') => {
-            format!("{}e{exponent}", mantissa.trim_end_matches('0').trim_end_matches('.'))
-        }
-        _ => text,
+    let rows: Vec<(String, Vec<String>)> = names
+        .into_iter()
+        .map(|name| (name.clone(), values(name)))
+        .filter(|(_, values)| values.iter().any(|value| *value != values[0]))
+        .collect();
+    if rows.is_empty() {
+        return "<h2>Settings</h2>\n<p>The same in all of them.</p>\n".into();
     }
+    table("Settings that differ", runs, &rows)
 }

@@ -1,5 +1,6 @@
 //! What a run tells: the events it emits, and who writes them down.
 
+mod chart;
 pub mod console;
 pub mod event;
 pub mod html;

@@ -2,14 +2,13 @@
 //! asked again, short training runs beside the CPU device, and an interrupted run against an uninterrupted one.
 
 mod operations;
-pub mod reference;
 pub mod tiny;
 mod training;
 
 use crate::config::DeviceChoice;
+use crate::device::{Chosen, Devices};
 use crate::error::Result;
 use crate::identity::Engine;
-use crate::train::devices::{Chosen, Devices};
 use std::path::Path;
 
 /// What is tested.

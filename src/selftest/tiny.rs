@@ -2,7 +2,7 @@
 
 use crate::config::{Settings, Strategy};
 use crate::error::{Error, Result};
-use crate::formats::atomic_file;
+use crate::formats::publish;
 use crate::formats::safetensors::{F32Tensor, encode_f32};
 use crate::model::Spec;
 use crate::philox::{Stream, uniform};
@@ -72,7 +72,7 @@ fn random(seed: u64, len: usize, size: f32) -> impl Iterator<Item = f32> {
 /// I/O errors.
 pub fn write_model(family: &Family, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|e| Error::io("creating", folder, e))?;
-    atomic_file::write(&folder.join("config.json"), (family.config)().to_string().as_bytes())?;
+    publish::replace_file(&folder.join("config.json"), (family.config)().to_string().as_bytes())?;
     let spec = Spec::read(folder)?;
     let shapes = spec.tensors();
     let values: Vec<Vec<f32>> = (1..).zip(&shapes).map(|(seed, t)| tensor(seed, &t.name, &t.shape)).collect();
@@ -81,7 +81,7 @@ pub fn write_model(family: &Family, folder: &Path) -> Result<()> {
         .zip(&values)
         .map(|(t, values)| F32Tensor { name: &t.name, shape: &t.shape, values })
         .collect();
-    atomic_file::write(&folder.join("model.safetensors"), &encode_f32(&tensors))
+    publish::replace_file(&folder.join("model.safetensors"), &encode_f32(&tensors))
 }
 
 fn tensor(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
@@ -109,7 +109,7 @@ pub fn write_rows(path: &Path, count: usize, seed: u64) -> Result<()> {
         text += &json!({ "input_ids": ids, "labels": labels }).to_string();
         text.push('\n');
     }
-    atomic_file::write(path, text.as_bytes())
+    publish::replace_file(path, text.as_bytes())
 }
 
 /// Settings of a small run: batches of two rows, two micro-batches a step, with dropout. Model and data are in `folder`, and

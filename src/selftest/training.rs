@@ -2,17 +2,20 @@
 
 use super::tiny;
 use super::{Row, Settings as Options};
+use crate::checkpoint::state::PlanOrigin;
 use crate::config::{Recompute, ResumeFrom, Settings};
-use crate::device::Planner;
 use crate::device::cpu::Rounding;
+use crate::device::{Chosen, OnCpu};
+use crate::device::{Device, Planner};
 use crate::error::{Error, Kind, Result};
+use crate::files;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
-use crate::train::devices::Chosen;
 use crate::train::setup::Setup;
+use crate::train::start::history;
 use crate::train::trainer::Trainer;
-use crate::train::{Control, Request, run_on};
+use crate::train::{self, Control, Request};
 use std::path::Path;
 
 /// Steps beside the CPU device.
@@ -33,13 +36,18 @@ impl Course {
             losses.push(step.line.loss);
             norms.push(step.line.grad_norm);
         }
-        Ok(Course { losses, norms, adapter: trainer.parameters()? })
+        Ok(Course { losses, norms, adapter: trainer.engine().parameters()? })
     }
 }
 
-fn trainer(settings: &Settings, device: Chosen) -> Result<Trainer> {
+/// A trainer on a device that was adjusted.
+fn trainer(settings: &Settings, chosen: Chosen, adjust: impl FnOnce(&mut Device)) -> Result<Trainer> {
     let mut silent = |_: &Event| {};
-    Ok(Setup::open(settings, None, None, device, &mut silent)?.trainer(&mut silent)?.0)
+    let mut ready = Setup::open(settings, None, None, &|_| PlanOrigin::default(), chosen, &mut silent)?
+        .allocate(&mut silent)?;
+    adjust(&mut ready.engine.device);
+    let history = history::new(&ready.settings, ready.train.plan.total_steps());
+    Ok(ready.trainer(history)?.0)
 }
 
 /// ‖a − b‖ / ‖b‖.
@@ -65,12 +73,13 @@ pub(super) fn beside_the_cpu(options: &Options, folder: &Path) -> Result<Vec<Row
     let mut rows = Vec::new();
     for family in tiny::FAMILIES {
         let settings = prepare(family, &folder.join(family.name), options.steps.unwrap_or(STEPS))?;
-        let mut reference = trainer(&settings, Chosen::Cpu(None))?;
-        if let Some(cpu) = reference.device_mut().cpu_mut() {
-            cpu.rounding = Rounding::Bf16;
-        }
+        let mut reference = trainer(&settings, Chosen::Cpu(OnCpu::f32()), |device| {
+            if let Some(cpu) = device.cpu_mut() {
+                cpu.rounding = Rounding::Bf16;
+            }
+        })?;
         let want = Course::of(&mut reference)?;
-        let got = Course::of(&mut trainer(&settings, options.chosen()?)?)?;
+        let got = Course::of(&mut trainer(&settings, options.chosen()?, |_| ())?)?;
         let mut row = |what: &str, error: f64, limit: f64| {
             rows.push(Row::compared("training", format!("{} {what}", family.name), error, limit));
         };
@@ -87,8 +96,8 @@ pub(super) fn policies(options: &Options, folder: &Path) -> Result<Vec<Row>> {
     let family = &tiny::FAMILIES[2];
     let settings = prepare(family, &folder.join("policies"), 4)?;
     let run = |recompute, graphs: bool| -> Result<Vec<u32>> {
-        let mut trainer = trainer(&Settings { recompute, ..settings.clone() }, options.chosen()?)?;
-        trainer.device_mut().record(graphs);
+        let settings = Settings { recompute, ..settings.clone() };
+        let mut trainer = trainer(&settings, options.chosen()?, |device| device.record(graphs))?;
         let course = Course::of(&mut trainer)?;
         let losses = course.losses.iter().flat_map(|l| [l.to_bits() as u32, (l.to_bits() >> 32) as u32]);
         Ok(losses.chain(course.adapter.iter().map(|v| v.to_bits())).collect())
@@ -115,9 +124,9 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
             asker.request_stop();
         }
     };
-    let request =
-        Request { settings: settings.clone(), command_line: vec!["selftest".into()], ..Request::default() };
-    match run_on(options.devices, request, &control, &mut observer) {
+    let command_line = vec!["selftest".into()];
+    let request = Request { devices: options.devices, command_line, ..Request::new(settings) };
+    match train::train(request, &control, &mut observer) {
         Err(error) if error.kind == Kind::Stopped && stop.is_some() => Ok(()),
         done => done.map(|_| ()),
     }
@@ -126,7 +135,7 @@ fn run_until(options: &Options, settings: &Settings, stop: Option<u64>) -> Resul
 /// The final adapter and the last checkpoint.
 fn results(run: &Path, steps: u64) -> Result<Vec<Vec<u8>>> {
     let files = ["adapter/adapter_model.safetensors".into(), format!("checkpoints/step-{steps:08}.qckpt")];
-    files.iter().map(|f| std::fs::read(run.join(f)).map_err(|e| Error::reading(&run.join(f), e))).collect()
+    files.iter().map(|f| files::read(&run.join(f), 1 << 30)).collect()
 }
 
 /// A run that is stopped twice, once of them thrown back to an older checkpoint as by a kill, ends in the same bytes.
@@ -157,7 +166,7 @@ fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]
     let mut planner = Planner::new(device.capabilities());
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-    let mut dev = device.device(&planner, None)?;
+    let mut dev = crate::ops::device(device, &planner, None)?;
     if let Some(cpu) = dev.cpu_mut() {
         cpu.rounding = rounding;
     }
@@ -180,7 +189,7 @@ pub(super) fn generation(options: &Options, folder: &Path) -> Result<Vec<Row>> {
         let model = folder.join(family.name);
         tiny::write_model(family, &model)?;
         let prompts: [&[u32]; 2] = [&first, &first[..5]];
-        let want = generated(&model, Chosen::Cpu(None), Rounding::Bf16, &prompts)?;
+        let want = generated(&model, Chosen::Cpu(OnCpu::f32()), Rounding::Bf16, &prompts)?;
         let got = generated(&model, options.chosen()?, Rounding::None, &prompts)?;
         let error = distance(&wide(&got), &wide(&want));
         rows.push(Row::compared("generation", format!("{} logits", family.name), error, 2e-2));

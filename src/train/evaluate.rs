@@ -1,11 +1,14 @@
 //! Loss and perplexity of a file: the base model's, and an adapter's beside it.
 
-use super::devices::Devices;
-use super::origin::weights_in;
-use super::setup::Setup;
-use super::trainer::Trainer;
+use super::engine::Engine;
+use super::setup::{Ready, Setup};
+use super::start::weights_in;
+use super::trainer::{Source, mean_loss};
+use crate::checkpoint::storage::FileSystem;
 use crate::config::Settings;
+use crate::device::Devices;
 use crate::error::{Error, Result};
+use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 
 /// How well a model predicts the scored tokens.
@@ -18,9 +21,10 @@ pub struct Fit {
 }
 
 impl Fit {
-    fn of(trainer: &mut Trainer) -> Result<Self> {
-        let loss =
-            trainer.evaluate(&|| false)?.ok_or_else(|| Error::check("there are no rows to evaluate"))?;
+    fn of(engine: &mut dyn Engine, source: &mut Source) -> Result<Self> {
+        let loss = mean_loss(engine, source, &|| false)?
+            .filter(|loss| loss.is_finite())
+            .ok_or_else(|| Error::diverged("the loss is not finite"))?;
         Ok(Fit { loss, perplexity: libm::exp(loss) })
     }
 }
@@ -47,26 +51,25 @@ pub fn evaluate(settings: &Settings, observer: &mut dyn Observer) -> Result<Repo
     let Some(file) = settings.valid_file.clone() else {
         return Err(Error::usage("there are no rows to evaluate").hint("name them with --valid-file FILE"));
     };
-    let init_adapter = settings.init_adapter.as_deref().map(weights_in).transpose()?;
+    let init_adapter =
+        settings.init_adapter.as_deref().map(|path| weights_in(&FileSystem, path)).transpose()?;
     let rows = Settings { train_files: vec![file], valid_file: None, val_set_size: 0.0, ..settings.clone() };
     let device = Devices::default().choose(settings, None)?;
     let setup = Setup::for_evaluation(&Settings { init_adapter, ..rows }, device, observer)?;
-    let (mut trainer, weights, _) = setup.trainer(observer)?;
-    let (mut rows, mut tokens) = (0, 0);
-    if let Some(dataset) = trainer.evaluation_rows() {
-        rows = dataset.len();
-        for row in 0..rows {
-            tokens += dataset.row(row)?.scored() as u64;
-        }
+    let Ready { mut engine, eval, weights, .. } = setup.allocate(observer)?;
+    let mut source = eval.ok_or_else(|| Error::check("there are no rows to evaluate"))?;
+    let (rows, mut tokens) = (source.rows.len(), 0);
+    for row in 0..rows {
+        tokens += source.rows.row(row)?.scored() as u64;
     }
     observer.on_event(&Event::Note(format!("{rows} rows, {tokens} scored tokens")));
-    let with_adapter = trainer.parameters()?;
-    trainer.set_parameters(&vec![0.0; with_adapter.len()])?;
-    let base = Fit::of(&mut trainer)?;
+    let with_adapter = engine.parameters()?;
+    engine.set_parameters(&vec![0.0; with_adapter.len()])?;
+    let base = Fit::of(&mut engine, &mut source)?;
     let mut adapter = None;
     if settings.init_adapter.is_some() {
-        trainer.set_parameters(&with_adapter)?;
-        adapter = Some(Fit::of(&mut trainer)?);
+        engine.set_parameters(&with_adapter)?;
+        adapter = Some(Fit::of(&mut engine, &mut source)?);
     }
     weights.map.check_unchanged()?;
     Ok(Report { rows: rows as u64, tokens, base, adapter })

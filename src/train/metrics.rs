@@ -1,58 +1,76 @@
 //! `metrics.jsonl`: one line a step, the same lines however often the run was interrupted.
 
+use super::folder::RunFolder;
+use crate::checkpoint::storage::{self, Stored};
 use crate::error::{Error, Result};
-use crate::failpoint;
-use crate::formats::atomic_file;
 use crate::report::jsonl::{self, Line};
 use crate::report::line::LogLine;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+/// The file in a run folder.
+pub const NAME: &str = "metrics.jsonl";
+/// Lines that were set aside.
+const OLD: &str = "metrics.jsonl.old";
+/// Largest log that is read: at 300 bytes a line, ten million steps.
+pub const MAX_BYTES: u64 = 3 << 30;
 
 /// The metrics file of a run, and the lines an interrupted run had logged beyond its checkpoint.
 pub struct Metrics {
     path: PathBuf,
-    file: File,
+    file: Box<dyn Stored>,
+    /// Where its next line goes.
+    end: u64,
+    /// Every line of the file.
+    lines: Vec<Line>,
     /// Lines in the file that are still to be computed again.
     ahead: VecDeque<LogLine>,
     repeated: Option<(u64, u64)>,
-    exact: bool,
     /// Whether a write failed; the file is then rebuilt at the end.
     failed: bool,
 }
 
-/// The whole lines of `path`; a torn tail and everything after a damaged line is left out.
-fn read_lines(path: &Path) -> Result<Vec<Line>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(jsonl::read(&bytes).lines),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(e) => Err(Error::io("reading", path, e)),
-    }
+/// What becomes of lines that were logged beyond the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// The same plan logged them: they must come again, bit for bit.
+    Repeats,
+    /// Another plan did: they are kept in a file of their own.
+    SetAside,
 }
 
 impl Metrics {
-    /// Opens the file for a run that stands right after the lines of `log`. Lines of the file beyond them
-    /// are what the continuation must repeat; where the file and `log` differ, the file is rebuilt from
-    /// `log`. With `exact` false nothing needs to repeat: the file is cut back to `log`.
+    /// Opens the file for a run that stands right after the lines of `log`; where the file and `log` differ, it is
+    /// rebuilt from `log`. Gives a sentence on lines that were set aside.
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn open(path: &Path, log: &[LogLine], exact: bool) -> Result<Self> {
-        let old = read_lines(path)?;
-        let known: Vec<LogLine> = old.iter().map(|line| line.logged).collect();
-        let kept = known.iter().zip(log).take_while(|(a, b)| a == b).count();
-        let mut lines: Vec<Line> = old[..kept].to_vec();
+    pub fn open(folder: &RunFolder, log: &[LogLine], proof: Proof) -> Result<(Self, Option<String>)> {
+        let path = folder.tree().path().join(NAME);
+        // A torn tail and everything after a damaged line is left out.
+        let old = folder.read(NAME, MAX_BYTES)?.map(|bytes| jsonl::read(&bytes).lines).unwrap_or_default();
+        let kept = old.iter().zip(log).take_while(|(line, logged)| line.logged == **logged).count();
+        let beyond = old[kept..].to_vec();
+        let mut lines = old[..kept].to_vec();
         lines.extend(log[kept..].iter().map(|logged| Line { logged: *logged, seconds: None }));
         let mut ahead = VecDeque::new();
-        if kept == log.len() && exact {
-            lines.extend(old[kept..].iter().cloned());
-            ahead.extend(known[kept..].iter().copied());
+        let mut told = None;
+        if kept == log.len() && proof == Proof::Repeats {
+            ahead.extend(beyond.iter().map(|line| line.logged));
+            lines.extend(beyond);
+        } else if let (Some(first), Some(last)) = (beyond.first(), beyond.last()) {
+            folder.put(OLD, text(&beyond).as_bytes())?;
+            told = Some(format!(
+                "what was logged of the steps {} to {} is of another plan and is not compared; kept in {OLD}",
+                first.logged.step(),
+                last.logged.step()
+            ));
         }
-        let text: String = lines.iter().map(Line::to_json).collect();
-        atomic_file::write(path, text.as_bytes())?;
-        let file = OpenOptions::new().append(true).open(path).map_err(|e| Error::io("opening", path, e))?;
-        Ok(Metrics { path: path.to_owned(), file, ahead, repeated: None, exact, failed: false })
+        let text = text(&lines);
+        let file = storage::put_file(folder.tree(), NAME, text.as_bytes())
+            .map_err(|e| Error::io("writing", &path, e))?;
+        let end = text.len() as u64;
+        Ok((Metrics { path, file, end, lines, ahead, repeated: None, failed: false }, told))
     }
 
     /// Whether lines are left that the continuation must repeat.
@@ -66,15 +84,13 @@ impl Metrics {
     ///
     /// # Errors
     /// [`crate::error::Kind::Check`] when a repeated step differs from what was logged.
-    pub fn push(&mut self, line: &Line) -> Result<Option<(u64, u64)>> {
+    pub fn push(&mut self, line: Line) -> Result<Option<(u64, u64)>> {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
             let text = line.to_json();
-            if failpoint::hit_halfway() {
-                let _ = self.file.write_all(&text.as_bytes()[..text.len() / 2]);
-                failpoint::die_if_halfway();
-            }
-            self.failed |= self.file.write_all(text.as_bytes()).is_err();
+            self.failed |= storage::write_all(&*self.file, self.end, text.as_bytes()).is_err();
+            self.end += text.len() as u64;
+            self.lines.push(line);
             return Ok(None);
         };
         if before != now {
@@ -93,27 +109,29 @@ impl Metrics {
 
     /// Makes the lines so far durable; best effort, the checkpoint holds them too.
     pub fn sync(&mut self) {
-        let _ = self.file.sync_data();
+        let _ = self.file.sync();
     }
 
-    /// At the end: rebuilds the file if a write had failed, and makes it durable.
+    /// At the end: writes the file anew if a write had failed, and makes it durable.
     ///
     /// # Errors
     /// I/O errors, naming the path.
-    pub fn finish(&mut self, log: &[LogLine]) -> Result<()> {
+    pub fn finish(&mut self, folder: &RunFolder) -> Result<()> {
         self.sync();
         if self.failed {
-            *self = Metrics::open(&self.path, log, self.exact)?;
-            self.sync();
+            folder.put(NAME, text(&self.lines).as_bytes())?;
+            self.failed = false;
         }
         Ok(())
     }
 
     /// Every line of the file.
-    ///
-    /// # Errors
-    /// I/O errors, naming the path.
-    pub fn lines(&self) -> Result<Vec<Line>> {
-        read_lines(&self.path)
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
     }
+}
+
+fn text(lines: &[Line]) -> String {
+    lines.iter().map(Line::to_json).collect()
 }

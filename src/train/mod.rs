@@ -1,66 +1,35 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
-pub mod devices;
+pub mod engine;
 pub mod evaluate;
 pub mod exchange;
 pub mod folder;
 mod initial;
 pub mod metrics;
-pub mod origin;
+pub mod objective;
+pub mod publish;
+pub mod report;
 mod run;
+pub mod run_file;
+pub mod saver;
 pub mod schedule;
 pub mod setup;
 pub mod start;
 pub mod trainer;
 
-pub use devices::Devices;
-pub use start::{plan, run, run_on};
+pub use crate::device::Devices;
+pub use start::{Request, import, plan, resume, settled, train};
 
-use crate::config::Settings;
-use crate::data::dataset::Rows;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-/// What a run is asked for.
-#[derive(Clone, Debug, Default)]
-pub struct Request {
-    /// The resolved settings. For a resume they are the run's own, frozen in `run.json`, with permitted changes.
-    pub settings: Settings,
-    /// Rows in memory, in place of the settings' data files. A resume needs the same rows again.
-    pub rows: Option<Rows>,
-    /// The command line, for `run.json`; empty where there was none.
-    pub command_line: Vec<String>,
-    /// `resume OUTPUT_DIR`: there must be a run in the folder.
-    pub must_resume: bool,
-}
-
-impl Request {
-    /// The program as it was called, for commands a message offers.
-    #[must_use]
-    pub fn program(&self) -> &str {
-        self.command_line.first().map_or("qwentune", String::as_str)
-    }
-
-    /// How the run is continued, up to another step where one is given; for messages. The command line cannot
-    /// continue a run whose rows it does not have.
-    #[must_use]
-    pub fn continuation(&self, max_steps: Option<u64>) -> String {
-        let folder = self.settings.output_dir.display();
-        match (&self.rows, max_steps) {
-            (None, None) => format!("{} resume {folder}", self.program()),
-            (None, Some(n)) => format!("{} resume {folder} --max-steps {n}", self.program()),
-            (Some(_), None) => "the same request with resume_from_checkpoint: Some(ResumeFrom::Auto)".into(),
-            (Some(_), Some(n)) => format!("{} and max_steps: Some({n})", self.continuation(None)),
-        }
-    }
-}
 
 /// Asks a run to stop or save; shared with signal handlers.
 #[derive(Clone, Debug, Default)]
 pub struct Control {
     stop: Arc<AtomicBool>,
     save: Arc<AtomicBool>,
+    begun: Arc<AtomicBool>,
 }
 
 impl Control {
@@ -86,10 +55,15 @@ impl Control {
         self.save.swap(false, Ordering::SeqCst)
     }
 
-    /// The flags themselves, for signal handlers: (stop, save).
+    /// Whether the run has a state to save on a stop: model and data are read, its folder is in order.
     #[must_use]
-    pub fn flags(&self) -> (Arc<AtomicBool>, Arc<AtomicBool>) {
-        (Arc::clone(&self.stop), Arc::clone(&self.save))
+    pub fn has_begun(&self) -> bool {
+        self.begun.load(Ordering::SeqCst)
+    }
+
+    /// From here on a stop saves.
+    pub fn begin(&self) {
+        self.begun.store(true, Ordering::SeqCst);
     }
 }
 
@@ -100,14 +74,28 @@ pub struct Summary {
     pub step: u64,
     /// Steps of the run.
     pub total_steps: u64,
+    /// Steps done by this call.
+    pub trained: u64,
+    /// First and last training loss of the run.
+    pub loss: Option<(f64, f64)>,
     /// First and last evaluation loss, when it was evaluated.
     pub eval_loss: Option<(f64, f64)>,
-    /// First and last training loss of this process.
-    pub loss: Option<(f64, f64)>,
+    /// Step and loss of the best evaluation.
+    pub best: Option<(u64, f64)>,
+    /// Evaluations without a better one after which the run ended early; `None` when it did not.
+    pub patience: Option<u64>,
     /// The final adapter's folder.
     pub adapter: PathBuf,
+    /// The step that adapter is of.
+    pub published: u64,
+    /// The page on the run.
+    pub report: PathBuf,
     /// Imported, or continued inexactly at some time.
     pub tainted: bool,
+    /// The command that shows what was saved.
+    pub look_in: String,
+    /// The command that trains on.
+    pub train_on: String,
 }
 
 /// The memory and work of a run that is not started.
@@ -117,6 +105,8 @@ pub struct PlanReport {
     pub device: String,
     /// (purpose, bytes) of the device arena.
     pub arena: Vec<(String, u64)>,
+    /// Bytes of the device arena of `evaluate` with these rows: no gradients, no moments, nothing kept for them.
+    pub evaluation: u64,
     /// Bytes of mapped base weights.
     pub base_weights: u64,
     /// Expected peak of resident memory, bytes.

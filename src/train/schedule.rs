@@ -17,12 +17,32 @@ pub struct Schedule {
 #[derive(Clone, Debug, PartialEq)]
 enum Shape {
     Linear,
-    Cosine { cycles: f64 },
+    Cosine {
+        cycles: f64,
+    },
     Constant,
     ConstantWithWarmup,
-    Polynomial { lr_end: f64, power: f64 },
-    CosineWithRestarts { cycles: f64 },
-    InverseSqrt { timescale: Option<f64> },
+    Polynomial {
+        lr_end: f64,
+        power: f64,
+    },
+    CosineWithRestarts {
+        cycles: f64,
+    },
+    InverseSqrt {
+        timescale: Option<f64>,
+    },
+    /// `rate` is the least learning rate over the base rate.
+    CosineWithMinLr {
+        cycles: f64,
+        rate: f64,
+    },
+    /// The same one step ahead; `warmup` is where the rise begins, over the base rate.
+    CosineWarmupWithMinLr {
+        cycles: f64,
+        rate: f64,
+        warmup: Option<f64>,
+    },
     WarmupStableDecay(Stable),
 }
 
@@ -81,6 +101,21 @@ impl Arguments {
     }
 }
 
+/// `min_lr` or `min_lr_rate`, as a share of the base rate.
+fn least_rate(arguments: &mut Arguments, base: f64) -> Result<f64> {
+    match (arguments.number("min_lr")?, arguments.number("min_lr_rate")?) {
+        (Some(least), None) => Ok(least / base),
+        (None, Some(rate)) => Ok(rate),
+        (Some(_), Some(_)) => Err(Error::usage(
+            "--lr-scheduler-kwargs: min_lr and min_lr_rate are two ways to say one thing: give one",
+        )),
+        (None, None) => Err(Error::usage(
+            "--lr-scheduler-type cosine_with_min_lr needs the least learning rate",
+        )
+        .hint("add --lr-scheduler-kwargs '{\"min_lr\": X}', or min_lr_rate as a share of --learning-rate")),
+    }
+}
+
 fn stable(arguments: &mut Arguments) -> Result<Stable> {
     let decay_steps = arguments.number("num_decay_steps")?.ok_or_else(|| {
         Error::usage("--lr-scheduler-type warmup_stable_decay needs the steps of its decay")
@@ -116,6 +151,15 @@ impl Schedule {
                 Shape::CosineWithRestarts { cycles: a.number("num_cycles")?.unwrap_or(1.0) }
             }
             Scheduler::InverseSqrt => Shape::InverseSqrt { timescale: a.number("timescale")? },
+            Scheduler::CosineWithMinLr => Shape::CosineWithMinLr {
+                cycles: a.number("num_cycles")?.unwrap_or(0.5),
+                rate: least_rate(&mut a, settings.learning_rate)?,
+            },
+            Scheduler::CosineWarmupWithMinLr => Shape::CosineWarmupWithMinLr {
+                cycles: a.number("num_cycles")?.unwrap_or(0.5),
+                rate: least_rate(&mut a, settings.learning_rate)?,
+                warmup: a.number("warmup_lr_rate")?,
+            },
             Scheduler::WarmupStableDecay => Shape::WarmupStableDecay(stable(&mut a)?),
         };
         if let Shape::Polynomial { lr_end, .. } = shape
@@ -129,21 +173,28 @@ impl Schedule {
         Ok(Schedule { base: settings.learning_rate, shape: a.finish(shape)? })
     }
 
-    /// Learning rate of the step after `done` steps in a run of these lengths: each has a piece of schedule, from
-    /// its first step to its own horizon.
+    /// Learning rate of the step after `done` steps in a run of these lengths: that of one schedule over the length
+    /// that counts for the step, as Hugging Face's Trainer has it after a run was made longer.
     #[must_use]
     pub fn learning_rate(&self, done: u64, lengths: &[Length]) -> f64 {
         let Some(length) = lengths.iter().rev().find(|l| l.from_step <= done).or(lengths.first()) else {
             return self.base;
         };
-        let step = done.saturating_sub(length.from_step) as f64;
-        let total = length.total_steps.saturating_sub(length.from_step) as f64;
-        self.base * self.factor(step, length.warmup_steps as f64, total)
+        self.base * self.factor(done as f64, length.warmup_steps as f64, length.total_steps as f64)
+    }
+
+    /// Whether it begins with a warm-up, where one is asked for.
+    #[must_use]
+    pub fn has_warmup(&self) -> bool {
+        self.shape != Shape::Constant
     }
 
     fn factor(&self, step: f64, warmup: f64, total: f64) -> f64 {
         if let Shape::WarmupStableDecay(s) = &self.shape {
             return s.factor(step, warmup, total);
+        }
+        if let Shape::CosineWarmupWithMinLr { cycles, rate, warmup: begins } = self.shape {
+            return one_ahead(step, warmup, total, cycles, rate, begins);
         }
         if step < warmup && self.shape != Shape::Constant {
             return step / warmup.max(1.0);
@@ -161,7 +212,12 @@ impl Schedule {
                 let scale = timescale.unwrap_or(if warmup > 0.0 { warmup } else { 10_000.0 });
                 1.0 / ((step + scale - warmup) / scale).sqrt()
             }
-            Shape::Constant | Shape::ConstantWithWarmup | Shape::WarmupStableDecay(_) => 1.0,
+            Shape::CosineWithMinLr { cycles, rate } => cosine_above(cycles, progress, rate),
+            // The last two have returned above.
+            Shape::Constant
+            | Shape::ConstantWithWarmup
+            | Shape::CosineWarmupWithMinLr { .. }
+            | Shape::WarmupStableDecay(_) => 1.0,
         }
     }
 
@@ -172,6 +228,23 @@ impl Schedule {
         let remaining = 1.0 - (step - warmup) / (total - warmup).max(1.0);
         ((self.base - lr_end) * libm::pow(remaining, power) + lr_end) / self.base
     }
+}
+
+/// The cosine between 1 and `rate`.
+fn cosine_above(cycles: f64, progress: f64, rate: f64) -> f64 {
+    let factor = 0.5 * (1.0 + libm::cos(PI * cycles * 2.0 * progress));
+    (factor * (1.0 - rate) + rate).max(0.0)
+}
+
+/// `cosine_warmup_with_min_lr`: its first step is no step of rate 0, and its last one has the least rate.
+fn one_ahead(step: f64, warmup: f64, total: f64, cycles: f64, rate: f64, begins: Option<f64>) -> f64 {
+    if step < warmup {
+        return match begins {
+            None => (step + 1.0) / warmup.max(1.0),
+            Some(begins) => begins + (1.0 - begins) * step / (warmup - 1.0).max(1.0),
+        };
+    }
+    cosine_above(cycles, (step - warmup + 1.0) / (total - warmup).max(1.0), rate)
 }
 
 impl Stable {

@@ -1,21 +1,27 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
 use super::PlanReport;
-use super::devices::Chosen;
+use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
+use super::objective;
 use super::trainer::{Source, Trainer, eval_rules, train_rules};
-use crate::checkpoint::state::State;
+use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
+use crate::device::{Chosen, Devices};
 use crate::device::{Planner, Purpose};
 use crate::element::Element;
 use crate::error::{Error, Kind, Result};
+use crate::files;
+use crate::formats::digest_cache::DigestCache;
+use crate::formats::publish::MadeFrom;
 use crate::identity::{BaseModel, Identity};
 use crate::model::{AdapterSpec, Layout, Network, Spec, Weights};
+use crate::ops::reduce::Sums;
 use crate::report::event::{Event, Observer};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Everything known before memory is allocated.
 pub struct Setup {
@@ -38,7 +44,36 @@ pub struct Setup {
     /// Flat initial values.
     initial: Vec<f32>,
     tokens: usize,
+    work: Work,
     device: Chosen,
+}
+
+/// A base model before anything is put on top of it.
+pub struct Base {
+    /// Its shapes.
+    pub spec: Spec,
+    /// Its weights.
+    pub weights: Weights,
+}
+
+impl Base {
+    /// Reads a model folder.
+    ///
+    /// # Errors
+    /// Names the key, file or tensor that is wrong.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let spec = Spec::read(folder)?;
+        let weights = Weights::open(folder, &spec)?;
+        Ok(Base { spec, weights })
+    }
+}
+
+/// What memory is planned for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Training,
+    /// Losses alone.
+    Evaluation,
 }
 
 /// What needs no file to be refused, so that a refused run leaves no folder behind.
@@ -47,10 +82,6 @@ pub struct Setup {
 /// Settings this version cannot follow.
 pub fn refuse_unsupported(s: &Settings, rows: Option<&Rows>) -> Result<()> {
     config::check_values(s)?;
-    if s.fresh_optimizer && super::exchange::trainer_checkpoint(s).is_none() {
-        return Err(Error::usage("--fresh-optimizer is for a Hugging Face checkpoint without moments")
-            .hint("give its folder with --resume-from-checkpoint, or start at step 0 from its weights with --init-adapter"));
-    }
     if rows.is_some() && (!s.train_files.is_empty() || s.valid_file.is_some()) {
         return Err(Error::usage("rows were handed over, and the settings name data files as well")
             .hint("leave train_files and valid_file empty"));
@@ -70,7 +101,7 @@ fn cache_folder(s: &Settings) -> Option<PathBuf> {
 
 impl Setup {
     /// Reads and checks everything the run on `device` reads; `rows` stand in for data files, `resumed` is the checkpoint
-    /// it continues from.
+    /// it continues from, and `origin` says for the run's identity where its plan of the data begins.
     ///
     /// # Errors
     /// Wrong settings or inputs, each named.
@@ -78,17 +109,33 @@ impl Setup {
         settings: &Settings,
         rows: Option<Rows>,
         resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
         device: Chosen,
         observer: &mut dyn Observer,
     ) -> Result<Self> {
         refuse_unsupported(settings, rows.as_ref())?;
+        Self::over(Base::open(&settings.model)?, settings, rows, resumed, origin, device, observer)
+    }
+
+    /// As [`Setup::open`], over a base that was read already, or that no file holds.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    pub fn over(
+        base: Base,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        device: Chosen,
+        observer: &mut dyn Observer,
+    ) -> Result<Self> {
+        let Base { spec, mut weights } = base;
         let mut settings = settings.clone();
         if settings.eval_strategy == Strategy::Steps {
             // Frozen here: how often the console is written to may change later, evaluations may not.
             settings.eval_steps.get_or_insert(settings.logging_steps as f64);
         }
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, resumed, &mut identity.adapter)?;
@@ -99,9 +146,11 @@ impl Setup {
         identity.data = prepared.identity;
         identity.settings = config::math_identity(&settings);
         identity.engine = device.engine()?;
-        identity.model = base_model(&settings, &weights, observer)?;
+        if !weights.map.files().is_empty() {
+            identity.model = base_model(&settings, &weights, observer)?;
+        }
         let train = Source {
-            plan: Plan::new(prepared.train.lengths(), train_rules(&settings))?,
+            plan: Plan::new(prepared.train.lengths(), train_rules(&settings, origin(&identity)))?,
             rows: prepared.train,
         };
         let eval = match prepared.eval {
@@ -110,7 +159,21 @@ impl Setup {
         };
         let tokens = train.plan.max_tokens().max(eval.as_ref().map_or(0, |e| e.plan.max_tokens()));
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+        let work = Work::Training;
+        Ok(Setup {
+            settings,
+            spec,
+            weights,
+            adapter,
+            layout,
+            train,
+            eval,
+            identity,
+            initial,
+            tokens,
+            work,
+            device,
+        })
     }
 
     /// What evaluating one file reads: the model, with the adapter that `init_adapter` names or with one that
@@ -120,9 +183,8 @@ impl Setup {
     /// Wrong settings or inputs, each named.
     pub fn for_evaluation(settings: &Settings, device: Chosen, observer: &mut dyn Observer) -> Result<Self> {
         refuse_unsupported(settings, None)?;
-        let mut settings = Settings { recompute: Recompute::Full, ..settings.clone() };
-        let spec = Spec::read(&settings.model)?;
-        let mut weights = Weights::open(&settings.model, &spec)?;
+        let mut settings = settings.clone();
+        let Base { spec, mut weights } = Base::open(&settings.model)?;
         let mut identity = Identity::default();
         let (adapter, layout, initial) =
             initial_adapter(&mut settings, &spec, &mut weights, None, &mut identity.adapter)?;
@@ -133,33 +195,43 @@ impl Setup {
         let train = Source { plan: train, rows: rows.clone() };
         let eval = Some(Source { plan: eval, rows });
         check_positions(&spec, &train)?;
-        Ok(Setup { settings, spec, weights, adapter, layout, train, eval, identity, initial, tokens, device })
+        let work = Work::Evaluation;
+        Ok(Setup {
+            settings,
+            spec,
+            weights,
+            adapter,
+            layout,
+            train,
+            eval,
+            identity,
+            initial,
+            tokens,
+            work,
+            device,
+        })
     }
 
     /// Plans memory with the settings' recomputation, or with the least that fits.
-    fn network(&self) -> Result<(Planner, Network)> {
+    fn network(&self) -> Result<(Planner, Network, Sums)> {
         let (available, device) = (self.device.available()?, self.device.capabilities());
-        let beside = if device.own_memory { 0 } else { snapshot_bytes(&self.layout) };
+        let copies = self.work == Work::Training && !device.own_memory;
+        let beside = if copies { snapshot_bytes(&self.layout) } else { 0 };
         let choices: &[Recompute] = match self.settings.recompute {
-            Recompute::Auto => &[Recompute::None, Recompute::Mlp, Recompute::Full],
+            Recompute::Auto if self.work == Work::Training => {
+                &[Recompute::None, Recompute::Mlp, Recompute::Full]
+            }
             ref given => std::slice::from_ref(given),
         };
         let mut smallest = u64::MAX;
         for &recompute in choices {
             let mut planner = Planner::new(device);
-            let network = Network::plan(
-                &mut planner,
-                &self.spec,
-                &self.weights,
-                &self.layout,
-                &self.adapter,
-                self.tokens,
-                recompute,
-            )?;
+            let network = self.planned(&mut planner, self.work, recompute)?;
+            let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps, self.tokens);
             let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
             if need <= available {
-                return Ok((planner, network));
+                return Ok((planner, network, sums));
             }
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -172,12 +244,22 @@ impl Setup {
         .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
     }
 
+    fn planned(&self, planner: &mut Planner, work: Work, recompute: Recompute) -> Result<Network> {
+        let (spec, weights, layout) = (&self.spec, &self.weights, &self.layout);
+        match work {
+            Work::Training => {
+                Network::plan(planner, spec, weights, layout, &self.adapter, self.tokens, recompute)
+            }
+            Work::Evaluation => Network::plan_evaluation(planner, spec, weights, layout, self.tokens),
+        }
+    }
+
     /// What the run would need.
     ///
     /// # Errors
     /// When it does not fit.
     pub fn report(&self) -> Result<PlanReport> {
-        let (planner, _) = self.network()?;
+        let (planner, _, _) = self.network()?;
         let purpose = |p: Purpose| match p {
             Purpose::BaseWeights => "base weights",
             Purpose::Inputs => "token ids, positions, work lists",
@@ -189,6 +271,8 @@ impl Setup {
         };
         let arena: Vec<(String, u64)> =
             planner.bytes_by_purpose().into_iter().map(|(p, b)| (purpose(p).to_owned(), b as u64)).collect();
+        let mut evaluation = Planner::new(self.device.capabilities());
+        self.planned(&mut evaluation, Work::Evaluation, Recompute::None)?;
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
         let device: u64 = arena.iter().map(|(_, b)| b).sum();
@@ -198,6 +282,7 @@ impl Setup {
             base_weights: self.weights.bytes,
             peak: process + self.weights.bytes,
             arena,
+            evaluation: evaluation.bytes() as u64,
             checkpoint: snapshot,
             steps: self.train.plan.total_steps(),
             rows: lengths.len() as u64,
@@ -207,32 +292,147 @@ impl Setup {
         })
     }
 
-    /// Allocates the memory and builds the trainer. The weights stay mapped as long as the trainer lives.
+    /// Allocates the memory and copies the model there.
     ///
     /// # Errors
     /// When it does not fit, or threads cannot be had.
-    pub fn trainer(self, observer: &mut dyn Observer) -> Result<(Trainer, Weights, Identity)> {
-        let (planner, network) = self.network()?;
+    pub fn allocate(self, observer: &mut dyn Observer) -> Result<Ready> {
+        let (planner, network, sums) = self.network()?;
         observer.on_event(&Event::Note(format!("device: {}", self.device.describe())));
         if let (Element::Bf16, Some(text)) = (planner.capabilities().activation, self.weights.rounding()) {
             observer.on_event(&Event::Warning(text));
         }
-        let device = self.device.device(&planner, self.settings.threads)?;
+        let device = crate::ops::device(self.device, &planner, self.settings.threads)?;
         let mut progress = |done, total| {
             observer.on_event(&Event::Progress { what: "copying the model to the device", done, total });
         };
-        let trainer = Trainer::new(
-            self.settings,
-            device,
-            network,
-            self.layout,
-            self.adapter,
-            self.train,
-            self.eval,
-            &self.initial,
-            &mut progress,
-        )?;
-        Ok((trainer, self.weights, self.identity))
+        let objective = objective::named(self.identity.objective);
+        let (layout, adapter) = (self.layout, self.adapter);
+        let parts = Parts { device, network, objective, layout, adapter, sums };
+        let engine = NetworkEngine::new(parts, &self.settings, &self.initial, &mut progress)?;
+        Ok(Ready {
+            engine,
+            settings: self.settings,
+            identity: self.identity,
+            train: self.train,
+            eval: self.eval,
+            weights: self.weights,
+        })
+    }
+}
+
+/// A model in its place, and what a trainer needs beside it.
+pub struct Ready {
+    /// The model with its adapter.
+    pub engine: NetworkEngine,
+    /// As [`Setup::settings`].
+    pub settings: Settings,
+    /// As [`Setup::identity`].
+    pub identity: Identity,
+    /// As [`Setup::train`].
+    pub train: Source,
+    /// As [`Setup::eval`].
+    pub eval: Option<Source>,
+    /// The base stays mapped as long as the model is in use.
+    pub weights: Weights,
+}
+
+impl Ready {
+    /// The trainer of a run with this history, and the base.
+    ///
+    /// # Errors
+    /// Wrong schedule arguments; a history that this build cannot read.
+    pub fn trainer(self, history: History) -> Result<(Trainer, Weights)> {
+        let Ready { engine, settings, identity, train, eval, weights } = self;
+        Ok((Trainer::new(settings, identity, history, Box::new(engine), train, eval)?, weights))
+    }
+}
+
+/// What reads a run's model and data.
+pub trait Prepare {
+    /// Whether the device that was asked for is there; takes nothing, and comes before any folder is touched.
+    ///
+    /// # Errors
+    /// What is missing.
+    fn check(&self, settings: &Settings) -> Result<()>;
+
+    /// Reads and checks them, as [`Setup::open`]; nothing is allocated on a device yet.
+    ///
+    /// # Errors
+    /// Wrong settings or inputs, each named.
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>>;
+}
+
+/// Model and data that were read and checked.
+pub trait Prepared {
+    /// The settings, with what files decide filled in.
+    fn settings(&self) -> &Settings;
+    /// What decides the result.
+    fn identity(&self) -> &Identity;
+    /// Steps of the run by its settings.
+    fn total_steps(&self) -> u64;
+    /// Bytes of one checkpoint, but for its log.
+    fn checkpoint_bytes(&self) -> u64;
+    /// The trainer of a run with this history, and the base, which must not change.
+    ///
+    /// # Errors
+    /// When memory cannot be had; wrong schedule arguments.
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)>;
+}
+
+impl Prepare for Devices {
+    fn check(&self, settings: &Settings) -> Result<()> {
+        Devices::check(self, settings)
+    }
+
+    fn prepare(
+        &self,
+        settings: &Settings,
+        rows: Option<Rows>,
+        resumed: Option<&State>,
+        origin: &dyn Fn(&Identity) -> PlanOrigin,
+        observer: &mut dyn Observer,
+    ) -> Result<Box<dyn Prepared>> {
+        let device = self.choose(settings, resumed.map(|state| &state.identity))?;
+        Ok(Box::new(Setup::open(settings, rows, resumed, origin, device, observer)?))
+    }
+}
+
+impl Prepared for Setup {
+    fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn total_steps(&self) -> u64 {
+        self.train.plan.total_steps()
+    }
+
+    fn checkpoint_bytes(&self) -> u64 {
+        snapshot_bytes(&self.layout)
+    }
+
+    fn trainer(
+        self: Box<Self>,
+        history: History,
+        observer: &mut dyn Observer,
+    ) -> Result<(Trainer, Box<dyn MadeFrom>)> {
+        let (trainer, weights) = self.allocate(observer)?.trainer(history)?;
+        Ok((trainer, Box::new(weights.map)))
     }
 }
 
@@ -253,16 +453,22 @@ fn check_positions(spec: &Spec, train: &Source) -> Result<()> {
     .hint(format!("give --cutoff-len {} or less", spec.max_positions)))
 }
 
+/// Where digests of the base are kept, unless it is to be digested again or others could have put them there.
+fn digest_cache(s: &Settings, observer: &mut dyn Observer) -> Option<DigestCache> {
+    let folder = cache_folder(s).filter(|_| !s.verify_base)?;
+    let opened = DigestCache::open(&folder);
+    opened.map_err(|e| observer.on_event(&Event::Warning(format!("{e}; the base is digested again")))).ok()
+}
+
 /// Digests of the model folder's files that decide the result.
 fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> Result<BaseModel> {
-    let cache = cache_folder(s);
+    let cache = digest_cache(s, observer);
     let mut progress =
         |done, total| observer.on_event(&Event::Progress { what: "digesting the model", done, total });
     let mut files: BTreeMap<String, String> =
-        weights.map.digests(cache.as_deref(), &mut progress)?.into_iter().collect();
-    let path = s.model.join("config.json");
-    let config = std::fs::read(&path).map_err(|e| Error::reading(&path, e))?;
+        weights.map.digests(cache.as_ref(), &mut progress)?.into_iter().collect();
+    let config = files::read(&s.model.join("config.json"), crate::model::MAX_CONFIG_BYTES)?;
     files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
-    let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
+    let encoding = weights.encodings().into_iter().collect::<Vec<_>>().join(", ");
     Ok(BaseModel { files, encoding })
 }

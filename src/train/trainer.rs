@@ -1,20 +1,17 @@
-//! The training step, evaluation, and the state between two steps. Knows no files but the base and the data.
+//! The training step, evaluation, and the state between two steps: what is trained on when, at which rate, and what is
+//! due. The numbers are the engine's; files are the run's.
 
-use super::schedule::{Schedule, warmup_steps};
-use crate::checkpoint::state::{Best, Cursor, History, Length, State, TensorEntry, digest_of};
+use super::engine::{Engine, Gradients, Update};
+use super::schedule::Schedule;
+use super::start::history::{recorded, settings_at};
+use crate::checkpoint::state::{Best, History, PlanOrigin, State, digest_of};
 use crate::config::{Settings, Strategy};
-use crate::data::batch::{self, MicroBatch};
+use crate::data::batch::MicroBatch;
 use crate::data::dataset::Dataset;
-use crate::data::plan::{Plan, Rules, StepPlan};
-use crate::device::{Device, Region};
+use crate::data::plan::{Origin, Plan, Rules, StepPlan};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
-use crate::model::network::{DropoutKey, Input, Network};
-use crate::model::{AdapterSpec, Layout};
-use crate::ops::adamw::{self, AdamW};
-use crate::ops::attention::Segment;
-use crate::ops::rows;
-use crate::report::line::{LogLine, StepLine};
+use crate::report::line::StepLine;
 
 /// What one optimizer step gave.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +24,12 @@ pub struct StepResult {
     pub last_in_epoch: bool,
 }
 
+/// A step that the engine is at work on.
+pub struct StepUnderWay {
+    plan: StepPlan,
+    batches: Vec<MicroBatch>,
+}
+
 /// Rows, and the plan that batches them.
 pub struct Source {
     /// The rows.
@@ -35,33 +38,20 @@ pub struct Source {
     pub plan: Plan,
 }
 
-/// A model under training on a device.
+/// A run's state and what decides how it goes on.
 pub struct Trainer {
     settings: Settings,
     schedule: Schedule,
-    device: Device,
-    network: Network,
-    layout: Layout,
-    adapter: AdapterSpec,
+    engine: Box<dyn Engine>,
     train: Source,
     eval: Option<Source>,
-    cursor: Cursor,
-    history: History,
-    step: u64,
-    snapshot: Option<Snapshot>,
-}
-
-/// A state on its way to the host.
-struct Snapshot {
+    /// All of the state between two steps but its arrays, which the engine holds.
     state: State,
-    under_way: bool,
-    /// Whether all of it is finite; known when it has come.
-    finite: bool,
 }
 
 /// The plan's rules for training.
 #[must_use]
-pub fn train_rules(s: &Settings) -> Rules {
+pub fn train_rules(s: &Settings, origin: PlanOrigin) -> Rules {
     Rules {
         batch_size: s.per_device_train_batch_size,
         accumulation: s.gradient_accumulation_steps,
@@ -71,6 +61,7 @@ pub fn train_rules(s: &Settings) -> Rules {
         seed: s.seed,
         epochs: s.num_train_epochs,
         max_steps: s.max_steps,
+        origin: Origin { step: origin.step, epoch: origin.epoch, samples: origin.samples },
     }
 }
 
@@ -83,21 +74,7 @@ pub fn eval_rules(s: &Settings) -> Rules {
         shuffle: false,
         epochs: 1.0,
         max_steps: None,
-        ..train_rules(s)
-    }
-}
-
-fn segments(batch: &MicroBatch) -> Vec<Segment> {
-    batch.segments.iter().map(|&(start, len)| Segment { start, len }).collect()
-}
-
-fn input<'a>(batch: &'a MicroBatch, segments: &'a [Segment]) -> Input<'a> {
-    Input {
-        ids: &batch.ids,
-        positions: &batch.positions,
-        segments,
-        scored: &batch.scored,
-        targets: &batch.targets,
+        ..train_rules(s, PlanOrigin::default())
     }
 }
 
@@ -106,51 +83,73 @@ fn sum(losses: &[f32]) -> f64 {
     losses.iter().fold(0.0, |total, &loss| total + f64::from(loss))
 }
 
+/// Token-weighted loss over all rows of `source`; `None` when cancelled.
+///
+/// # Errors
+/// I/O errors of the token cache; a device that failed.
+pub fn mean_loss(
+    engine: &mut dyn Engine,
+    source: &mut Source,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Option<f64>> {
+    let (mut total, mut tokens) = (0.0, 0usize);
+    for step in 0..source.plan.total_steps() {
+        for rows in source.plan.step(step).micro_batches {
+            let batch = engine.batch(&source.rows, &rows)?;
+            let Some(losses) = engine.losses(&batch, cancelled)? else { return Ok(None) };
+            total += sum(&losses);
+            tokens += losses.len();
+        }
+    }
+    Ok(Some(total / tokens as f64))
+}
+
 impl Trainer {
-    /// A trainer at step 0 with the given flat adapter values. `progress` gets the bytes of frozen weights that were copied
-    /// to the device, and those in all.
+    /// A trainer at step 0, with the values the engine holds. `history` is all of the run's, also what counts only from
+    /// a later step on; its recorded settings win over those in `settings`.
     ///
     /// # Errors
-    /// Wrong schedule arguments; a device that failed.
-    #[allow(clippy::too_many_arguments)]
+    /// Wrong schedule arguments.
     pub fn new(
         settings: Settings,
-        device: Device,
-        network: Network,
-        layout: Layout,
-        adapter: AdapterSpec,
+        identity: Identity,
+        history: History,
+        engine: Box<dyn Engine>,
         train: Source,
         eval: Option<Source>,
-        initial: &[f32],
-        progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Self> {
         let schedule = Schedule::new(&settings)?;
-        let total_steps = train.plan.total_steps();
-        let history = History::new(total_steps, warmup_steps(&settings, total_steps));
-        let mut trainer = Trainer {
-            settings,
-            schedule,
-            device,
-            network,
-            layout,
-            adapter,
-            train,
-            eval,
-            cursor: Cursor::default(),
-            history,
-            step: 0,
-            snapshot: None,
-        };
-        trainer.network.upload(&mut trainer.device, progress)?;
-        let params = trainer.network.state.params;
-        trainer.device.write(params, initial)?;
+        let state = State { identity, history, tensors: engine.tensors(), ..State::default() };
+        let mut trainer = Trainer { settings, schedule, engine, train, eval, state };
+        trainer.follow_history(0)?;
         Ok(trainer)
+    }
+
+    /// The state without its arrays: step, identity, history, counters, log.
+    #[must_use]
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// As [`Trainer::state`], to be added to.
+    pub fn state_mut(&mut self) -> &mut State {
+        &mut self.state
+    }
+
+    /// State and engine at once, for saving.
+    pub fn to_save(&mut self) -> (&State, &mut dyn Engine) {
+        (&self.state, &mut *self.engine)
+    }
+
+    /// The engine.
+    pub fn engine(&mut self) -> &mut dyn Engine {
+        &mut *self.engine
     }
 
     /// Steps done.
     #[must_use]
     pub fn step(&self) -> u64 {
-        self.step
+        self.state.step
     }
 
     /// Steps of the run as now planned.
@@ -159,39 +158,48 @@ impl Trainer {
         self.train.plan.total_steps()
     }
 
-    /// Counters and best evaluation.
-    #[must_use]
-    pub fn cursor(&self) -> &Cursor {
-        &self.cursor
-    }
-
     /// Whether nothing is left to do: all steps done, or evaluation stopped improving.
     #[must_use]
     pub fn finished(&self) -> bool {
-        self.step >= self.total_steps() || self.out_of_patience()
+        self.step() >= self.total_steps() || self.out_of_patience()
     }
 
     /// Whether early stopping ended the run.
     #[must_use]
     pub fn out_of_patience(&self) -> bool {
-        self.settings.early_stopping_patience.is_some_and(|p| self.cursor.stale_evaluations >= p)
+        self.patience().is_some_and(|p| self.state.cursor.stale_evaluations >= p)
     }
 
-    /// The flat adapter values.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn parameters(&mut self) -> Result<Vec<f32>> {
-        self.device.read(self.network.state.params)
+    /// Evaluations without a better one after which the run ends, as it counts for the next step.
+    #[must_use]
+    pub fn patience(&self) -> Option<u64> {
+        let ahead = recorded(&self.state.history, "early_stopping_patience", self.step());
+        // Nothing is written as a word.
+        ahead.map_or(self.settings.early_stopping_patience, |text| text.parse().ok())
     }
 
-    /// Puts flat adapter values in place of the current ones; zeros are the base model alone.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn set_parameters(&mut self, values: &[f32]) -> Result<()> {
-        let params = self.network.state.params;
-        self.device.write(params, values)
+    /// Takes the recorded settings as they count after `done` steps. What was made after a step follows those of the
+    /// step; the next step those that count from there on.
+    fn follow_history(&mut self, done: u64) -> Result<()> {
+        let settings = settings_at(&self.settings, &self.state.history, done)?;
+        if settings.per_device_eval_batch_size != self.settings.per_device_eval_batch_size
+            && let Some(eval) = &mut self.eval
+        {
+            eval.plan = Plan::new(eval.rows.lengths(), eval_rules(&settings))?;
+        }
+        self.settings = settings;
+        Ok(())
+    }
+
+    /// Whether recorded settings change with the step after `done`.
+    fn changes_after(&self, done: u64) -> bool {
+        self.state.history.changes.iter().any(|change| change.from_step == done)
+    }
+
+    /// Steps of the run as planned when the step just done was made.
+    fn total_so_far(&self) -> u64 {
+        let length = self.state.history.at(self.step().saturating_sub(1));
+        length.map_or_else(|| self.total_steps(), |length| length.total_steps)
     }
 
     /// The evaluation rows.
@@ -200,125 +208,77 @@ impl Trainer {
         self.eval.as_ref().map(|source| &source.rows)
     }
 
-    /// The device, for its own settings.
-    pub fn device_mut(&mut self) -> &mut Device {
-        &mut self.device
-    }
-
-    /// Where each tensor lies in the flat values.
-    #[must_use]
-    pub fn layout(&self) -> &Layout {
-        &self.layout
-    }
-
-    /// What the adapter is.
-    #[must_use]
-    pub fn adapter(&self) -> &AdapterSpec {
-        &self.adapter
-    }
-
     /// Runs the next optimizer step. `None` when cancelled: the state is then still that of the last step.
     ///
     /// # Errors
-    /// [`crate::error::Kind::Diverged`] when a loss or gradient is not finite, with step, rows and tensor.
+    /// As [`Trainer::begin_step`] and [`Trainer::end_step`].
     pub fn train_step(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<StepResult>> {
-        let plan = self.train.plan.step(self.step);
-        let batches: Vec<MicroBatch> =
-            plan.micro_batches.iter().map(|r| batch::assemble(&self.train.rows, r)).collect::<Result<_>>()?;
-        let tokens: usize = batches.iter().map(|b| b.scored.len()).sum();
-        let Some(total) = self.gradients(&plan, &batches, tokens, cancelled)? else { return Ok(None) };
-        let loss = total / tokens as f64;
-        let grad_norm = self.network.gradient_square(&mut self.device)?.sqrt();
-        if !grad_norm.is_finite() {
-            return Err(self.diverged_gradient()?);
+        let begun = self.begin_step(cancelled)?;
+        begun.map(|step| self.end_step(step)).transpose()
+    }
+
+    /// Begins the next optimizer step. `None` when cancelled: the state is then still that of the last step.
+    ///
+    /// # Errors
+    /// I/O errors of the token cache; a device that failed.
+    pub fn begin_step(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<StepUnderWay>> {
+        if self.step() > 0 && self.changes_after(self.step()) {
+            self.follow_history(self.step())?;
         }
-        let lr = self.schedule.learning_rate(self.step, &self.history.lengths);
-        self.update(lr, grad_norm);
+        let plan = self.train.plan.step(self.state.step);
+        let batch = |rows: &Vec<u32>| self.engine.batch(&self.train.rows, rows);
+        let batches: Vec<MicroBatch> = plan.micro_batches.iter().map(batch).collect::<Result<_>>()?;
+        let begun = self.engine.begin_step(self.state.step, &batches, cancelled)?;
+        Ok(begun.then_some(StepUnderWay { plan, batches }))
+    }
+
+    /// Ends a step that was begun: waits for its gradients, updates the weights.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::Diverged`] when a loss or gradient is not finite, with step, rows and tensor.
+    pub fn end_step(&mut self, step: StepUnderWay) -> Result<StepResult> {
+        let StepUnderWay { plan, batches } = step;
+        let gradients = self.engine.end_step()?;
+        self.check(&plan, &gradients)?;
+        let Gradients { losses, divisor, norm: grad_norm } = gradients;
+        let lr = self.schedule.learning_rate(self.step(), &self.state.history.lengths);
+        self.update(lr, grad_norm)?;
         let real_tokens = batches.iter().map(|b| b.real_tokens as u64).sum();
-        self.step += 1;
-        self.cursor.samples += plan.micro_batches.iter().map(|r| r.len() as u64).sum::<u64>();
-        self.cursor.tokens += real_tokens;
-        let epoch = plan.epoch as f64 + (plan.step_in_epoch + 1) as f64 / plan.steps_in_epoch as f64;
-        let line = StepLine { step: self.step, epoch, loss, grad_norm, lr, tokens: tokens as u64 };
-        Ok(Some(StepResult { line, real_tokens, last_in_epoch: plan.last_in_epoch }))
+        let tokens = batches.iter().map(|b| b.scored.len() as u64).sum();
+        let state = &mut self.state;
+        state.step += 1;
+        state.cursor.samples += plan.micro_batches.iter().map(|r| r.len() as u64).sum::<u64>();
+        state.cursor.tokens += real_tokens;
+        let loss = losses.iter().fold(0.0, |total, loss| total + loss) / divisor;
+        let line = StepLine { step: state.step, epoch: plan.epochs_done(), loss, grad_norm, lr, tokens };
+        Ok(StepResult { line, real_tokens, last_in_epoch: plan.last_in_epoch })
     }
 
-    /// Sums losses and gradients over the step's micro-batches, in order.
-    fn gradients(
-        &mut self,
-        plan: &StepPlan,
-        batches: &[MicroBatch],
-        tokens: usize,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<Option<f64>> {
-        rows::zero(&mut self.device, self.network.state.grads);
-        let scale = (1.0 / tokens as f64) as f32;
-        let mut total = 0.0;
-        for (index, batch) in batches.iter().enumerate() {
-            if cancelled() {
-                return Ok(None);
-            }
-            let segments = segments(batch);
-            let key = DropoutKey { seed: self.settings.seed, step: self.step, micro_batch: index as u32 };
-            let input = input(batch, &segments);
-            if self.network.accumulate(&mut self.device, input, scale, key, cancelled)?.is_none() {
-                return Ok(None);
-            }
-            self.end_snapshot()?;
-            let loss = sum(&self.network.losses(&mut self.device, batch.targets.len())?);
-            if !loss.is_finite() {
-                return Err(Error::diverged(format!(
-                    "step {}: the loss of micro-batch {} is {loss}, rows {:?}",
-                    self.step + 1,
-                    index + 1,
-                    plan.micro_batches[index]
-                ))
-                .hint("the last saved checkpoint stands; lower --learning-rate, or look at those rows"));
-            }
-            total += loss;
+    fn check(&mut self, plan: &StepPlan, gradients: &Gradients) -> Result<()> {
+        let step = self.step() + 1;
+        if let Some(index) = gradients.losses.iter().position(|loss| !loss.is_finite()) {
+            return Err(Error::diverged(format!(
+                "step {step}: the loss of micro-batch {} is {}, rows {:?}",
+                index + 1,
+                gradients.losses[index],
+                plan.micro_batches[index]
+            ))
+            .hint("lower --learning-rate, or look at those rows"));
         }
-        Ok(Some(total))
-    }
-
-    fn diverged_gradient(&mut self) -> Result<Error> {
-        let grads = self.device.read(self.network.state.grads)?;
-        let broken = |start: usize, len: usize| grads[start..start + len].iter().any(|g| !g.is_finite());
-        let tensors = self.layout.tensors();
-        let first = tensors.iter().find(|(_, shape, start)| broken(*start, shape[0] * shape[1]));
-        let name = first.map_or("the norm overflows", |(name, _, _)| name);
-        Ok(Error::diverged(format!("step {}: the gradient is not finite: {name}", self.step + 1))
-            .hint("the last saved checkpoint stands; lower --learning-rate"))
+        if gradients.norm.is_finite() {
+            return Ok(());
+        }
+        let tensor = self.engine.broken_gradient()?.unwrap_or_else(|| "the norm overflows".into());
+        let what = format!("step {step}: the gradient is not finite: {tensor}");
+        Err(Error::diverged(what).hint("lower --learning-rate"))
     }
 
     /// Clips by norm (PyTorch's `clip_grad_norm_`) and updates the parameters.
-    fn update(&mut self, lr: f64, grad_norm: f64) {
-        let s = &self.settings;
-        let clip = if s.max_grad_norm > 0.0 { (s.max_grad_norm / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
-        let numbers = AdamW {
-            lr,
-            beta1: s.adam_beta1,
-            beta2: s.adam_beta2,
-            epsilon: s.adam_epsilon,
-            weight_decay: s.weight_decay,
-            step: self.step + 1 - self.cursor.updates_behind,
-            grad_scale: clip as f32,
-        };
-        let ratio = s.loraplus_lr_ratio;
-        let state = self.network.state;
-        let mut run = |numbers: &AdamW, start: usize, len: usize| {
-            let part = |r: Region| r.slice(start, len);
-            let (params, grads) = (part(state.params), part(state.grads));
-            adamw::step(&mut self.device, numbers, params, grads, part(state.m), part(state.v));
-        };
-        if ratio == 1.0 {
-            return run(&numbers, 0, self.layout.len);
-        }
-        // LoRA+ (Hayou et al. 2024): B learns faster than A.
-        let faster = AdamW { lr: lr * ratio, ..numbers };
-        for slot in &self.layout.slots {
-            run(&numbers, slot.a, slot.b - slot.a);
-            run(&faster, slot.b, slot.lens()[1]);
-        }
+    fn update(&mut self, lr: f64, grad_norm: f64) -> Result<()> {
+        let most = self.settings.max_grad_norm;
+        let clip = if most > 0.0 { (most / (grad_norm + 1e-6)).min(1.0) } else { 1.0 };
+        let count = self.step() + 1 - self.state.cursor.updates_behind;
+        self.engine.update(&Update { lr, count, grad_scale: clip as f32 })
     }
 
     /// Token-weighted loss over the evaluation rows; `None` without rows or when cancelled.
@@ -327,22 +287,12 @@ impl Trainer {
     /// I/O errors of the token cache; [`crate::error::Kind::Diverged`] when it is not finite.
     pub fn evaluate(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<f64>> {
         let Some(source) = &mut self.eval else { return Ok(None) };
-        let (mut total, mut tokens) = (0.0, 0usize);
-        for step in 0..source.plan.total_steps() {
-            for rows in source.plan.step(step).micro_batches {
-                let batch = batch::assemble(&source.rows, &rows)?;
-                let segments = segments(&batch);
-                let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled)?;
-                let Some(losses) = losses else { return Ok(None) };
-                total += sum(&losses);
-                tokens += losses.len();
+        match mean_loss(&mut *self.engine, source, cancelled)? {
+            Some(loss) if !loss.is_finite() => {
+                Err(Error::diverged(format!("step {}: the evaluation loss is {loss}", self.state.step)))
             }
+            other => Ok(other),
         }
-        let loss = total / tokens as f64;
-        if loss.is_finite() {
-            return Ok(Some(loss));
-        }
-        Err(Error::diverged(format!("step {}: the evaluation loss is {loss}", self.step)))
     }
 
     /// Takes an evaluation into account; the adapter's values when it is the best so far.
@@ -350,13 +300,14 @@ impl Trainer {
     /// # Errors
     /// When the device failed.
     pub fn note_evaluation(&mut self, loss: f64) -> Result<Option<Vec<f32>>> {
-        if self.cursor.best.is_some_and(|best| loss >= best.loss) {
-            self.cursor.stale_evaluations += 1;
+        let cursor = &mut self.state.cursor;
+        if cursor.best.is_some_and(|best| loss >= best.loss) {
+            cursor.stale_evaluations += 1;
             return Ok(None);
         }
-        let values = self.parameters()?;
-        self.cursor.best = Some(Best { loss, step: self.step, adapter: digest_of(&values) });
-        self.cursor.stale_evaluations = 0;
+        let values = self.engine.parameters()?;
+        cursor.best = Some(Best { loss, step: self.state.step, adapter: digest_of(&values) });
+        cursor.stale_evaluations = 0;
         Ok(Some(values))
     }
 
@@ -366,81 +317,17 @@ impl Trainer {
     /// # Errors
     /// I/O errors of the token cache.
     pub fn next_loss(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<f64>> {
-        let plan = self.train.plan.step(self.step);
-        let batch = batch::assemble(&self.train.rows, &plan.micro_batches[0])?;
-        let segments = segments(&batch);
-        let losses = self.network.loss(&mut self.device, input(&batch, &segments), cancelled)?;
-        Ok(losses.map(|l| sum(&l)))
+        let plan = self.train.plan.step(self.state.step);
+        let batch = self.engine.batch(&self.train.rows, &plan.micro_batches[0])?;
+        Ok(self.engine.losses(&batch, cancelled)?.map(|losses| sum(&losses)))
     }
 
-    /// Starts copying the state out for a checkpoint, into the memory of `spare` where there is one. A GPU copies it beside
-    /// the next step's work; it is whole when [`Trainer::take_snapshot`] gives it. An older one that nobody took is
-    /// dropped.
-    ///
-    /// # Errors
-    /// When the device failed.
-    pub fn begin_snapshot(
-        &mut self,
-        spare: Option<State>,
-        identity: &Identity,
-        tainted: bool,
-        log: &[LogLine],
-    ) -> Result<()> {
-        self.end_snapshot()?;
-        let mut state = spare.unwrap_or_default();
-        state.step = self.step;
-        state.tainted = tainted;
-        state.identity = identity.clone();
-        let entry = |(name, shape, offset)| TensorEntry { name, shape, offset };
-        state.tensors = self.layout.tensors().into_iter().map(entry).collect();
-        state.cursor = self.cursor.clone();
-        state.history = self.history.clone();
-        state.log = log.to_vec();
-        self.device.begin_snapshot(&self.network.state.kept())?;
-        self.snapshot = Some(Snapshot { state, under_way: true, finite: false });
-        Ok(())
-    }
-
-    /// Waits for a copy that is under way and looks through it; the state may change again. On a GPU this is done while the
-    /// next micro-batch is computed.
-    fn end_snapshot(&mut self) -> Result<()> {
-        let Some(snapshot) = self.snapshot.as_mut().filter(|s| s.under_way) else { return Ok(()) };
-        snapshot.under_way = false;
-        let State { weights, m, v, .. } = &mut snapshot.state;
-        for values in [&mut *weights, &mut *m, &mut *v] {
-            values.clear();
-        }
-        self.device.end_snapshot(&self.network.state.kept(), [&mut *weights, &mut *m, &mut *v])?;
-        // Without branches within a piece: the compiler makes vector code of it.
-        let all = |piece: &[f32]| piece.iter().fold(true, |all, v| all & v.is_finite());
-        snapshot.finite = [weights, m, v].into_iter().all(|values| values.chunks(4096).all(all));
-        Ok(())
-    }
-
-    /// The state whose copying was begun last, whole; waits for it when `wait`.
-    ///
-    /// # Errors
-    /// [`crate::error::Kind::Diverged`] when a parameter or moment is not finite: nothing such is published.
-    pub fn take_snapshot(&mut self, wait: bool) -> Result<Option<State>> {
-        if wait || !self.device.capabilities().queued {
-            self.end_snapshot()?;
-        }
-        let Some(Snapshot { state, finite, .. }) = self.snapshot.take_if(|s| !s.under_way) else {
-            return Ok(None);
-        };
-        if finite {
-            return Ok(Some(state));
-        }
-        let what = format!("step {}: a parameter or moment is not finite", state.step);
-        Err(Error::diverged(what).hint("the last saved checkpoint stands; lower --learning-rate"))
-    }
-
-    /// Takes over a checkpoint's state.
+    /// Takes over a checkpoint's state, all but its identity and history, which the trainer has.
     ///
     /// # Errors
     /// Names the tensor that does not fit the model and adapter.
-    pub fn restore(&mut self, state: &State) -> Result<()> {
-        let expected = self.layout.tensors();
+    pub fn restore(&mut self, mut state: State) -> Result<()> {
+        let expected = &self.state.tensors;
         if state.tensors.len() != expected.len() {
             return Err(Error::input(format!(
                 "checkpoint holds {} adapter tensors, this model has {}",
@@ -448,13 +335,11 @@ impl Trainer {
                 expected.len()
             )));
         }
-        for (have, (name, shape, offset)) in state.tensors.iter().zip(&expected) {
-            if have.name != *name || have.shape != *shape || have.offset != *offset {
-                return Err(Error::input(format!(
-                    "checkpoint has {} {:?} where this model expects {name} {shape:?}",
-                    have.name, have.shape
-                )));
-            }
+        if let Some((have, want)) = state.tensors.iter().zip(expected).find(|(have, want)| have != want) {
+            return Err(Error::input(format!(
+                "checkpoint has {} {:?} where this model expects {} {:?}",
+                have.name, have.shape, want.name, want.shape
+            )));
         }
         let samples = self.train.plan.samples_before(state.step);
         if samples != state.cursor.samples {
@@ -463,30 +348,12 @@ impl Trainer {
                 state.step, state.cursor.samples
             )));
         }
-        let places = self.network.state;
-        self.device.write(places.params, &state.weights)?;
-        self.device.write(places.m, &state.m)?;
-        self.device.write(places.v, &state.v)?;
-        self.step = state.step;
-        self.cursor = state.cursor.clone();
-        self.history = state.history.clone();
-        Ok(())
-    }
-
-    /// Records that the run now ends at another step: a new piece of schedule, without warm-up, from here to
-    /// the new horizon. Returns whether anything changed.
-    pub fn extend_schedule(&mut self) -> bool {
-        let total_steps = self.total_steps();
-        let unchanged = self.history.length().is_some_and(|l| l.total_steps == total_steps);
-        if unchanged || total_steps <= self.step {
-            return false;
-        }
-        if self.step == 0 {
-            self.history = History::new(total_steps, warmup_steps(&self.settings, total_steps));
-        } else {
-            self.history.lengths.push(Length { from_step: self.step, total_steps, warmup_steps: 0 });
-        }
-        true
+        let [weights, m, v] = [&mut state.weights, &mut state.m, &mut state.v].map(std::mem::take);
+        self.engine.restore(&weights, &m, &v)?;
+        state.identity = std::mem::take(&mut self.state.identity);
+        state.history = std::mem::take(&mut self.state.history);
+        self.state = state;
+        self.follow_history(self.step().saturating_sub(1))
     }
 
     /// Whether an evaluation is due after the step just done.
@@ -496,7 +363,7 @@ impl Trainer {
             return false;
         }
         let every = self.settings.eval_steps.unwrap_or(self.settings.logging_steps as f64);
-        self.due(self.settings.eval_strategy, every, last_in_epoch) || self.step >= self.total_steps()
+        self.due(self.settings.eval_strategy, every, last_in_epoch) || self.step() >= self.total_so_far()
     }
 
     /// Whether a checkpoint is due after the step just done.
@@ -520,14 +387,14 @@ impl Trainer {
     }
 
     fn epoch_just_ended(&mut self) -> bool {
-        self.step > 0 && self.train.plan.step(self.step - 1).last_in_epoch
+        self.step() > 0 && self.train.plan.step(self.step() - 1).last_in_epoch
     }
 
     /// A value of `every` below 1 is a ratio of all steps, rounded up, as in Hugging Face.
     fn due(&self, strategy: Strategy, every: f64, last_in_epoch: bool) -> bool {
-        let steps = if every < 1.0 { (every * self.total_steps() as f64).ceil() } else { every };
+        let steps = if every < 1.0 { (every * self.total_so_far() as f64).ceil() } else { every };
         match strategy {
-            Strategy::Steps => self.step.is_multiple_of(steps.max(1.0) as u64),
+            Strategy::Steps => self.step().is_multiple_of(steps.max(1.0) as u64),
             Strategy::Epoch => last_in_epoch,
             Strategy::No => false,
         }

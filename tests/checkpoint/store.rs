@@ -5,10 +5,13 @@ use super::disk::Disk;
 use super::{fresh_folder, sized_state, state};
 use qwentune::checkpoint::inspect;
 use qwentune::checkpoint::shelf::{Shelf, step_of};
-use qwentune::checkpoint::state::Best;
+use qwentune::checkpoint::state::{Best, State};
 use qwentune::checkpoint::storage::{FileSystem, Folder, Held, Stored};
-use qwentune::checkpoint::store::{Found, Outcome, RunLock, Store, Wait};
+use qwentune::checkpoint::store::{Found, RunLock, Store};
 use qwentune::error::{Kind, Result};
+use qwentune::report::event::Event;
+use qwentune::train::engine::Copied;
+use qwentune::train::saver::Saver;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -25,7 +28,7 @@ fn open(folder: &Path, keep: usize) -> Store {
 }
 
 fn save(store: &mut Store, step: u64) {
-    store.save(state(step, 0), Wait::Block).unwrap_or_else(|e| panic!("{e}"));
+    store.save(&state(step, 0)).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// A run folder with checkpoints of the steps 1 to `last`, of which the store keeps `keep`.
@@ -61,26 +64,15 @@ fn step(found: Found) -> Option<u64> {
 #[test]
 fn saves_and_finds_again() {
     let folder = fresh_folder("saves");
-    let mut store = open(&folder, 0);
+    let mut store = open(&folder, 2);
     assert!(store.newest().expect("empty").newest.is_none());
     (1..=5).for_each(|step| save(&mut store, step));
-    let saved: Vec<u64> = store
-        .outcomes()
-        .iter()
-        .map(|o| match o {
-            Outcome::Saved { step, path } => {
-                assert_eq!(path, &file(&folder, *step));
-                *step
-            }
-            Outcome::Skipped { why, .. } => panic!("{why}"),
-        })
-        .collect();
-    assert_eq!(saved, [1, 2, 3, 4, 5]);
-    assert!(store.outcomes().is_empty());
+    assert_eq!(store.save(&state(6, 0)).expect("saved"), file(&folder, 6));
+    assert!(store.take_warnings().is_empty());
     drop(store);
     let found = open(&folder, 2).newest().expect("there");
     assert_eq!((found.seen, found.set_aside.len()), (2, 0));
-    assert_eq!(found.newest, Some((file(&folder, 5), state(5, 0))));
+    assert_eq!(found.newest, Some((file(&folder, 6), state(6, 0))));
 }
 
 /// Same state, same file, whatever the folder, the retention and the saves before it.
@@ -117,15 +109,20 @@ fn one_process_at_a_time() {
 fn retention_keeps_the_newest_and_the_best() {
     let folder = fresh_folder("retention");
     let mut store = open(&folder, 3);
-    store.protect(Some(2));
-    (1..=8).for_each(|step| save(&mut store, step));
-    store.write_next_loss(8, &[1.5]).expect("written");
+    let mut save = |step: u64, best: u64| {
+        let mut state = state(step, 0);
+        state.cursor.best = Some(Best { loss: 0.5, step: best, adapter: [1; 32] });
+        store.save(&state).expect("saved");
+        if step == 8 {
+            store.write_next_loss(8, &[1.5]).expect("written");
+        }
+    };
+    (1..=8).for_each(|step| save(step, step.min(2)));
     let kept = |steps: &[u64]| steps.iter().map(|s| format!("step-{s:08}.qckpt")).collect::<Vec<_>>();
     let mut expected = kept(&[2, 6, 7, 8]);
     expected.insert(3, "step-00000008.next".into());
     assert_eq!(names(&folder), expected);
-    store.protect(Some(6));
-    (9..=11).for_each(|step| save(&mut store, step));
+    (9..=11).for_each(|step| save(step, 6));
     assert_eq!(names(&folder), kept(&[6, 9, 10, 11]));
 }
 
@@ -136,7 +133,7 @@ fn retention_keeps_the_best_of_the_state() {
     for step in 1..=6 {
         let mut state = state(step, 0);
         state.cursor.best = Some(Best { loss: 0.5, step: step.min(2), adapter: [1; 32] });
-        open(&folder, 2).save(state, Wait::Block).expect("saved");
+        open(&folder, 2).save(&state).expect("saved");
     }
     let steps: Vec<u64> = names(&folder).iter().filter_map(|n| step_of(n)).collect();
     assert_eq!(steps, [2, 5, 6]);
@@ -153,7 +150,7 @@ fn nothing_goes_before_newer_ones_were_read_back() {
     let expected =
         ["step-00000001.qckpt", "step-00000002.qckpt.bad", "step-00000003.qckpt.bad", "step-00000004.qckpt"];
     assert_eq!(names(&folder), expected);
-    assert_eq!(store.warnings().len(), 2);
+    assert_eq!(store.take_warnings().len(), 2);
 }
 
 #[test]
@@ -235,11 +232,11 @@ fn the_header_counts_not_the_name() {
     fs::rename(file(&folder, 1), file(&folder, 9)).expect("renamed");
     let mut store = open(&folder, 2);
     let found = store.newest().expect("whole");
-    assert!(store.warnings().is_empty(), "the newest has its right name");
+    assert!(store.take_warnings().is_empty(), "the newest has its right name");
     assert_eq!(step(found), Some(2));
     fs::remove_file(file(&folder, 2)).expect("removed");
     let found = store.newest().expect("whole");
-    let warnings = store.warnings();
+    let warnings = store.take_warnings();
     assert!(warnings[0].contains("holds step 1; the content counts"), "{warnings:?}");
     assert_eq!(step(found), Some(1));
     // The name is needed for step 9: the file that has it is no longer found under it, and is kept.
@@ -262,7 +259,7 @@ fn a_newer_format_is_refused_and_left_alone() {
         assert_eq!(error.kind, Kind::Input);
         assert!(error.what.contains("format 3.0, this build reads 2.0"), "{error}");
     }
-    assert!(store.save(state(2, 0), Wait::Block).is_err(), "its place is not taken");
+    assert!(store.save(&state(2, 0)).is_err(), "its place is not taken");
     assert_eq!(names(&folder), ["step-00000001.qckpt", "step-00000002.qckpt"]);
 }
 
@@ -275,11 +272,11 @@ fn a_repeated_step() {
     save(&mut store, 2);
     assert_eq!(inode(2), before, "the same bytes are not written again");
     // Another history of the same step: the file is replaced and the old one kept.
-    store.save(state(2, 8), Wait::Block).expect("saved");
+    store.save(&state(2, 8)).expect("saved");
     assert_eq!(inspect::load(&file(&folder, 2)).expect("whole"), state(2, 8));
     let old = folder.join("checkpoints/step-00000002.qckpt.old");
     assert_eq!(inspect::load(&old).expect("whole"), state(2, 0));
-    assert!(store.warnings()[0].contains("kept as step-00000002.qckpt.old"));
+    assert!(store.take_warnings()[0].contains("kept as step-00000002.qckpt.old"));
     // A damaged one is set aside.
     flip(&file(&folder, 3), 30_000);
     save(&mut store, 3);
@@ -293,7 +290,7 @@ fn going_on_from_an_older_checkpoint() {
     let mut store = open(&folder, 4);
     assert_eq!(store.set_aside_newer(2).expect("renamed").len(), 2);
     assert_eq!(step(store.newest().expect("whole")), Some(2));
-    store.save(state(3, 5), Wait::Block).expect("saved");
+    store.save(&state(3, 5)).expect("saved");
     assert_eq!(store.newest().expect("whole").newest.expect("there").1, state(3, 5));
 }
 
@@ -333,7 +330,7 @@ fn links_lead_nowhere() {
     save(&mut store, 1);
     assert!(fs::symlink_metadata(file(&run, 1)).expect("there").is_file());
     symlink(&victim, file(&run, 2)).expect("linked");
-    assert!(store.save(state(2, 0), Wait::Block).is_err());
+    assert!(store.save(&state(2, 0)).is_err());
     assert_eq!(fs::read(&victim).expect("there"), b"precious");
 }
 
@@ -343,12 +340,11 @@ fn a_moved_folder_is_noticed() {
     let (before, after) = (folder.join("before"), folder.join("after"));
     let mut store = open(&before, 2);
     fs::rename(&before, &after).expect("renamed");
-    save(&mut store, 1);
-    let warnings = store.warnings();
+    assert_eq!(store.save(&state(1, 0)).expect("saved"), file(&after, 1));
+    let warnings = store.take_warnings();
     assert!(warnings[0].contains("was moved") && warnings[0].contains("after/checkpoints"), "{warnings:?}");
-    assert!(matches!(&store.outcomes()[..], [Outcome::Saved { path, .. }] if path == &file(&after, 1)));
     fs::remove_dir_all(&after).expect("removed");
-    let error = store.save(state(2, 0), Wait::Block).expect_err("deleted");
+    let error = store.save(&state(2, 0)).expect_err("deleted");
     assert_eq!(error.kind, Kind::Output);
     assert!(error.what.contains("was deleted during the run"), "{error}");
 }
@@ -387,10 +383,10 @@ fn a_state_that_is_not_finite_is_never_published() {
     let mut store = open(&folder, 2);
     let mut bad = state(2, 0);
     bad.m[7] = f32::NAN;
-    let error = store.save(bad.clone(), Wait::Block).expect_err("not finite");
+    let error = store.save(&bad).expect_err("not finite");
     assert_eq!(error.kind, Kind::Diverged);
     bad.m.pop();
-    assert_eq!(store.save(bad, Wait::Block).expect_err("inconsistent").kind, Kind::Check);
+    assert_eq!(store.save(&bad).expect_err("inconsistent").kind, Kind::Check);
     assert_eq!(names(&folder), ["step-00000001.qckpt"]);
 }
 
@@ -409,7 +405,7 @@ fn the_next_loss_beside_a_checkpoint() {
     assert!(text.starts_with("qwentune next-loss 1\nstep 2\nloss 3fd5555555555555\n"), "{text}");
     fs::write(&path, text.replace("3fd5", "3fd4")).expect("written");
     assert_eq!(store.read_next_loss(2).expect("no error"), None);
-    assert!(store.warnings()[0].contains("step-00000002.next: damaged"));
+    assert!(store.take_warnings()[0].contains("step-00000002.next: damaged"));
     (3..=4).for_each(|step| save(&mut store, step));
     assert!(!path.exists(), "it goes with its checkpoint");
 }
@@ -417,7 +413,7 @@ fn the_next_loss_beside_a_checkpoint() {
 #[test]
 fn room_is_counted_beforehand() {
     let folder = fresh_folder("room");
-    let mut store = open(&folder, 3);
+    let store = open(&folder, 3);
     assert_eq!(store.space_warning(1), None);
     let text = store.space_warning(1 << 58).expect("no disk is that large");
     assert!(text.contains("4 of 288230376152 MB each"), "{text}");
@@ -464,62 +460,150 @@ fn gated() -> (Store, Disk, Arc<Mutex<()>>) {
     let (disk, gate) = (Disk::default(), Arc::new(Mutex::new(())));
     let shelf = Shelf::new(Box::new(Gated(disk.clone(), Arc::clone(&gate))), 2);
     let lock: Held = Arc::new(());
-    (Store::start(shelf, lock).expect("starts"), disk, gate)
+    (Store::of(shelf, lock), disk, gate)
+}
+
+/// Arrays that are copied at once, or (as from a GPU) when they are asked for.
+struct Arrays {
+    of: State,
+    beside: bool,
+    copy: Option<[Vec<f32>; 3]>,
+}
+
+impl Arrays {
+    fn new(of: State, beside: bool) -> Self {
+        Arrays { of, beside, copy: None }
+    }
+}
+
+impl Copied for Arrays {
+    fn begin_copy(&mut self, mut into: [Vec<f32>; 3]) -> Result<()> {
+        for (out, array) in into.iter_mut().zip([&self.of.weights, &self.of.m, &self.of.v]) {
+            out.clear();
+            out.extend_from_slice(array);
+        }
+        self.copy = Some(into);
+        Ok(())
+    }
+
+    fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
+        Ok(self.copy.take().expect("a copy that was begun"))
+    }
+
+    fn copies_beside(&self) -> bool {
+        self.beside
+    }
+}
+
+/// The state without its arrays, as a trainer has it.
+fn head(state: &State) -> State {
+    State { weights: vec![], m: vec![], v: vec![], ..state.clone() }
+}
+
+/// What a saver told, as text.
+fn told(events: &[Event]) -> Vec<String> {
+    let text = |event: &Event| match event {
+        Event::Saved { step, .. } => format!("saved {step}"),
+        Event::Warning(text) => text.clone(),
+        other => format!("{other:?}"),
+    };
+    events.iter().map(text).collect()
 }
 
 #[test]
 fn a_slow_disk_skips_and_never_blocks() {
-    let (mut store, _, gate) = gated();
-    let closed = gate.lock().expect("open");
-    let first = sized_state(1, 0, 50);
-    let memory = first.weights.as_ptr();
-    store.save(first, Wait::Skip).expect("never fails");
-    store.save(state(2, 0), Wait::Skip).expect("never fails");
-    let outcomes = store.outcomes();
-    assert!(
-        matches!(&outcomes[..], [Outcome::Skipped { step: 2, why }] if why.contains("still being written"))
-    );
-    assert_eq!(store.take_buffer().expect("the skipped one").step, 2);
-    drop(closed);
-    store.save(state(3, 0), Wait::Block).expect("saved");
-    let steps: Vec<u64> = store.outcomes().iter().map(saved_step).collect();
-    assert_eq!(steps, [1, 3]);
-    // The memory of a written state comes back.
-    let first = sized_state(4, 0, 50);
-    let again = first.weights.as_ptr();
-    assert_ne!(memory, again);
-    store.save(first, Wait::Block).expect("saved");
-    assert_eq!(store.take_buffer().expect("spare").weights.as_ptr(), again);
-    assert!(store.take_buffer().is_none());
+    for beside in [false, true] {
+        let (store, disk, gate) = gated();
+        let mut saver = Saver::new(store, None).expect("starts");
+        let mut events = Vec::new();
+        let closed = gate.lock().expect("open");
+        let mut save = |state: State, waits: bool| {
+            let mut arrays = Arrays::new(state.clone(), beside);
+            let mut observer = |event: &Event| events.push(event.clone());
+            if waits {
+                saver.save(&head(&state), &mut arrays, &mut observer).expect("saved");
+            } else {
+                saver.begin(&head(&state), &mut arrays, &mut observer).expect("begun");
+                saver.advance(&mut arrays, &mut observer).expect("never waits for the disk");
+            }
+        };
+        save(sized_state(1, 0, 50), false);
+        save(state(2, 0), false);
+        drop(closed);
+        save(state(3, 0), true);
+        assert_eq!(told(&events).len(), 3);
+        assert!(told(&events)[0].contains("still being written"), "{:?}", told(&events));
+        assert_eq!(told(&events)[1..], ["saved 1", "saved 3"]);
+        assert_eq!(saver.newest(), Some(3));
+        let found = saver.store().newest().expect("whole").newest.expect("there").1;
+        assert_eq!(found, state(3, 0), "with the arrays of its own step");
+        assert_eq!(disk.names().len(), 2);
+    }
 }
 
-fn saved_step(outcome: &Outcome) -> u64 {
-    match outcome {
-        Outcome::Saved { step, .. } => *step,
-        Outcome::Skipped { why, .. } => panic!("{why}"),
+/// A state that is saved already is not saved again, unless it changed.
+#[test]
+fn a_step_is_saved_once() {
+    let (store, disk, _) = gated();
+    let mut saver = Saver::new(store, Some(1)).expect("starts");
+    assert_eq!(saver.newest(), Some(1));
+    let mut arrays = Arrays::new(state(1, 0), false);
+    let mut events = Vec::new();
+    let mut observer = |event: &Event| events.push(event.clone());
+    let head = head(&state(1, 0));
+    for again in [false, false, true] {
+        if again {
+            saver.forget();
+        }
+        saver.save(&head, &mut arrays, &mut observer).expect("saved");
     }
+    assert_eq!(disk.names().len(), 1);
+    assert_eq!(told(&events), ["saved 1", "saved 1"]);
 }
 
 #[test]
 fn a_full_disk_skips_and_training_goes_on() {
     use super::disk::Trouble;
-    let (mut store, disk, _) = gated();
-    save(&mut store, 1);
+    let (store, disk, _) = gated();
+    let mut saver = Saver::new(store, None).expect("starts");
+    let mut events = Vec::new();
+    let mut save = |step: u64, waits: bool| {
+        let (state, mut observer) = (state(step, 0), |event: &Event| events.push(event.clone()));
+        let mut arrays = Arrays::new(state.clone(), false);
+        if waits {
+            return saver.save(&head(&state), &mut arrays, &mut observer);
+        }
+        saver.begin(&head(&state), &mut arrays, &mut observer)?;
+        saver.finish(&mut arrays, &mut observer)
+    };
+    save(1, true).expect("saved");
     disk.plan(1, Trouble::Full);
-    let error = store.save(state(2, 0), Wait::Block).expect_err("full");
+    let error = save(2, true).expect_err("full");
     assert_eq!(error.kind, Kind::Io);
     assert!(error.what.contains("need 37 kB, 5 kB free in disk"), "{error}");
-    store.save(state(3, 0), Wait::Skip).expect("never fails");
+    save(3, false).expect("training goes on");
     disk.repair();
-    save(&mut store, 4);
-    let outcomes = store.outcomes();
-    assert!(
-        matches!(&outcomes[..], [Outcome::Saved { step: 1, .. }, Outcome::Skipped { step: 3, why }, Outcome::Saved { step: 4, .. }]
-            if why.starts_with("checkpoint skipped: need 37 kB, 5 kB free"))
-            || matches!(&outcomes[..], [_, Outcome::Saved { step: 3, .. }, _]),
-        "{outcomes:?}"
-    );
-    assert_eq!(step(store.newest().expect("whole")), Some(4));
+    save(4, true).expect("saved");
+    let told = told(&events);
+    assert_eq!((told.len(), told[0].as_str(), told[2].as_str()), (3, "saved 1", "saved 4"), "{told:?}");
+    assert!(told[1].starts_with("checkpoint skipped: need 37 kB, 5 kB free"), "{told:?}");
+    assert_eq!(step(saver.store().newest().expect("whole")), Some(4));
+}
+
+/// Training does not go on with a state that is not finite, also when nobody waited for its save.
+#[test]
+fn a_state_that_is_not_finite_ends_the_run() {
+    let (store, disk, _) = gated();
+    let mut saver = Saver::new(store, None).expect("starts");
+    let mut bad = state(2, 0);
+    bad.m[3] = f32::NAN;
+    let mut arrays = Arrays::new(bad.clone(), true);
+    let mut silent = |_: &Event| ();
+    saver.begin(&head(&bad), &mut arrays, &mut silent).expect("begun");
+    let error = saver.finish(&mut arrays, &mut silent).expect_err("not finite");
+    assert_eq!(error.kind, Kind::Diverged, "{error}");
+    assert!(error.what.contains("section M: element 3"), "{error}");
+    assert!(disk.names().is_empty());
 }
 
 /// This very test program, running `helper_process` in another process.
@@ -558,7 +642,7 @@ fn helper_process() {
             let limit = rustix::process::Rlimit { current: Some(30_000), maximum: Some(30_000) };
             let mut store = open(&folder, 2);
             rustix::process::setrlimit(rustix::process::Resource::Fsize, limit).expect("lowered");
-            let error = store.save(state(2, 0), Wait::Block).expect_err("too large");
+            let error = store.save(&state(2, 0)).expect_err("too large");
             say(format!("told: {error}"));
         }
         task => panic!("no task {task}"),

@@ -127,9 +127,8 @@ pub fn train_until(settings: &Settings, stop: impl Fn(&Event) -> bool) -> Result
             asker.request_stop();
         }
     };
-    let request =
-        Request { settings: settings.clone(), command_line: vec!["test".into()], ..Request::default() };
-    train::run(request, &control, &mut observer)
+    let request = Request { command_line: vec!["test".into()], ..Request::new(settings) };
+    train::train(request, &control, &mut observer)
 }
 
 /// What must not depend on how often a run was interrupted: adapter, newest checkpoint, metrics without clock.
@@ -178,5 +177,19 @@ pub fn assert_same(a: &BTreeMap<String, Vec<u8>>, b: &BTreeMap<String, Vec<u8>>,
             panic!("{what}: metrics differ:\n{x}\n---\n{y}");
         }
         panic!("{what}: {name} differs");
+    }
+}
+
+/// Checks that what is written of an adapter's configuration is what PEFT writes, and that what is left out is what
+/// PEFT takes where it is not there.
+pub fn assert_adapter_config(ours: &serde_json::Value, theirs: &serde_json::Value, name: &str) {
+    use serde_json::json;
+    for (key, value) in ours.as_object().unwrap() {
+        assert_eq!(*value, theirs[key], "{name}: {key}");
+    }
+    let defaults = [json!(null), json!(false), json!({}), json!("megatron.core"), json!(16)];
+    for (key, value) in theirs.as_object().unwrap() {
+        let left_out = defaults.contains(value) || key == "peft_version";
+        assert!(ours.get(key).is_some() || left_out, "{name}: {key} {value} is missing");
     }
 }

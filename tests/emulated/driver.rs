@@ -8,7 +8,26 @@ use qwentune::device::cuda::driver::{
     Address, Driver, Event, Facts, Function, Graph, HostBuffer, Launch, Module, Stream,
 };
 use qwentune::error::{Error, Result};
-use std::sync::Mutex;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, OnceLock};
+
+/// A stream that is being captured, by its work; and by what was asked for that no capture takes, which spoils it.
+struct Capture {
+    stream: Stream,
+    work: Vec<Work>,
+    events: Vec<Event>,
+    spoiled: Option<String>,
+}
+
+/// What a device may have too little of.
+#[derive(Clone, Copy)]
+pub struct Supply {
+    /// Host buffers that can be page-locked.
+    pub locked: usize,
+    /// Graphs that can be made.
+    pub graphs: usize,
+}
 
 /// Something that was recorded.
 enum Work {
@@ -22,19 +41,29 @@ struct State {
     allocations: Vec<(u64, usize)>,
     functions: Vec<String>,
     handles: usize,
+    locked: usize,
     /// Copies that nobody has had to see yet, in order.
     waiting: Vec<(Stream, Work)>,
     /// Where each event was recorded last.
     recorded: Vec<(Event, Stream)>,
-    /// Work of the stream that is being captured.
-    capture: Option<(Stream, Vec<Work>)>,
+    capture: Option<Capture>,
     graphs: Vec<Vec<Work>>,
+}
+
+thread_local! {
+    static LAUNCHED: RefCell<BTreeSet<String>> = RefCell::default();
+}
+
+/// The kernels that this thread's devices have launched since this was last asked for.
+pub fn launched() -> BTreeSet<String> {
+    LAUNCHED.take()
 }
 
 /// The emulated device.
 pub struct Emulated {
     facts: Facts,
     mode: Mode,
+    supply: Supply,
     state: Mutex<State>,
 }
 
@@ -55,7 +84,57 @@ impl Emulated {
             cuda: (13, 0),
             driver: String::new(),
         };
-        Emulated { facts, mode: MODES[mode], state: Mutex::default() }
+        let supply = Supply { locked: usize::MAX, graphs: usize::MAX };
+        Emulated { facts, mode: MODES[mode], supply, state: Mutex::default() }
+    }
+
+    /// The same with so little.
+    pub fn with_supply(mode: usize, supply: Supply) -> Self {
+        let mut device = Self::new(mode);
+        device.supply = supply;
+        device
+    }
+
+    /// What a GPU would refuse, though there is nothing wrong with the kernel; CUDA C++ Programming Guide, "Compute
+    /// Capabilities", table of technical specifications.
+    fn refusal(&self, name: &str, launch: Launch, params: &[u8]) -> Option<String> {
+        let [x, y, z] = launch.grid;
+        if x == 0 || y == 0 || z == 0 || x > i32::MAX as u32 || y > 65_535 || z > 65_535 {
+            return Some(format!("a grid of {x} by {y} by {z} blocks"));
+        }
+        if launch.threads == 0 || launch.threads > 1024 {
+            return Some(format!("blocks of {} threads", launch.threads));
+        }
+        if launch.shared_bytes > self.facts.shared_bytes {
+            return Some(format!("{} bytes of shared memory", launch.shared_bytes));
+        }
+        if params.len() > 4096 {
+            return Some(format!("{} bytes of parameters", params.len()));
+        }
+        // A warp's registers are given out 256 at a time, of the 65536 that a block may have.
+        let registers = registers(name).next_multiple_of(8) * launch.threads.div_ceil(32) * 32;
+        (registers > 65_536).then(|| format!("{registers} registers for a block"))
+    }
+
+    /// Spoils a capture by something that none takes, of `stream` or, where it is `None`, of this thread.
+    fn not_in_capture(&self, stream: Option<Stream>, what: &str) -> Result<()> {
+        let mut state = self.state.lock().unwrap();
+        match &mut state.capture {
+            Some(capture) if stream.is_none_or(|s| s == capture.stream) => {
+                capture.spoiled.get_or_insert_with(|| what.to_owned());
+                Err(Error::device(format!("{what} while a stream is captured")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The same by asking for an event that stands in captured work.
+    fn not_captured(&self, event: Event, what: &str) -> Result<()> {
+        let stream = {
+            let state = self.state.lock().unwrap();
+            state.capture.as_ref().filter(|c| c.events.contains(&event)).map(|c| c.stream)
+        };
+        stream.map_or(Ok(()), |stream| self.not_in_capture(Some(stream), what))
     }
 
     fn check(&self, at: Address, bytes: usize) {
@@ -73,10 +152,10 @@ impl Emulated {
 
     /// Does the work after what waits before it, or records it when its stream is captured.
     fn submit(&self, stream: Stream, work: Work) -> Result<()> {
-        if let Some((captured, list)) = &mut self.state.lock().unwrap().capture
-            && *captured == stream
+        if let Some(capture) = &mut self.state.lock().unwrap().capture
+            && capture.stream == stream
         {
-            list.push(work);
+            capture.work.push(work);
             return Ok(());
         }
         self.finish(stream)?;
@@ -100,7 +179,8 @@ impl Emulated {
     /// Puts a copy off.
     fn put_off(&self, stream: Stream, work: Work) -> Result<()> {
         let mut state = self.state.lock().unwrap();
-        assert!(state.capture.as_ref().is_none_or(|(s, _)| *s != stream), "a host copy in recorded work");
+        let captured = state.capture.as_ref().is_some_and(|c| c.stream == stream);
+        assert!(!captured, "a host copy in recorded work, whose bytes would be those of the recording");
         state.waiting.push((stream, work));
         Ok(())
     }
@@ -108,6 +188,7 @@ impl Emulated {
     fn run(&self, work: &Work) -> Result<()> {
         match work {
             Work::Launch(name, launch, params) => {
+                LAUNCHED.with_borrow_mut(|all| all.insert(name.clone()));
                 Library::get().launch(name, *launch, params, self.mode).map_err(Error::device)
             }
             Work::Copy(to, from, bytes) => {
@@ -137,6 +218,29 @@ impl Emulated {
     }
 }
 
+/// The most registers of a thread that any target's compiler gave the kernel; few for the tests' own kernels.
+fn registers(kernel: &str) -> u32 {
+    static TABLE: OnceLock<BTreeMap<String, u32>> = OnceLock::new();
+    let table = TABLE.get_or_init(|| {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/registers.tsv");
+        let mut most = BTreeMap::new();
+        for line in std::fs::read_to_string(path).expect(path).lines().skip(1) {
+            let cells: Vec<&str> = line.split('\t').collect();
+            let count: u32 = cells[2].parse().expect("a number of registers");
+            let entry = most.entry(cells[0].to_owned()).or_insert(0);
+            *entry = count.max(*entry);
+        }
+        most
+    });
+    match table.get(kernel) {
+        Some(count) => *count,
+        None => {
+            assert!(kernel.starts_with("probe_"), "{kernel} is not in kernels/registers.tsv");
+            32
+        }
+    }
+}
+
 impl Drop for Emulated {
     fn drop(&mut self) {
         for (start, bytes) in std::mem::take(&mut self.state.lock().unwrap().allocations) {
@@ -148,7 +252,9 @@ impl Drop for Emulated {
     }
 }
 
-impl Driver for Emulated {
+// SAFETY: allocations are freed by `drop` alone, ranges are checked against them, host buffers are filled, and copies are
+// done at once or when an event behind them is waited for.
+unsafe impl Driver for Emulated {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -162,12 +268,20 @@ impl Driver for Emulated {
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
+        self.not_in_capture(None, "an allocation")?;
         let start = self.host(bytes) as u64;
         Library::get().register(start, bytes);
         Ok(Address(start))
     }
 
     fn host_buffer(&self, bytes: usize) -> Result<HostBuffer> {
+        self.not_in_capture(None, "an allocation")?;
+        let mut state = self.state.lock().unwrap();
+        if state.locked == self.supply.locked {
+            return Err(Error::device("no more memory can be page-locked"));
+        }
+        state.locked += 1;
+        drop(state);
         Ok(HostBuffer { start: self.host(bytes), len: bytes })
     }
 
@@ -196,17 +310,22 @@ impl Driver for Emulated {
 
     unsafe fn launch(&self, stream: Stream, function: Function, launch: Launch, params: &[u8]) -> Result<()> {
         let name = self.state.lock().unwrap().functions[function.0].clone();
+        if let Some(what) = self.refusal(&name, launch, params) {
+            return Err(Error::device(format!("a GPU has no room for {what}")));
+        }
         self.submit(stream, Work::Launch(name, launch, params.to_vec()))
     }
 
     fn write(&self, stream: Stream, to: Address, from: &[u8]) -> Result<()> {
         self.check(to, from.len());
+        self.not_in_capture(Some(stream), "a copy that waits")?;
         self.finish(stream)?;
         self.run(&Work::Copy(to, Address(from.as_ptr() as u64), from.len()))
     }
 
     fn read(&self, stream: Stream, to: &mut [u8], from: Address) -> Result<()> {
         self.check(from, to.len());
+        self.not_in_capture(Some(stream), "a copy that waits")?;
         self.finish(stream)?;
         self.run(&Work::Copy(Address(to.as_mut_ptr() as u64), from, to.len()))
     }
@@ -252,19 +371,34 @@ impl Driver for Emulated {
         let mut state = self.state.lock().unwrap();
         state.recorded.retain(|(e, _)| *e != event);
         state.recorded.push((event, stream));
+        if let Some(capture) = &mut state.capture {
+            capture.events.retain(|e| *e != event);
+            if capture.stream == stream {
+                capture.events.push(event);
+            }
+        }
         Ok(())
     }
 
     /// Only its own copies can be unfinished in a stream, so what the event stands behind is done now.
-    fn wait(&self, _stream: Stream, event: Event) -> Result<()> {
+    fn wait(&self, stream: Stream, event: Event) -> Result<()> {
+        let outside = {
+            let state = self.state.lock().unwrap();
+            state.capture.as_ref().is_some_and(|c| c.stream == stream && !c.events.contains(&event))
+        };
+        if outside {
+            self.not_in_capture(Some(stream), "waiting for work that is not captured")?;
+        }
         self.finish_event(event)
     }
 
     fn reached(&self, event: Event) -> Result<bool> {
+        self.not_captured(event, "asking for captured work")?;
         self.finish_event(event).map(|()| true)
     }
 
     fn wait_for(&self, event: Event) -> Result<()> {
+        self.not_captured(event, "waiting for captured work")?;
         self.finish_event(event)
     }
 
@@ -274,23 +408,33 @@ impl Driver for Emulated {
     }
 
     fn synchronize(&self, stream: Stream) -> Result<()> {
+        self.not_in_capture(Some(stream), "waiting for the stream")?;
         self.finish(stream)
     }
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
-        self.state.lock().unwrap().capture = Some((stream, Vec::new()));
+        self.not_in_capture(Some(stream), "a second capture")?;
+        let (work, events) = (Vec::new(), Vec::new());
+        self.state.lock().unwrap().capture = Some(Capture { stream, work, events, spoiled: None });
         Ok(())
     }
 
     fn end_capture(&self, stream: Stream) -> Result<Graph> {
         let mut state = self.state.lock().unwrap();
-        let captured = state.capture.take().filter(|(s, _)| *s == stream);
-        let Some((_, work)) = captured else { return Err(Error::device("nothing is being captured")) };
-        state.graphs.push(work);
+        let captured = state.capture.take().filter(|c| c.stream == stream);
+        let Some(capture) = captured else { return Err(Error::device("nothing is being captured")) };
+        if let Some(what) = capture.spoiled {
+            return Err(Error::device(format!("a capture that was spoiled by {what}")));
+        }
+        if state.graphs.len() == self.supply.graphs {
+            return Err(Error::device("no memory for another graph"));
+        }
+        state.graphs.push(capture.work);
         Ok(Graph(state.graphs.len() - 1))
     }
 
     unsafe fn launch_graph(&self, stream: Stream, graph: Graph) -> Result<()> {
+        self.not_in_capture(Some(stream), "a graph's launch")?;
         self.finish(stream)?;
         let work = std::mem::take(&mut self.state.lock().unwrap().graphs[graph.0]);
         let result = work.iter().try_for_each(|w| self.run(w));

@@ -21,6 +21,7 @@ const FLAGS: &[&str] = &[
 type RegisterFunction = unsafe extern "C" fn(*const c_void, usize);
 type UnregisterFunction = unsafe extern "C" fn(*const c_void);
 type SymbolsFunction = unsafe extern "C" fn() -> *const c_char;
+type SharedBytesFunction = unsafe extern "C" fn(*const c_char) -> usize;
 type LaunchFunction = unsafe extern "C" fn(
     *const c_char,
     *const u32,
@@ -41,6 +42,7 @@ pub struct Library {
     register: RegisterFunction,
     unregister: UnregisterFunction,
     symbols: SymbolsFunction,
+    shared_bytes: SharedBytesFunction,
 }
 
 /// In which order lanes run, and when asynchronous copies take effect.
@@ -163,6 +165,10 @@ impl Library {
                     c"qt_unregister",
                 )),
                 symbols: std::mem::transmute::<*mut c_void, SymbolsFunction>(symbol(handle, c"qt_symbols")),
+                shared_bytes: std::mem::transmute::<*mut c_void, SharedBytesFunction>(symbol(
+                    handle,
+                    c"qt_shared_bytes",
+                )),
             }
         }
     }
@@ -173,7 +179,14 @@ impl Library {
         LIBRARY.get_or_init(|| Library::open(&build()))
     }
 
-    /// Kernels and parameter structs, a line each.
+    /// The most shared memory that a block of the kernel used in any launch so far.
+    pub fn shared_bytes(&self, kernel: &str) -> usize {
+        let name = CString::new(kernel).unwrap();
+        // SAFETY: a text that ends with a zero.
+        unsafe { (self.shared_bytes)(name.as_ptr()) }
+    }
+
+    /// Kernels, parameter structs and constants, a line each.
     pub fn symbols(&self) -> &'static str {
         // SAFETY: a text that lives as long as the library, which is never unloaded.
         unsafe { CStr::from_ptr((self.symbols)()) }.to_str().unwrap()
@@ -251,10 +264,6 @@ impl Memory {
         Self::new(&values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>())
     }
 
-    pub fn f32(values: &[f32]) -> Self {
-        Self::new(&values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())
-    }
-
     /// `len` bytes of NaN in any format.
     pub fn poisoned(len: usize) -> Self {
         Self::new(&vec![0xFF; len])
@@ -272,15 +281,6 @@ impl Memory {
             unsafe { std::slice::from_raw_parts(self.words.as_ptr().cast(), self.words.len() * 16) };
         assert!(all[self.first + self.bytes..].iter().all(|b| *b == GUARD), "written beyond an allocation");
         &all[self.first..self.first + self.bytes]
-    }
-
-    pub fn read_bf16(&self) -> Vec<f32> {
-        let value = |b: &[u8]| half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
-        self.read().chunks_exact(2).map(value).collect()
-    }
-
-    pub fn read_f32(&self) -> Vec<f32> {
-        self.read().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
     }
 }
 

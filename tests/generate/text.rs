@@ -23,15 +23,15 @@ fn quickstart() -> PathBuf {
     Path::new(ROOT).join("examples/quickstart/model")
 }
 
-fn settings(model: &Path, template: &str) -> Settings {
+fn settings(model: &Path, template: &str, thinking: Option<bool>) -> Settings {
     let template: Template = serde_json::from_value(json!(template)).unwrap();
-    Settings { model: model.to_owned(), template, ..Settings::default() }
+    Settings { model: model.to_owned(), template, thinking, ..Settings::default() }
 }
 
-fn prompts(template: &str, thinking: bool, rows: &[Value]) -> Vec<Vec<u32>> {
+fn prompts(template: &str, thinking: Option<bool>, rows: &[Value]) -> Vec<Vec<u32>> {
     let folder = scratch::folder();
     let file = folder.file("rows.jsonl", rows.iter().map(|row| format!("{row}\n")).collect::<String>());
-    let prompter = Prompter::open(&settings(&small(), template), 1000, thinking).unwrap();
+    let prompter = Prompter::open(&settings(&small(), template, thinking), 1000).unwrap();
     prompter.file(&file).unwrap().into_iter().map(|row| row.ids).collect()
 }
 
@@ -55,7 +55,8 @@ fn prompts_are_the_beginning_of_the_conversations_of_hugging_face() {
             case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect();
         let thoughts = answer.starts_with("<think>\nf") || last.get("reasoning_content").is_some();
         let thinking = template != "qwen3" || thoughts || messages[messages.len() - 2]["role"] == "system";
-        let prompt = prompts(template, thinking, &[json!({ "messages": messages })]).remove(0);
+        let prompt =
+            prompts(template, (!thinking).then_some(false), &[json!({ "messages": messages })]).remove(0);
         assert!(whole.starts_with(&prompt), "{template} {messages:?}: {}", tokenizer.decode(&prompt));
         let rest = tokenizer.decode(&whole[prompt.len()..]);
         if template == "qwen3" {
@@ -73,7 +74,7 @@ fn prompts_are_the_beginning_of_the_conversations_of_hugging_face() {
 #[test]
 fn every_row_format_is_a_prompt_with_or_without_its_answer() {
     let question =
-        prompts("qwen2.5", true, &[json!({"messages": [{"role": "user", "content": "one\ntwo"}]})]);
+        prompts("qwen2.5", None, &[json!({"messages": [{"role": "user", "content": "one\ntwo"}]})]);
     for row in [
         json!({"instruction": "one", "input": "two"}),
         json!({"instruction": "one\ntwo", "output": "three"}),
@@ -83,14 +84,14 @@ fn every_row_format_is_a_prompt_with_or_without_its_answer() {
         json!({"messages": [{"role": "user", "content": "one\ntwo"}, {"role": "assistant", "content": "x"}]}),
         json!({"input_ids": question[0]}),
     ] {
-        assert_eq!(prompts("qwen2.5", true, std::slice::from_ref(&row)), question, "{row}");
+        assert_eq!(prompts("qwen2.5", None, std::slice::from_ref(&row)), question, "{row}");
     }
-    let prompter = Prompter::open(&settings(&small(), "qwen2.5"), 1000, true).unwrap();
+    let prompter = Prompter::open(&settings(&small(), "qwen2.5", None), 1000).unwrap();
     assert_eq!(prompter.question("one\ntwo").unwrap(), question[0]);
-    let text = prompts("qwen2.5", true, &[json!({"text": "one <|im_end|>"})]).remove(0);
+    let text = prompts("qwen2.5", None, &[json!({"text": "one <|im_end|>"})]).remove(0);
     assert_eq!(Tokenizer::open(&small()).unwrap().decode(&text), "one <|im_end|>");
     assert!(prompter.question("").is_err());
-    let refused = Prompter::open(&settings(&small(), "qwen2.5"), 1000, false).err().unwrap();
+    let refused = Prompter::open(&settings(&small(), "qwen2.5", Some(false)), 1000).err().unwrap();
     assert_eq!(refused.exit_code(), 2);
     let folder = scratch::folder();
     for (rows, says) in [
@@ -161,8 +162,8 @@ fn new_job() -> Job {
     let folder = scratch::folder();
     rows_file(&folder, 7);
     let model = Model::open(&quickstart(), None).unwrap();
-    let prompter = Prompter::open(&settings(&quickstart(), "deepke"), model.spec.vocab, true).unwrap();
-    let sampling = Sampling { temperature: 0.8, top_k: None, top_p: 0.9 };
+    let prompter = Prompter::open(&settings(&quickstart(), "deepke", None), model.spec.vocab).unwrap();
+    let sampling = Sampling { temperature: 0.8, top_k: None, top_p: 0.9, ..Sampling::GREEDY };
     let ends = [prompter.ends(), model.ends.clone()].concat();
     let options = Options { max_new_tokens: 12, sampling, seed: 1, batch: 3, ends, ..super::options(12) };
     let options = Options { threads: Some(1), ..options };
@@ -216,6 +217,43 @@ fn an_interrupted_job_continues_to_the_same_bytes() {
     assert!(!job.folder.join("parts.jsonl.partial").exists());
 }
 
+/// Weights that are edited meanwhile would give answers of another model.
+#[test]
+fn an_answer_is_of_the_weights_it_says() {
+    use std::os::unix::fs::FileExt;
+    let mut job = new_job();
+    job.run("whole.jsonl", &|| false).unwrap();
+    let copy = job.folder.join("model");
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(quickstart()).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, copy.join(path.file_name().unwrap())).unwrap();
+    }
+    job.model = Model::open(&copy, None).unwrap();
+    let weights = copy.join("model.safetensors");
+    let bytes = std::fs::read(&weights).unwrap();
+    let left = Cell::new(90);
+    let edit = || {
+        if left.replace(left.get() - 1) == 0 {
+            let file = std::fs::File::options().write(true).open(&weights).unwrap();
+            file.write_all_at(&[bytes[bytes.len() - 1] ^ 1], bytes.len() as u64 - 1).unwrap();
+            let modified = file.metadata().unwrap().modified().unwrap();
+            file.set_modified(modified + std::time::Duration::from_secs(1)).unwrap();
+        }
+        false
+    };
+    let error = job.run("out.jsonl", &edit).unwrap_err();
+    assert!(error.kind == Kind::Io && error.what.contains("was edited in place"), "{error}");
+    assert!(!job.folder.join("out.jsonl").exists());
+    // What is kept is of the weights as they were: put back, the same job goes on.
+    let kept = job.read("out.jsonl.partial").lines().count() - 1;
+    assert!((1..7).contains(&kept), "{kept} answers");
+    std::fs::write(&weights, &bytes).unwrap();
+    job.model = Model::open(&copy, None).unwrap();
+    assert_eq!(job.run("out.jsonl", &|| false).unwrap().continued, kept);
+    assert_eq!(job.read("out.jsonl"), job.read("whole.jsonl"));
+}
+
 #[test]
 fn what_belongs_to_another_job_or_is_there_is_not_touched() {
     let mut job = new_job();
@@ -234,6 +272,50 @@ fn what_belongs_to_another_job_or_is_there_is_not_touched() {
     assert!(error.exit_code() == 73 && error.what.contains("is there already"), "{error}");
     job.run("again.jsonl", &|| false).unwrap();
     assert_eq!(job.read("again.jsonl"), job.read("out.jsonl"));
+}
+
+/// A model that is edited while it answers ends the job; what was answered before is kept, and the job goes on with the
+/// model it began with.
+#[test]
+fn a_model_that_is_edited_meanwhile_ends_the_job() {
+    let mut job = new_job();
+    let folder = job.folder.join("model");
+    std::fs::create_dir(&folder).unwrap();
+    for entry in std::fs::read_dir(quickstart()).unwrap() {
+        let from = entry.unwrap().path();
+        std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
+    }
+    job.model = Model::open(&folder, None).unwrap();
+    job.run("whole.jsonl", &|| false).unwrap();
+    let weights = folder.join("model.safetensors");
+    let edit = || {
+        use std::os::unix::fs::FileExt;
+        let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+        let end = file.metadata().unwrap().len() - 1;
+        file.write_all_at(&[1], end).unwrap();
+        // Another time stamp, whatever the file system's resolution.
+        file.set_modified(std::time::SystemTime::now() + std::time::Duration::from_secs(5)).unwrap();
+    };
+    let whole = std::fs::read(&weights).unwrap();
+    let left = Cell::new(60);
+    let edited_meanwhile = || {
+        if left.replace(left.get() - 1) == 0 {
+            edit();
+        }
+        false
+    };
+    let error = job.run("edited.jsonl", &edited_meanwhile).unwrap_err();
+    assert_eq!(error.kind, Kind::Io, "{error}");
+    assert!(
+        error.to_string().contains("model.safetensors")
+            && error.to_string().contains("run the command again")
+    );
+    assert!(!job.folder.join("edited.jsonl").exists());
+    let kept = job.read("edited.jsonl.partial").lines().count() - 1;
+    std::fs::write(&weights, whole).unwrap();
+    job.model = Model::open(&folder, None).unwrap();
+    let done = job.run("edited.jsonl", &|| false).unwrap();
+    assert_eq!((done.continued, job.read("edited.jsonl")), (kept, job.read("whole.jsonl")));
 }
 
 // ---- the program ------------------------------------------------------------------------------------------
@@ -292,7 +374,8 @@ fn wrong_words_are_one_clear_error() {
         ("--input-file a --output-file b x", 2, "not both"),
         ("--input-file nowhere --output-file b", 65, "nowhere"),
         ("--device cuda x", 69, "--device cuda:0"),
-        ("--enable-thinking false x", 2, "only the template qwen3"),
+        ("--enable-thinking false x", 2, "--thinking false: the template deepke has no thinking"),
+        ("--thinking maybe x", 2, "thinking: 'maybe' is not true or false"),
         ("--adapter nowhere x", 65, "nowhere/adapter_config.json"),
         ("--num_beams 4 x", 2, "beams"),
         ("--bits 4 x", 2, "cannot be honoured"),

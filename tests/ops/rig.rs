@@ -1,73 +1,55 @@
-//! What the tests of single operations share: filled regions, runs on every variant of the device, comparison.
+//! What the tests of single operations share: the operations' rig on every variant of the CPU.
 
-use qwentune::device::cpu::Isa;
-use qwentune::device::{Cpu, Device, Planner, Purpose, Region, Storage};
+use qwentune::device::Device;
+use qwentune::device::cpu::{Cpu, Isa, Rounding};
+use qwentune::ops::check::{Case, Derivative, Results, Rig};
 use qwentune::philox::{Stream, uniform};
 
-/// Regions with their first values.
-pub struct Rig {
-    plan: Planner,
-    values: Vec<(Region, Vec<f32>)>,
-    seed: u64,
+/// A device for the rig.
+pub fn device(rig: &Rig, threads: usize, isa: Isa, rounding: Rounding) -> Device {
+    let mut cpu = Cpu::new(rig.plan(), Some(threads)).expect("a device");
+    (cpu.isa, cpu.rounding) = (isa, rounding);
+    let mut dev = Device::Cpu(cpu);
+    rig.load(&mut dev).expect("the CPU");
+    dev
 }
 
-impl Rig {
-    pub fn new(seed: u64) -> Self {
-        Rig { plan: Planner::new(Cpu::CAPABILITIES), values: Vec::new(), seed }
-    }
-
-    pub fn given(&mut self, values: &[f32]) -> Region {
-        let region = self.plan.region(Purpose::Workspace, Storage::F32, values.len());
-        self.values.push((region, values.to_vec()));
-        region
-    }
-
-    /// A region of random values, about normal, with the given deviation.
-    pub fn random(&mut self, len: usize, size: f32) -> (Region, Vec<f32>) {
-        self.seed += 1;
-        let values = normal(self.seed, len, size);
-        (self.given(&values), values)
-    }
-
-    /// A region to be written: NaN where an operation leaves something out.
-    pub fn space(&mut self, len: usize) -> Region {
-        self.given(&vec![f32::NAN; len])
-    }
-
-    /// A device that holds the values.
-    pub fn device(&self, threads: usize, isa: Isa) -> Device {
-        let mut cpu = Cpu::new(&self.plan, Some(threads)).expect("a device");
-        cpu.isa = isa;
-        for (region, values) in &self.values {
-            cpu.write(*region).copy_from_slice(values);
+/// The results, which are the same bits on every variant of the device.
+pub fn run(what: &str, rig: &Rig) -> Results {
+    let mut first: Option<Results> = None;
+    for isa in Isa::available() {
+        for threads in [1, 2, 4] {
+            let got = rig.run(&mut device(rig, threads, isa, Rounding::None)).expect("the CPU");
+            let first = first.get_or_insert_with(|| got.clone());
+            assert!(first.same_bits(&got), "{what}: {} with {threads} threads differs", isa.name());
         }
-        Device::Cpu(cpu)
     }
+    first.expect("at least the portable instruction set")
+}
 
-    /// The results after `op`, which are the same bits on every variant of the device.
-    pub fn run(&self, outs: &[Region], op: impl Fn(&mut Device)) -> Vec<Vec<f32>> {
-        let mut first: Option<Vec<Vec<f32>>> = None;
-        for isa in Isa::available() {
-            for threads in [1, 2, 4] {
-                let mut dev = self.device(threads, isa);
-                op(&mut dev);
-                let got: Vec<Vec<f32>> = outs.iter().map(|r| dev.read(*r).expect("the CPU")).collect();
-                match &first {
-                    None => first = Some(got),
-                    Some(first) => {
-                        for (a, b) in first.iter().zip(&got) {
-                            assert!(same_bits(a, b), "{} with {threads} threads differs", isa.name());
-                        }
-                    }
-                }
-            }
-        }
-        first.expect("at least the portable instruction set")
+/// A case of one test alone.
+struct Single<F>(F);
+
+impl<F> std::fmt::Debug for Single<F> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a single case")
     }
 }
 
-pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+impl<F: Fn(&mut Rig)> Case for Single<F> {
+    fn set_up(&self, rig: &mut Rig) {
+        (self.0)(rig);
+    }
+}
+
+/// A case that sets its rig up so.
+pub fn single(set_up: impl Fn(&mut Rig)) -> impl Case {
+    Single(set_up)
+}
+
+/// The results of what `set_up` asks for.
+pub fn results(set_up: impl Fn(&mut Rig)) -> Vec<Vec<f32>> {
+    run("a single case", &Rig::new(&single(set_up), Cpu::CAPABILITIES)).regions
 }
 
 /// Sums of four uniform numbers: bounded, and close enough to normal.
@@ -77,26 +59,12 @@ pub fn normal(seed: u64, len: usize, size: f32) -> Vec<f32> {
     (0..len as u64).map(|i| (sum(i) * 3.0f64.sqrt()) as f32 * size).collect()
 }
 
-pub fn wide(x: &[f32]) -> Vec<f64> {
-    x.iter().map(|v| f64::from(*v)).collect()
-}
-
-/// Each element within `tolerance` of the reference, relative to it or to the root mean square of all.
-pub fn close(what: &str, got: &[f32], want: &[f64], tolerance: f64) {
-    assert_eq!(got.len(), want.len(), "{what}: length");
-    let rms = (want.iter().map(|v| v * v).sum::<f64>() / want.len().max(1) as f64).sqrt();
-    for (i, (g, w)) in got.iter().zip(want).enumerate() {
-        let limit = tolerance * (rms + w.abs()) + 1e-30;
-        assert!((f64::from(*g) - w).abs() <= limit, "{what}[{i}]: {g} instead of {w}");
-    }
-}
-
-/// Checks that `dx` is the gradient of `Σ dy·f(x)` at some elements, by central differences.
-pub fn check_gradient(what: &str, f: impl Fn(&[f64]) -> Vec<f64>, x: &[f64], dy: &[f64], dx: &[f64]) {
-    let value = |x: &[f64]| f(x).iter().zip(dy).map(|(y, dy)| y * dy).sum::<f64>();
-    let rms = (dx.iter().map(|v| v * v).sum::<f64>() / dx.len() as f64).sqrt();
-    let scale = x.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-6);
-    let mut x = x.to_vec();
+/// Checks that a gradient is that of `Σ upper·f(x)` at some elements, by central differences.
+pub fn check_gradient(what: &str, d: &Derivative) {
+    let value = |x: &[f64]| (d.function)(x).iter().zip(&d.upper).map(|(y, dy)| y * dy).sum::<f64>();
+    let rms = (d.gradient.iter().map(|v| v * v).sum::<f64>() / d.gradient.len() as f64).sqrt();
+    let scale = d.at.iter().fold(0.0f64, |m, v| m.max(v.abs())).max(1e-6);
+    let mut x = d.at.clone();
     for i in (0..x.len()).step_by(x.len() / 37 + 1) {
         let (old, h) = (x[i], scale * 1e-6);
         x[i] = old + h;
@@ -104,8 +72,8 @@ pub fn check_gradient(what: &str, f: impl Fn(&[f64]) -> Vec<f64>, x: &[f64], dy:
         x[i] = old - h;
         let below = value(&x);
         x[i] = old;
-        let numeric = (above - below) / (2.0 * h);
-        let limit = 1e-5 * (rms + dx[i].abs());
-        assert!((numeric - dx[i]).abs() <= limit, "{what}: d/dx[{i}] is {numeric}, reference {}", dx[i]);
+        let (numeric, own) = ((above - below) / (2.0 * h), d.gradient[i]);
+        let limit = 1e-5 * (rms + own.abs());
+        assert!((numeric - own).abs() <= limit, "{what}: element {i} is {numeric}, the f64 form's {own}");
     }
 }

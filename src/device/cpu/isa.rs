@@ -1,7 +1,7 @@
 //! Which vector instructions the processor has, and code compiled for them.
 
 #[cfg(target_arch = "x86_64")]
-use super::simd::{Avx2, Avx512};
+use super::simd::{Avx2, Avx512, Avx512Bf16};
 use super::simd::{Portable, Simd};
 
 /// Work written once over [`Simd`]; `run` is `inline(always)`.
@@ -19,6 +19,9 @@ enum Level {
     /// All of AVX2's, and AVX-512F.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// All of those, and AVX-512-BF16.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 /// An instruction set this processor has: values come from detection alone. All give the same bits.
@@ -39,6 +42,9 @@ impl Isa {
             all.push(Isa(Level::Avx2));
             if is_x86_feature_detected!("avx512f") {
                 all.push(Isa(Level::Avx512));
+                if is_x86_feature_detected!("avx512bf16") {
+                    all.push(Isa(Level::Avx512Bf16));
+                }
             }
         }
         all
@@ -50,7 +56,7 @@ impl Isa {
         *Isa::available().last().expect("the portable one is always there")
     }
 
-    /// Its name: `portable`, `avx2`, `avx512`.
+    /// Its name: `portable`, `avx2`, `avx512`, `avx512bf16`.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self.0 {
@@ -59,6 +65,18 @@ impl Isa {
             Level::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => "avx512bf16",
+        }
+    }
+
+    /// Whether pairs of bf16 are multiplied by one instruction.
+    #[must_use]
+    pub fn multiplies_pairs(self) -> bool {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => true,
+            _ => false,
         }
     }
 
@@ -73,6 +91,9 @@ impl Isa {
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => unsafe { dispatch_avx512(job) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16 => unsafe { dispatch_avx512_bf16(job) },
         }
     }
 
@@ -86,7 +107,7 @@ impl Isa {
             Level::Avx2 => unsafe { run_avx2(f) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512 => unsafe { run_avx512(f) },
+            Level::Avx512 | Level::Avx512Bf16 => unsafe { run_avx512(f) },
         }
     }
 }
@@ -113,4 +134,10 @@ fn dispatch_avx2<J: Job>(job: J) {
 #[target_feature(enable = "avx2,fma,f16c,avx512f")]
 fn dispatch_avx512<J: Job>(job: J) {
     job.run::<Avx512>();
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bf16")]
+fn dispatch_avx512_bf16<J: Job>(job: J) {
+    job.run::<Avx512Bf16>();
 }

@@ -13,7 +13,49 @@ pub(super) const VECTORS: usize = 2;
 /// Row panels that stay in the second-level cache while the right panels pass by.
 const RESIDENT: usize = 12;
 
-/// A left factor as tiles read it: element (i, k) is at `base[i / 12 * panel + i % 12 * row + k * step]`.
+/// The arithmetic of a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Arithmetic {
+    /// Sums of k in ascending order within blocks of 256, by fused multiply-add from zero.
+    F32,
+    /// Factors rounded to bf16, sums in f32: the k in pairs within blocks of 512, of each pair the odd one first, by fused
+    /// multiply-add from zero. Below 2^-56 factors are zero, so that no sum is subnormal: all processors agree then.
+    Bf16,
+}
+
+impl Arithmetic {
+    /// `f32` or `bf16`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Arithmetic::F32 => "f32",
+            Arithmetic::Bf16 => "bf16",
+        }
+    }
+
+    /// Its version in this device: changes whenever a result's bits do.
+    #[must_use]
+    pub const fn version(self) -> &'static str {
+        match self {
+            Arithmetic::F32 => "cpu-2",
+            Arithmetic::Bf16 => "cpu-bf16-1",
+        }
+    }
+
+    /// Length of a block of the inner dimension.
+    pub(super) const fn block(self) -> usize {
+        match self {
+            Arithmetic::F32 => BLOCK,
+            Arithmetic::Bf16 => 2 * BLOCK,
+        }
+    }
+}
+
+/// 32-bit units of a block: f32, or pairs of bf16.
+pub const BLOCK: usize = 256;
+
+/// A left factor as tiles read it: unit (i, u) is at `base[i / 12 * panel + i % 12 * row + u * step]`. A unit is an element;
+/// for bf16 products it is a pair where the processor multiplies pairs, else an element of [`Swapped`](super::simd::Swapped).
 #[derive(Clone, Copy)]
 pub(super) struct LeftView {
     pub base: *const f32,
@@ -22,15 +64,15 @@ pub(super) struct LeftView {
     pub panel: usize,
     pub row: usize,
     pub step: usize,
-    /// Panels of 12 adjacent elements per k, padded to 12 rows.
+    /// Panels of 12 adjacent units, padded to 12 rows.
     pub packed: bool,
 }
 
-/// A panel of the right factor: `VECTORS` vectors or fewer per k.
+/// A panel of the right factor: `VECTORS` vectors or fewer per unit, which is an element or a pair of bf16.
 #[derive(Clone, Copy)]
 pub(super) struct RightPanel {
     pub base: *const f32,
-    /// Distance of consecutive k.
+    /// Distance of consecutive units.
     pub step: usize,
     /// Columns that are stored; the panel holds whole vectors.
     pub columns: usize,
@@ -45,16 +87,23 @@ pub(super) struct Target {
     pub accumulate: bool,
 }
 
-/// One block of k for some rows and some right panels: `target += left[first.., k0..k0+depth] · right`.
+/// A block of k: from its first left unit on, `depth` units of the right factor.
+#[derive(Clone, Copy)]
+pub(super) struct Depth {
+    pub left: usize,
+    pub units: usize,
+}
+
+/// One block of k for some rows and some right panels: `target += left[first.., depth] · right`.
 ///
 /// # Safety
-/// The views are valid for rows `rows`, columns k `k0 .. k0 + depth` and all of the panels' columns; nobody
-/// else reads or writes that part of the target.
+/// The views are valid for rows `rows`, the block's units and all of the panels' columns; nobody else reads or writes that
+/// part of the target.
 #[inline(always)]
-pub(super) unsafe fn block<S: Simd>(
+pub(super) unsafe fn block<S: Simd, const BF16: bool>(
     left: LeftView,
     rows: std::ops::Range<usize>,
-    (k0, depth): (usize, usize),
+    depth: Depth,
     panels: impl Fn(usize) -> Option<RightPanel>,
     target: Target,
 ) {
@@ -66,13 +115,15 @@ pub(super) unsafe fn block<S: Simd>(
             for row in (first..last).step_by(ROWS) {
                 // SAFETY: the caller vouches for the views; `row` is a multiple of 12 inside them.
                 unsafe {
-                    let base = left.base.add(row / ROWS * left.panel + k0 * left.step);
+                    let base = left.base.add(row / ROWS * left.panel + depth.left * left.step);
                     let to = target.base.add(row * target.stride + column);
                     let a = LeftView { base, rows: left.rows - row, ..left };
                     let to = Target { base: to, ..target };
+                    // The first column panel brings the left panels into the cache, each while the one before it is used.
+                    let next = if index == 0 { base.wrapping_add(left.panel) } else { base };
                     match right.columns.div_ceil(S::LANES) {
-                        1 => panel::<S, 1>(a, right, depth, to),
-                        _ => panel::<S, 2>(a, right, depth, to),
+                        1 => panel::<S, 1, BF16>(a, right, depth.units, next, to),
+                        _ => panel::<S, 2, BF16>(a, right, depth.units, next, to),
                     }
                 }
             }
@@ -82,25 +133,38 @@ pub(super) unsafe fn block<S: Simd>(
     }
 }
 
-/// Up to 12 rows of `N` vectors, in the tiles that waste least.
+/// Up to 12 rows of `N` vectors, in the tiles that waste least. What is at `next`, as long as the panel, is fetched ahead.
 ///
 /// # Safety
 /// As for [`block`], from the first row on.
 #[inline(always)]
-unsafe fn panel<S: Simd, const N: usize>(left: LeftView, right: RightPanel, depth: usize, to: Target) {
+unsafe fn panel<S: Simd, const N: usize, const BF16: bool>(
+    left: LeftView,
+    right: RightPanel,
+    units: usize,
+    next: *const f32,
+    to: Target,
+) {
+    let place = (right, units, next, to);
     // SAFETY: passed on from the caller; every tile that is visited has a row.
     unsafe {
         match left.rows {
-            0..=4 => tile::<S, 4, N>(left, 0, right, depth, to),
-            5..=8 if S::WIDE || N == 1 => tile::<S, 8, N>(left, 0, right, depth, to),
+            0..=4 => tile::<S, 4, N, BF16>(left, 0, place),
+            5..=8 if S::WIDE || N == 1 => tile::<S, 8, N, BF16>(left, 0, place),
             5..=8 => {
-                tile::<S, 4, N>(left, 0, right, depth, to);
-                tile::<S, 4, N>(left, 4, right, depth, to);
+                tile::<S, 4, N, BF16>(left, 0, place);
+                tile::<S, 4, N, BF16>(left, 4, place);
             }
-            _ if S::WIDE || N == 1 => tile::<S, 12, N>(left, 0, right, depth, to),
+            _ if S::WIDE || N == 1 => tile::<S, 12, N, BF16>(left, 0, place),
+            // Taking pairs apart needs registers of its own.
+            _ if BF16 => {
+                tile::<S, 4, N, BF16>(left, 0, place);
+                tile::<S, 4, N, BF16>(left, 4, place);
+                tile::<S, 4, N, BF16>(left, 8, place);
+            }
             _ => {
-                tile::<S, 6, N>(left, 0, right, depth, to);
-                tile::<S, 6, N>(left, 6, right, depth, to);
+                tile::<S, 6, N, BF16>(left, 0, place);
+                tile::<S, 6, N, BF16>(left, 6, place);
             }
         }
     }
@@ -111,12 +175,10 @@ unsafe fn panel<S: Simd, const N: usize>(left: LeftView, right: RightPanel, dept
 /// # Safety
 /// As for [`block`], from the panel's first row on.
 #[inline(always)]
-unsafe fn tile<S: Simd, const M: usize, const N: usize>(
+unsafe fn tile<S: Simd, const M: usize, const N: usize, const BF16: bool>(
     left: LeftView,
     first: usize,
-    right: RightPanel,
-    depth: usize,
-    to: Target,
+    (right, units, next, to): (RightPanel, usize, *const f32, Target),
 ) {
     let rows = M.min(left.rows - first);
     // SAFETY: rows beyond the last one read the last one's elements, or a packed panel's padding.
@@ -127,10 +189,13 @@ unsafe fn tile<S: Simd, const M: usize, const N: usize>(
         }
         let acc = if left.packed {
             let a = std::array::from_fn(|i| left.base.add(first + i));
-            sums::<S, M, N>(depth, a, ROWS, right.base, right.step)
+            sums::<S, M, N, BF16>(units, a, ROWS, next, right)
+        } else if left.row == 1 && rows == M {
+            let a = std::array::from_fn(|i| left.base.add(first + i));
+            sums::<S, M, N, BF16>(units, a, left.step, left.base, right)
         } else {
             let a = std::array::from_fn(|i| left.base.add((first + i).min(left.rows - 1) * left.row));
-            sums::<S, M, N>(depth, a, left.step, right.base, right.step)
+            sums::<S, M, N, BF16>(units, a, left.step, left.base, right)
         };
         if rows == M && right.columns == N * S::LANES {
             for (i, row) in acc.iter().enumerate() {
@@ -173,33 +238,75 @@ unsafe fn partial<S: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// `M` × `N` vectors of sums over `depth`, in the order of k, by fused multiply-add from zero.
+/// `M` × `N` vectors of sums over `units` of the right factor, in their order, by fused multiply-add from zero.
 ///
 /// # Safety
-/// `a[i]` is valid at `k * a_step`, `b` for `N` vectors at `k * b_step`, for every k < `depth`.
+/// `a[i]` is valid at `u * a_step` for every left unit, the right panel for `N` vectors of every unit.
 #[inline(always)]
-unsafe fn sums<S: Simd, const M: usize, const N: usize>(
-    depth: usize,
+unsafe fn sums<S: Simd, const M: usize, const N: usize, const BF16: bool>(
+    units: usize,
     a: [*const f32; M],
     a_step: usize,
-    b: *const f32,
-    b_step: usize,
+    next: *const f32,
+    right: RightPanel,
 ) -> [[S::V; N]; M] {
-    // SAFETY: as the caller vouches.
+    // SAFETY: as the caller vouches; prefetches read nothing.
     unsafe {
         let mut acc = [[S::zero(); N]; M];
-        for k in 0..depth {
+        for u in 0..units {
             let mut line = [S::zero(); N];
             for (j, v) in line.iter_mut().enumerate() {
-                *v = S::load(b.add(k * b_step + j * S::LANES));
+                *v = S::load(right.base.add(u * right.step + j * S::LANES));
             }
-            for i in 0..M {
-                let x = S::splat(a[i].add(k * a_step));
-                for j in 0..N {
-                    acc[i][j] = S::fma(x, line[j], acc[i][j]);
-                }
+            if !BF16 || S::PAIRS {
+                let at = u * a_step;
+                S::prefetch(next.wrapping_add(at));
+                add_products::<S, M, N>(&mut acc, a, at, line, BF16);
+            } else {
+                let halves = (2 * u * a_step, (2 * u + 1) * a_step);
+                S::prefetch(next.wrapping_add(halves.0));
+                add_products::<S, M, N>(&mut acc, a, halves.0, half::<S, N>(line, true), false);
+                S::prefetch(next.wrapping_add(halves.1));
+                add_products::<S, M, N>(&mut acc, a, halves.1, half::<S, N>(line, false), false);
             }
         }
         acc
+    }
+}
+
+/// The odd or the even elements of pairs.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn half<S: Simd, const N: usize>(pairs: [S::V; N], odd: bool) -> [S::V; N] {
+    let mut elements = pairs;
+    for v in &mut elements {
+        // SAFETY: passed on from the caller.
+        *v = unsafe { if odd { S::odd(*v) } else { S::even(*v) } };
+    }
+    elements
+}
+
+/// Adds the products of each row's unit at `offset` with `line`: of elements or of pairs.
+///
+/// # Safety
+/// `a[i]` is valid at `offset`.
+#[inline(always)]
+unsafe fn add_products<S: Simd, const M: usize, const N: usize>(
+    acc: &mut [[S::V; N]; M],
+    a: [*const f32; M],
+    offset: usize,
+    line: [S::V; N],
+    pairs: bool,
+) {
+    for i in 0..M {
+        // SAFETY: as the caller vouches.
+        unsafe {
+            let x = S::splat(a[i].add(offset));
+            for j in 0..N {
+                acc[i][j] = if pairs { S::dot(x, line[j], acc[i][j]) } else { S::fma(x, line[j], acc[i][j]) };
+            }
+        }
     }
 }

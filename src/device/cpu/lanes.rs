@@ -1,5 +1,9 @@
 //! Sums in a fixed order that vectorise: sixteen lanes side by side, on every instruction set.
 
+use super::isa::{Isa, Job};
+use super::kernel::{self, Depth, LeftView, ROWS, RightPanel, Target};
+use super::simd::Simd;
+
 /// Lanes of a panel.
 pub const LANES: usize = 16;
 
@@ -48,71 +52,46 @@ pub fn dot(a: &[f32], b: &[f32]) -> f64 {
     )
 }
 
-/// `c[i] = Σ_k a[i, k] · b[k]` with rows of `a` as long as `b`; k ascending.
+/// `c[i] = Σ_k a[i, k] · b[k]` with rows of `a` as long as `b`; k ascending from zero by fused multiply-add.
 ///
-/// Six rows of sums fill the registers of AVX2 and hide the latency of the multiply-add; fewer are taken at the
-/// end. Each sum is its own, so the tiling never reaches a result.
-#[inline(always)]
-pub fn row_products(a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
-    let mut i = 0;
-    while i < c.len() {
-        i += match c.len() - i {
-            6.. => row_tile::<6>(a, i, b, c),
-            4.. => row_tile::<4>(a, i, b, c),
-            2.. => row_tile::<2>(a, i, b, c),
-            _ => row_tile::<1>(a, i, b, c),
-        };
-    }
+/// # Panics
+/// When `a` has fewer rows than `c`.
+pub fn row_products(isa: Isa, a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
+    assert!(a.len() >= b.len() * c.len(), "a row of `a` for each of `c`");
+    let (base, rows, row) = (a.as_ptr(), c.len(), b.len());
+    let left = LeftView { base, rows, panel: ROWS * row, row, step: 1, packed: false };
+    isa.dispatch(Products { left, b, c, accumulate: false });
 }
 
-#[inline(always)]
-fn row_tile<const M: usize>(a: &[f32], first: usize, b: &[Lanes], c: &mut [Lanes]) -> usize {
-    let rows: [&[f32]; M] = std::array::from_fn(|m| &a[(first + m) * b.len()..][..b.len()]);
-    let mut sums = [[0.0f32; LANES]; M];
-    for (k, b) in b.iter().enumerate() {
-        for m in 0..M {
-            // SAFETY: every row is as long as `b`. With a check here the sums would leave their registers.
-            let x = unsafe { *rows[m].get_unchecked(k) };
-            for l in 0..LANES {
-                sums[m][l] = x.mul_add(b[l], sums[m][l]);
-            }
-        }
-    }
-    c[first..first + M].copy_from_slice(&sums);
-    M
+/// `c[i] += Σ_r a[r, i] · b[r]` with rows of `a` as long as `c`; r ascending from zero by fused multiply-add, then added.
+///
+/// # Panics
+/// When `a` has fewer rows than `b`.
+pub fn column_products(isa: Isa, a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
+    assert!(a.len() >= b.len() * c.len(), "a row of `a` for each of `b`");
+    let (base, rows) = (a.as_ptr(), c.len());
+    let left = LeftView { base, rows, panel: ROWS, row: 1, step: rows, packed: false };
+    isa.dispatch(Products { left, b, c, accumulate: true });
 }
 
-/// `c[i] += Σ_r a[r, i] · b[r]` with rows of `a` as long as `c`; r ascending from zero, then added.
-#[inline(always)]
-pub fn column_products(a: &[f32], b: &[Lanes], c: &mut [Lanes]) {
-    let mut i = 0;
-    while i < c.len() {
-        i += match c.len() - i {
-            6.. => column_tile::<6>(a, i, b, c),
-            4.. => column_tile::<4>(a, i, b, c),
-            2.. => column_tile::<2>(a, i, b, c),
-            _ => column_tile::<1>(a, i, b, c),
-        };
-    }
+/// A product whose right factor and result are panels of lanes.
+struct Products<'a> {
+    left: LeftView,
+    b: &'a [Lanes],
+    c: &'a mut [Lanes],
+    accumulate: bool,
 }
 
-#[inline(always)]
-fn column_tile<const M: usize>(a: &[f32], first: usize, b: &[Lanes], c: &mut [Lanes]) -> usize {
-    let mut sums = [[0.0f32; LANES]; M];
-    for (row, b) in a.chunks_exact(c.len()).zip(b) {
-        let x = &row[first..first + M];
-        for m in 0..M {
-            for l in 0..LANES {
-                sums[m][l] = x[m].mul_add(b[l], sums[m][l]);
-            }
-        }
+impl Job for Products<'_> {
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Products { left, b, c, accumulate } = self;
+        let (base, rows) = (b.as_ptr().cast::<f32>(), 0..c.len());
+        let panel = |index| (index == 0).then_some(RightPanel { base, step: LANES, columns: LANES });
+        let target = Target { base: c.as_mut_ptr().cast(), stride: LANES, accumulate };
+        // SAFETY: the callers have compared the left factor with both panels, which are rows of sixteen f32.
+        unsafe { kernel::block::<S, false>(left, rows, Depth { left: 0, units: b.len() }, panel, target) };
     }
-    for (c, sum) in c[first..first + M].iter_mut().zip(&sums) {
-        for l in 0..LANES {
-            c[l] += sum[l];
-        }
-    }
-    M
 }
 
 /// Puts a row into lane `lane` of a panel.

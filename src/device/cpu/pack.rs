@@ -1,46 +1,99 @@
-//! Copies factors of a product into the order in which tiles read them, widening weights on the way.
+//! Copies factors of a product into the order in which tiles read them, widening or rounding on the way.
 
 use super::kernel::{LeftView, ROWS, VECTORS};
-use super::matmul::{Left, Right, Source};
-use super::simd::{Bf16, F16, F32, Simd, Stored};
+use super::matmul::{Left, Right};
+use super::simd::{Bf16, F16, F32, Form, Narrow, Pairs, PairsOfRows, Plain, Simd, Stored, Swapped};
 use crate::element::Element;
 
-/// Elements of a packed right block: `columns` rounded up to whole vectors, `depth` times.
-pub(super) const fn right_len(columns: usize, depth: usize) -> usize {
-    columns.next_multiple_of(16) * depth
+/// f32 of a packed right block: `columns` rounded up to whole vectors, `units` times.
+pub(super) const fn right_len(columns: usize, units: usize) -> usize {
+    columns.next_multiple_of(16) * units
 }
 
-/// Packs panel `index` of a left factor: `to` gets 12 elements for each of the `depth` k.
+/// Units of `depth` elements of a packed left factor.
+pub(super) fn left_units(depth: usize, bf16: bool, pairs: bool) -> usize {
+    match (bf16, pairs) {
+        (false, _) => Plain::units(depth),
+        (true, true) => Pairs::units(depth),
+        (true, false) => Swapped::units(depth),
+    }
+}
+
+/// Packs panel `index` of a left factor: `to` gets 12 of each of the [`left_units`] of `depth` elements.
 ///
 /// # Safety
 /// `left` has a row `index * 12` and `depth` columns.
 #[inline(always)]
-pub(super) unsafe fn left<S: Simd>(left: &Left<'_>, rows: usize, index: usize, depth: usize, to: &mut [f32]) {
-    let first = index * ROWS;
-    let count = ROWS.min(rows - first);
-    let (row, step) = (left.row, left.step);
-    let mut k = 0;
-    if count == ROWS && step == 1 {
-        while k + 8 <= depth {
-            // Rows 4 to 7 are written twice.
-            for i in [0, ROWS - 8] {
-                let (from, to) = (&left.values[(first + i) * row + k..], &mut to[k * ROWS + i..]);
-                // SAFETY: eight rows and eight columns exist from there on, and so does their place in `to`.
-                unsafe { S::transpose8::<F32>(from.as_ptr().cast(), row * 4, to.as_mut_ptr(), ROWS) };
-            }
-            k += 8;
-        }
-    }
-    for k in k..depth {
-        for (i, to) in to[k * ROWS..(k + 1) * ROWS].iter_mut().enumerate() {
-            *to = if i < count { left.values[(first + i) * row + k * step] } else { 0.0 };
+pub(super) unsafe fn left<S: Simd>(
+    left: &Left<'_>,
+    rows: usize,
+    index: usize,
+    depth: usize,
+    bf16: bool,
+    to: &mut [f32],
+) {
+    // SAFETY: passed on from the caller.
+    unsafe {
+        match (bf16, S::PAIRS) {
+            (false, _) => left_panel::<S, Plain>(left, rows, index, depth, to),
+            (true, true) => left_panel::<S, Pairs>(left, rows, index, depth, to),
+            (true, false) => left_panel::<S, Swapped>(left, rows, index, depth, to),
         }
     }
 }
 
+/// # Safety
+/// As for [`left`].
+#[inline(always)]
+unsafe fn left_panel<S: Simd, F: Form>(
+    left: &Left<'_>,
+    rows: usize,
+    index: usize,
+    depth: usize,
+    to: &mut [f32],
+) {
+    let first = index * ROWS;
+    let count = ROWS.min(rows - first);
+    let (row, step) = (left.row, left.step);
+    let mut unit = 0;
+    if count == ROWS && step == 1 {
+        while (unit + 8) * F::DEPTH <= depth {
+            // Rows 4 to 7 are written twice.
+            for i in [0, ROWS - 8] {
+                let from = &left.values[(first + i) * row + unit * F::DEPTH..];
+                // SAFETY: eight rows of eight units exist from there on.
+                let lines = unsafe { S::Narrow::transposed::<F32, F>(from.as_ptr().cast(), row * 4) };
+                for (u, line) in lines.into_iter().enumerate() {
+                    let to = &mut to[(unit + u) * ROWS + i..][..8];
+                    // SAFETY: it is as long as a vector.
+                    unsafe { S::Narrow::store(to.as_mut_ptr(), line) };
+                }
+            }
+            unit += 8;
+        }
+    }
+    for unit in unit..F::units(depth) {
+        for (i, to) in to[unit * ROWS..(unit + 1) * ROWS].iter_mut().enumerate() {
+            *to = F::unit(
+                unit,
+                #[inline(always)]
+                |k| if i < count && k < depth { left.values[(first + i) * row + k * step] } else { 0.0 },
+            );
+        }
+    }
+}
+
+/// Packs row `row` of a left factor as [`Swapped`].
+pub(super) fn left_row(left: &Left<'_>, row: usize, depth: usize, to: &mut [f32]) {
+    let row = &left.values[row * left.row..];
+    for (unit, to) in to.iter_mut().enumerate() {
+        *to = Swapped::unit(unit, |k| if k < depth { row[k * left.step] } else { 0.0 });
+    }
+}
+
 /// The view of a left factor packed by [`left`], panel after panel.
-pub(super) fn packed_view(packed: &[f32], rows: usize, depth: usize) -> LeftView {
-    LeftView { base: packed.as_ptr(), rows, panel: depth * ROWS, row: 1, step: ROWS, packed: true }
+pub(super) fn packed_view(packed: &[f32], rows: usize, units: usize) -> LeftView {
+    LeftView { base: packed.as_ptr(), rows, panel: units * ROWS, row: 1, step: ROWS, packed: true }
 }
 
 /// Which part of a right factor is packed.
@@ -52,22 +105,26 @@ pub(super) struct Part {
     pub columns: usize,
 }
 
-/// Packs a part of a right factor, panel after panel; columns beyond the last one are zero.
+impl Part {
+    /// Units of the part's packed block.
+    pub fn units(self, bf16: bool) -> usize {
+        if bf16 { Pairs::units(self.depth) } else { self.depth }
+    }
+}
+
+/// Packs a part of a right factor, panel after panel, as f32 or as pairs of bf16; columns beyond the last one are zero.
 ///
 /// # Safety
 /// The part lies inside the factor.
 #[inline(always)]
-pub(super) unsafe fn right<S: Simd>(right: &Right<'_>, part: Part, to: &mut [f32]) {
-    let (bytes, element) = match right.source {
-        Source::Values(v) => (v.as_ptr().cast::<u8>(), Element::F32),
-        Source::Weight(b, element) => (b.as_ptr(), element),
-    };
+pub(super) unsafe fn right<S: Simd, const BF16: bool>(right: &Right<'_>, part: Part, to: &mut [f32]) {
+    let (bytes, element) = right.bytes();
     // SAFETY: passed on from the caller.
     unsafe {
         match element {
-            Element::F32 => panels::<S, F32>(bytes, right.stride, right.transposed, part, to),
-            Element::F16 => panels::<S, F16>(bytes, right.stride, right.transposed, part, to),
-            Element::Bf16 => panels::<S, Bf16>(bytes, right.stride, right.transposed, part, to),
+            Element::F32 => panels::<S, F32, BF16>(bytes, right.stride, right.transposed, part, to),
+            Element::F16 => panels::<S, F16, BF16>(bytes, right.stride, right.transposed, part, to),
+            Element::Bf16 => panels::<S, Bf16, BF16>(bytes, right.stride, right.transposed, part, to),
         }
     }
 }
@@ -75,7 +132,7 @@ pub(super) unsafe fn right<S: Simd>(right: &Right<'_>, part: Part, to: &mut [f32
 /// # Safety
 /// The part lies inside the factor, whose elements begin at `from`.
 #[inline(always)]
-unsafe fn panels<S: Simd, E: Stored>(
+unsafe fn panels<S: Simd, E: Stored, const BF16: bool>(
     from: *const u8,
     stride: usize,
     transposed: bool,
@@ -83,15 +140,18 @@ unsafe fn panels<S: Simd, E: Stored>(
     to: &mut [f32],
 ) {
     let Part { k0, depth, column, columns } = part;
-    assert!(to.len() >= columns.next_multiple_of(S::LANES) * depth, "the packed block is too small");
+    let needed = columns.next_multiple_of(S::LANES) * part.units(BF16);
+    assert!(to.len() >= needed, "the packed block is too small");
+    let (row, first) = if transposed { (column, k0) } else { (k0, column) };
+    let from = from.wrapping_add((row * stride + first) * E::BYTES);
+    let (stride, to) = (stride * E::BYTES, to.as_mut_ptr());
     // SAFETY: the caller vouches for the part, the assertion for its place.
     unsafe {
-        if transposed {
-            let from = from.add((column * stride + k0) * E::BYTES);
-            columns_of_rows::<S, E>(from, stride * E::BYTES, columns, depth, to.as_mut_ptr());
-        } else {
-            let from = from.add((k0 * stride + column) * E::BYTES);
-            rows_of_rows::<S, E>(from, stride * E::BYTES, columns, depth, to.as_mut_ptr());
+        match (transposed, BF16) {
+            (true, false) => columns_of_rows::<S, E, Plain>(from, stride, columns, depth, to),
+            (true, true) => columns_of_rows::<S, E, Pairs>(from, stride, columns, depth, to),
+            (false, false) => rows_of_rows::<S, E, Plain>(from, stride, columns, depth, to),
+            (false, true) => rows_of_rows::<S, E, PairsOfRows>(from, stride, columns, depth, to),
         }
     }
 }
@@ -104,37 +164,48 @@ const LINE: usize = 64;
 /// # Safety
 /// `from` has `columns` rows of `depth` elements; `to` holds the packed panels.
 #[inline(always)]
-unsafe fn columns_of_rows<S: Simd, E: Stored>(
+unsafe fn columns_of_rows<S: Simd, E: Stored, F: Form>(
     from: *const u8,
     stride: usize,
     columns: usize,
     depth: usize,
     to: *mut f32,
 ) {
+    let units = F::units(depth);
     for group in (0..columns.next_multiple_of(S::LANES)).step_by(8) {
         let count = columns.saturating_sub(group).min(8);
-        let (offset, width) = place::<S>(group, columns, depth);
-        let mut k = 0;
-        // SAFETY: k stays below `depth`, i below `count` where memory is read; prefetches read nothing.
+        let (offset, width) = place::<S>(group, columns, units);
+        let mut unit = 0;
+        // SAFETY: elements are read below `depth` and `count`; prefetches read nothing.
         unsafe {
             let from = from.wrapping_add(group * stride);
             let to = to.add(offset);
             if count == 8 {
-                while k + 8 <= depth {
-                    if k * E::BYTES % LINE == 0 {
+                while (unit + 8) * F::DEPTH <= depth {
+                    let bytes = unit * F::DEPTH * E::BYTES;
+                    if bytes % LINE == 0 {
                         // The next eight rows, which the hardware does not foresee.
                         for i in 8..16 {
-                            S::prefetch(from.wrapping_add(i * stride + k * E::BYTES).cast());
+                            S::prefetch(from.wrapping_add(i * stride + bytes).cast());
                         }
                     }
-                    S::transpose8::<E>(from.add(k * E::BYTES), stride, to.add(k * width), width);
-                    k += 8;
+                    let lines = S::Narrow::transposed::<E, F>(from.add(bytes), stride);
+                    for (u, line) in lines.into_iter().enumerate() {
+                        S::Narrow::store(to.add((unit + u) * width), line);
+                    }
+                    unit += 8;
                 }
             }
-            for k in k..depth {
+            for unit in unit..units {
                 for i in 0..8 {
-                    let value = if i < count { E::widen(from.add(i * stride + k * E::BYTES)) } else { 0.0 };
-                    *to.add(k * width + i) = value;
+                    *to.add(unit * width + i) = F::unit(
+                        unit,
+                        #[inline(always)]
+                        |k| {
+                            let inside = i < count && k < depth;
+                            if inside { E::widen(from.add(i * stride + k * E::BYTES)) } else { 0.0 }
+                        },
+                    );
                 }
             }
         }
@@ -146,7 +217,7 @@ unsafe fn columns_of_rows<S: Simd, E: Stored>(
 /// # Safety
 /// `from` has `depth` rows of `columns` elements; `to` holds the packed panels.
 #[inline(always)]
-unsafe fn rows_of_rows<S: Simd, E: Stored>(
+unsafe fn rows_of_rows<S: Simd, E: Stored, F: Form>(
     from: *const u8,
     stride: usize,
     columns: usize,
@@ -155,22 +226,33 @@ unsafe fn rows_of_rows<S: Simd, E: Stored>(
 ) {
     /// Rows that are fetched ahead.
     const AHEAD: usize = 8;
-    for k in 0..depth {
+    let units = F::units(depth);
+    for unit in 0..units {
         for group in (0..columns.next_multiple_of(S::LANES)).step_by(8) {
             let count = columns.saturating_sub(group).min(8);
-            let (offset, width) = place::<S>(group, columns, depth);
-            // SAFETY: k < `depth`, i < `count` where memory is read; prefetches read nothing.
+            let (offset, width) = place::<S>(group, columns, units);
+            // SAFETY: elements are read below `depth` and `count`; prefetches read nothing.
             unsafe {
-                let from = from.wrapping_add(k * stride + group * E::BYTES);
-                let to = to.add(offset + k * width);
+                let from = from.wrapping_add(group * E::BYTES);
+                let first = from.wrapping_add(unit * F::DEPTH * stride);
+                let to = to.add(offset + unit * width);
                 if group * E::BYTES % LINE == 0 {
-                    S::prefetch(from.wrapping_add(AHEAD * stride).cast());
+                    for row in 0..F::DEPTH {
+                        S::prefetch(first.wrapping_add((AHEAD + row) * stride).cast());
+                    }
                 }
-                if count == 8 {
-                    S::widen8::<E>(from, to);
+                if count == 8 && (unit + 1) * F::DEPTH <= depth {
+                    S::Narrow::store(to, S::Narrow::units8::<E, F>(first, stride));
                 } else {
                     for i in 0..8 {
-                        *to.add(i) = if i < count { E::widen(from.add(i * E::BYTES)) } else { 0.0 };
+                        *to.add(i) = F::unit(
+                            unit,
+                            #[inline(always)]
+                            |k| {
+                                let inside = i < count && k < depth;
+                                if inside { E::widen(from.add(k * stride + i * E::BYTES)) } else { 0.0 }
+                            },
+                        );
                     }
                 }
             }
@@ -178,11 +260,11 @@ unsafe fn rows_of_rows<S: Simd, E: Stored>(
     }
 }
 
-/// Where the eight columns from `group` on begin in a packed block, and the distance of consecutive k there.
+/// Where the eight columns from `group` on begin in a packed block, and the distance of consecutive units there.
 #[inline(always)]
-fn place<S: Simd>(group: usize, columns: usize, depth: usize) -> (usize, usize) {
+fn place<S: Simd>(group: usize, columns: usize, units: usize) -> (usize, usize) {
     let panel = VECTORS * S::LANES;
     let first = group / panel * panel;
     let width = panel.min(columns - first).next_multiple_of(S::LANES);
-    (first * depth + group - first, width)
+    (first * units + group - first, width)
 }

@@ -4,20 +4,11 @@
 //! is kept, later work is left out, and the next call that returns a result tells it.
 
 use super::driver::{Address, Driver, Event, Function, Graph, HostBuffer, Launch, Stream};
-use super::{Parameters, images};
+use super::{AnyKernel, Kernel, Parameters, images};
 use crate::device::{Capabilities, Matrix, Planner, Recording, Region, Storage};
 use crate::element::Element;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
-
-/// Kernels that are compiled together: `kernels/op/IMAGE.cu`.
-#[derive(Clone, Copy, Debug)]
-pub struct Family {
-    /// Name of the source and of its image.
-    pub image: &'static str,
-    /// Names of its kernels.
-    pub kernels: &'static [&'static str],
-}
 
 /// What became of work that comes again.
 pub enum Recorded {
@@ -33,7 +24,13 @@ pub enum Recorded {
 enum Known {
     Once,
     Graph(Graph),
+    /// A graph of it could not be made.
+    Never,
 }
+
+/// Device memory that stays free of recordings: the driver keeps them beside the planned memory, and says when there is
+/// none left only to those who then need it.
+const FREE_MEMORY: u64 = 128 << 20;
 
 /// Recordings kept. Shapes are few, as micro-batches are padded; more are run launch by launch.
 const MOST_RECORDINGS: usize = 128;
@@ -47,15 +44,40 @@ struct Staging {
 
 const STAGING_BYTES: usize = 16 << 20;
 
-/// The state that is being copied to the host beside the work of the next step.
-struct Snapshot {
+/// What copies to the host beside other work need; kept from one copy to the next.
+struct Copier {
     stream: Stream,
-    /// The state is complete.
+    /// What is copied is complete.
     ready: Event,
-    /// The copy is complete: the state may change.
+    /// The copy is complete: what was copied may change.
     copied: Event,
-    buffer: HostBuffer,
-    under_way: bool,
+    buffer: CopyBuffer,
+    under_way: Option<Copying>,
+}
+
+/// A copy under way.
+struct Copying {
+    regions: [Region; 3],
+    into: [Vec<f32>; 3],
+    /// Work that is queued from now on runs after it.
+    waited_for: bool,
+}
+
+/// Where a copy goes.
+enum CopyBuffer {
+    /// Page-locked: it is copied while other work goes on.
+    Locked(HostBuffer),
+    /// What there is when no memory can be locked: it is copied at once, and the host waits.
+    Pageable(Vec<u8>),
+}
+
+impl CopyBuffer {
+    fn len(&self) -> usize {
+        match self {
+            CopyBuffer::Locked(buffer) => buffer.len,
+            CopyBuffer::Pageable(bytes) => bytes.len(),
+        }
+    }
 }
 
 /// A GPU with the planned memory of a run.
@@ -65,7 +87,7 @@ pub struct Cuda {
     bytes: usize,
     stream: Stream,
     staging: Staging,
-    snapshot: Option<Snapshot>,
+    copier: Option<Box<Copier>>,
     functions: BTreeMap<&'static str, Function>,
     known: BTreeMap<Recording, Known>,
     /// Whether work that comes again is recorded; the bits are the same.
@@ -74,10 +96,14 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// Version of the arithmetic around the kernels, which have a fingerprint of their own.
+    pub const VERSION: &'static str = "cuda-1";
+
     /// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cuda",
         activation: Element::Bf16,
+        kept: Element::Bf16,
         own_memory: true,
         queued: true,
         sums_in_parts: true,
@@ -86,21 +112,24 @@ impl Cuda {
         logits: 1 << 28,
     };
 
-    /// Allocates the planned memory, zeroed, and loads the kernels of `families`.
+    /// Allocates the planned memory, zeroed, and loads the kernels.
     ///
     /// # Errors
     /// What the driver says: too little memory, an image it cannot run.
-    pub fn new(driver: Box<dyn Driver>, plan: &Planner, families: &[Family]) -> Result<Self> {
+    pub fn new(driver: Box<dyn Driver>, plan: &Planner, kernels: &[&dyn AnyKernel]) -> Result<Self> {
         assert_eq!(plan.capabilities(), Self::CAPABILITIES, "a plan for another device");
         let arena = driver.allocate(plan.bytes())?;
         let stream = driver.stream()?;
         driver.fill(stream, arena, plan.bytes(), 0)?;
         let mut functions = BTreeMap::new();
-        for family in families {
-            let module = driver.load(family.image, images::find(family.image))?;
-            for name in family.kernels {
-                functions.insert(*name, driver.function(module, name)?);
-            }
+        let mut modules = BTreeMap::new();
+        for kernel in kernels {
+            let module = match modules.get(kernel.image()) {
+                Some(module) => *module,
+                None => driver.load(kernel.image(), images::find(kernel.image()))?,
+            };
+            modules.insert(kernel.image(), module);
+            functions.insert(kernel.name(), driver.function(module, kernel.name())?);
         }
         let staging = Staging {
             buffers: [driver.host_buffer(STAGING_BYTES)?, driver.host_buffer(STAGING_BYTES)?],
@@ -114,7 +143,7 @@ impl Cuda {
             bytes: plan.bytes(),
             stream,
             staging,
-            snapshot: None,
+            copier: None,
             functions,
             known: BTreeMap::new(),
             graphs: true,
@@ -131,7 +160,7 @@ impl Cuda {
     fn place(&self, region: Region) -> (Address, usize) {
         let size = match region.storage {
             Storage::F32 | Storage::Integer => 4,
-            Storage::Activation | Storage::Copy => 2,
+            Storage::Activation | Storage::Kept | Storage::Copy => 2,
         };
         let (first, bytes) = (region.start * size, region.len * size);
         assert!(first + bytes <= self.bytes, "region outside the arena");
@@ -147,6 +176,16 @@ impl Cuda {
         self.place(region).0.0
     }
 
+    /// The address of a region that the next launch writes. While it is being copied to the host, work that is queued from
+    /// now on waits for the copy.
+    ///
+    /// # Panics
+    /// As [`Cuda::address`].
+    pub fn address_to_write(&mut self, region: Region) -> u64 {
+        self.wait_for_copy_of(region);
+        self.address(region)
+    }
+
     /// The address of an optional region; 0 for none.
     #[must_use]
     pub fn address_or_null(&self, region: Option<Region>) -> u64 {
@@ -156,21 +195,23 @@ impl Cuda {
     /// Queues a kernel. A grid without blocks is nothing to do.
     ///
     /// # Panics
-    /// When the kernel is in none of the families the device was made with.
-    pub fn launch<P: Parameters>(&mut self, kernel: &str, launch: Launch, params: &P) {
-        if self.failure.is_some() || launch.grid.contains(&0) {
+    /// When the device was made without the kernel.
+    pub(crate) fn launch<P: Parameters>(&mut self, kernel: &Kernel<P>, grid: [u32; 3], params: &P) {
+        if self.failure.is_some() || grid.contains(&0) {
             return;
         }
-        let function =
-            *self.functions.get(kernel).unwrap_or_else(|| panic!("{kernel} is in no family of kernels"));
-        // SAFETY: only operations launch kernels. They take addresses from `address`, which are inside the arena, with
-        // regions as large as their kernels' documentation says, and the struct and shared memory of that kernel.
+        let name = kernel.name();
+        let function = *self.functions.get(name).unwrap_or_else(|| panic!("{name} was not loaded"));
+        let launch = Launch { grid, threads: kernel.threads(), shared_bytes: kernel.shared_bytes() };
+        // SAFETY: only the operations can launch kernels. They take addresses from `address`, which are inside the arena,
+        // with regions as large as their kernels' documentation says; the handle has the struct and shared memory.
         let done = unsafe { self.driver.launch(self.stream, function, launch, params.bytes()) };
-        self.keep(done.map_err(|e| e.at(kernel)));
+        self.keep(done.map_err(|e| e.at(name)));
     }
 
     /// Queues setting a region to zero.
     pub fn zero(&mut self, region: Region) {
+        self.wait_for_copy_of(region);
         let (start, bytes) = self.place(region);
         if self.failure.is_none() && bytes > 0 {
             let done = self.driver.fill(self.stream, start, bytes, 0);
@@ -180,6 +221,7 @@ impl Cuda {
 
     /// Queues a copy between regions of the same type and length.
     pub fn copy(&mut self, from: Region, to: Region) {
+        self.wait_for_copy_of(to);
         let ((from, bytes), (to, same)) = (self.place(from), self.place(to));
         assert_eq!(bytes, same, "copy between different lengths");
         if self.failure.is_none() && bytes > 0 {
@@ -229,6 +271,7 @@ impl Cuda {
     /// When the lengths differ.
     pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         assert_eq!(region.len, values.len(), "values for a region of another length");
+        self.wait_for_copy_of(region);
         let (to, bytes) = self.place(region);
         if bytes == 2 * values.len() {
             return self.stage(to, bytes, |first, buffer| {
@@ -258,22 +301,24 @@ impl Cuda {
         })
     }
 
-    /// Queues copying a frozen matrix to its place, f16 and f32 rounded to bf16.
+    /// Queues copying a frozen matrix to its place, rounded to bf16 where it is stored otherwise.
     ///
     /// # Errors
     /// When the device failed.
     pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
         let (to, bytes) = self.place(matrix.copy());
-        let source = matrix.bytes();
-        if matrix.element() == Element::Bf16 {
+        if matrix.encoding().plain() == Some(Element::Bf16) {
+            let source = matrix.bytes();
             return self.stage(to, bytes, |first, buffer| {
                 buffer.copy_from_slice(&source[first..first + buffer.len()]);
             });
         }
+        let mut values = Vec::new();
         self.stage(to, bytes, |first, buffer| {
-            for (i, out) in buffer.chunks_exact_mut(2).enumerate() {
-                let value = matrix.element().widen(&source[(first / 2 + i) * matrix.element().bytes()..]);
-                out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            values.resize(buffer.len() / 2, 0.0);
+            matrix.read_span(first / 2, &mut values);
+            for (out, value) in buffer.chunks_exact_mut(2).zip(&values) {
+                out.copy_from_slice(&half::bf16::from_f32(*value).to_le_bytes());
             }
         })
     }
@@ -306,74 +351,104 @@ impl Cuda {
         Ok(())
     }
 
-    // ---- snapshots -------------------------------------------------------------------------------------------------
+    // ---- copies beside other work ----------------------------------------------------------------------------------
 
-    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on.
-    ///
-    /// # Errors
-    /// When the device failed, or page-locked memory is short.
-    ///
-    /// # Panics
-    /// When a copy is under way.
-    pub fn begin_snapshot(&mut self, regions: &[Region]) -> Result<()> {
-        self.check()?;
-        let bytes = regions.iter().map(|r| self.place(*r).1).sum();
-        let snapshot = match self.snapshot.take() {
-            Some(snapshot) if snapshot.buffer.len >= bytes => snapshot,
-            _ => Snapshot {
-                stream: self.driver.stream()?,
-                ready: self.driver.event()?,
-                copied: self.driver.event()?,
-                buffer: self.driver.host_buffer(bytes)?,
-                under_way: false,
-            },
-        };
-        assert!(!snapshot.under_way, "one snapshot at a time");
-        self.driver.record(snapshot.ready, self.stream)?;
-        self.driver.wait(snapshot.stream, snapshot.ready)?;
-        let mut first = 0;
-        for region in regions {
-            let (from, bytes) = self.place(*region);
-            // SAFETY: the buffer is read by `end_snapshot` only, after `copied`.
-            unsafe { self.driver.start_read(snapshot.stream, snapshot.buffer, first, from, bytes)? };
-            first += bytes;
-        }
-        self.driver.record(snapshot.copied, snapshot.stream)?;
-        self.snapshot = Some(Snapshot { under_way: true, ..snapshot });
-        Ok(())
-    }
-
-    /// Lets work that is queued from now on wait for the snapshot under way: it may change what is being copied.
-    pub fn wait_for_snapshot(&mut self) {
-        if let Some(copied) = self.snapshot.as_ref().filter(|s| s.under_way).map(|s| s.copied) {
-            let done = self.driver.wait(self.stream, copied);
-            self.keep(done);
-        }
-    }
-
-    /// Waits for the snapshot and appends its regions to `outs`, in the order they were given.
+    /// Starts copying `regions` (f32) to the host, beside all work that is queued from now on; where no memory can be
+    /// page-locked, it is done when this returns.
     ///
     /// # Errors
     /// When the device failed.
     ///
     /// # Panics
-    /// When none is under way, or the lengths differ.
-    pub fn end_snapshot(&mut self, regions: &[Region], outs: [&mut Vec<f32>; 3]) -> Result<()> {
-        let snapshot = self.snapshot.as_mut().filter(|s| s.under_way).expect("a snapshot under way");
-        snapshot.under_way = false;
-        let waited = self.driver.wait_for(snapshot.copied);
-        let buffer = snapshot.buffer;
+    /// When a copy is under way.
+    pub fn begin_copy(&mut self, regions: [Region; 3], into: [Vec<f32>; 3]) -> Result<()> {
+        self.check()?;
+        let bytes = regions.iter().map(|r| self.place(*r).1).sum();
+        let mut copier = match self.copier.take() {
+            Some(copier) if copier.buffer.len() >= bytes => copier,
+            _ => Box::new(Copier {
+                stream: self.driver.stream()?,
+                ready: self.driver.event()?,
+                copied: self.driver.event()?,
+                buffer: match self.driver.host_buffer(bytes) {
+                    Ok(buffer) => CopyBuffer::Locked(buffer),
+                    Err(_) => CopyBuffer::Pageable(vec![0; bytes]),
+                },
+                under_way: None,
+            }),
+        };
+        assert!(copier.under_way.is_none(), "one copy at a time");
+        self.driver.record(copier.ready, self.stream)?;
+        self.driver.wait(copier.stream, copier.ready)?;
+        let mut first = 0;
+        for region in regions {
+            let (from, bytes) = self.place(region);
+            match &mut copier.buffer {
+                // SAFETY: the buffer is read by `end_copy` only, after `copied`.
+                CopyBuffer::Locked(buffer) => unsafe {
+                    self.driver.start_read(copier.stream, *buffer, first, from, bytes)?;
+                },
+                CopyBuffer::Pageable(all) => {
+                    self.driver.read(copier.stream, &mut all[first..first + bytes], from)?;
+                }
+            }
+            first += bytes;
+        }
+        self.driver.record(copier.copied, copier.stream)?;
+        copier.under_way = Some(Copying { regions, into, waited_for: false });
+        self.copier = Some(copier);
+        Ok(())
+    }
+
+    /// Lets work that is queued from now on wait for the copy under way, if `region` is part of it.
+    fn wait_for_copy_of(&mut self, region: Region) {
+        let Some(copier) = &self.copier else { return };
+        let Some(copying) = copier.under_way.as_ref().filter(|copying| !copying.waited_for) else { return };
+        let ends = |region: Region| {
+            let (first, bytes) = self.place(region);
+            (first.0, first.0 + bytes as u64)
+        };
+        let (first, end) = ends(region);
+        let overlaps = |copied: &Region| {
+            let (copied_first, copied_end) = ends(*copied);
+            copied_first < end && first < copied_end
+        };
+        if !copying.regions.iter().any(overlaps) {
+            return;
+        }
+        let done = self.driver.wait(self.stream, copier.copied);
+        self.keep(done);
+        if let Some(copying) = self.copier.as_mut().and_then(|copier| copier.under_way.as_mut()) {
+            copying.waited_for = true;
+        }
+    }
+
+    /// Waits for the copy under way and gives its regions, in the order they were given.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When none is under way.
+    pub fn end_copy(&mut self) -> Result<[Vec<f32>; 3]> {
+        let mut copier = self.copier.take().expect("a copy that was begun");
+        let Copying { regions, mut into, .. } = copier.under_way.take().expect("a copy that was begun");
+        let waited = self.driver.wait_for(copier.copied);
         self.keep(waited);
         self.check()?;
-        // SAFETY: the copies into it are over, and the driver lives.
-        let mut values = unsafe { buffer.bytes() };
-        assert_eq!(regions.len(), outs.len(), "a list for each region");
-        for (region, out) in regions.iter().zip(outs) {
+        let copier = self.copier.insert(copier);
+        let mut values = match &copier.buffer {
+            // SAFETY: the copies into it are over, and the driver lives.
+            CopyBuffer::Locked(buffer) => unsafe { buffer.bytes() },
+            CopyBuffer::Pageable(bytes) => bytes,
+        };
+        for (region, out) in regions.iter().zip(&mut into) {
             let (bytes, rest) = values.split_at(4 * region.len);
+            out.clear();
             out.extend(bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])));
             values = rest;
         }
-        Ok(())
+        Ok(into)
     }
 
     // ---- recordings ------------------------------------------------------------------------------------------------
@@ -397,23 +472,31 @@ impl Cuda {
                 }
                 Recorded::Direct
             }
-            Some(Known::Once) => match self.driver.begin_capture(self.stream) {
-                Ok(()) => Recorded::Begun(recording),
-                Err(error) => {
-                    self.keep(Err(error));
-                    Recorded::Direct
+            Some(Known::Never) => Recorded::Direct,
+            Some(Known::Once) => {
+                let room = self.driver.memory_free().is_ok_and(|free| free >= FREE_MEMORY);
+                if room && self.driver.begin_capture(self.stream).is_ok() {
+                    return Recorded::Begun(recording);
                 }
-            },
+                self.known.insert(recording, Known::Never);
+                Recorded::Direct
+            }
         }
     }
 
-    /// Ends a recording and launches it.
-    pub fn end_recording(&mut self, recording: Recording) {
-        let launched = self.driver.end_capture(self.stream).and_then(|graph| {
-            self.known.insert(recording, Known::Graph(graph));
-            // SAFETY: nothing has changed since the calls were recorded.
-            unsafe { self.driver.launch_graph(self.stream, graph) }
-        });
+    /// Ends a recording and launches it; false where no graph can be made of it: nothing has been done then.
+    pub fn end_recording(&mut self, recording: Recording) -> bool {
+        let graph = self.driver.end_capture(self.stream);
+        // What failed while it was recorded comes from the work, and from nothing else: told when it is done directly.
+        self.failure = None;
+        let Ok(graph) = graph else {
+            self.known.insert(recording, Known::Never);
+            return false;
+        };
+        self.known.insert(recording, Known::Graph(graph));
+        // SAFETY: nothing has changed since the calls were recorded.
+        let launched = unsafe { self.driver.launch_graph(self.stream, graph) };
         self.keep(launched);
+        true
     }
 }

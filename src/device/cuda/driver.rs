@@ -105,7 +105,13 @@ pub struct Launch {
 
 /// A driver of one device. Errors are of the kind `Device`; on a GPU an error of a launched kernel may be reported by any
 /// later call.
-pub trait Driver: Send {
+///
+/// # Safety
+/// What the device above builds on: memory that was handed out is there, as large as asked for and nobody else's, until the
+/// driver is dropped; host buffers are initialised; no call touches memory but what its documentation says; copies and
+/// fills outside an allocation panic; a copy that was started touches its host buffer no longer once an event recorded
+/// after it is reached.
+pub unsafe trait Driver: Send {
     /// What is known of the device.
     fn facts(&self) -> &Facts;
 

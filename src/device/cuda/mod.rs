@@ -3,9 +3,11 @@
 pub mod device;
 pub mod driver;
 pub mod images;
+pub mod kernel;
 pub mod nvidia;
 pub mod parameters;
 
-pub use device::{Cuda, Family, Recorded};
+pub use device::{Cuda, Recorded};
 pub use driver::{Address, Driver, Launch};
+pub use kernel::{AnyKernel, Kernel, Kernels};
 pub use parameters::Parameters;

@@ -181,6 +181,12 @@ impl Nvidia {
             return Err(no_such(index, found as usize));
         }
         let (device, facts) = facts_of(index, cuda)?;
+        // Waits sleep: a step is longer than it takes to wake up, and the core is wanted for the data. An answer other than
+        // success says that somebody in this process uses the context already, as it is.
+        // SAFETY: `device` came from the driver.
+        let _ = unsafe {
+            sys::cuDevicePrimaryCtxSetFlags_v2(device, sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32)
+        };
         // SAFETY: `device` came from the driver; the context is given back once, when `Nvidia` is dropped.
         let context = said(unsafe { result::primary_ctx::retain(device) }, &|| {
             format!("opening GPU {index} ({})", facts.name)
@@ -222,7 +228,9 @@ fn raw_event(event: Event) -> sys::CUevent {
     event.0 as sys::CUevent
 }
 
-impl Driver for Nvidia {
+// SAFETY: every range is checked against what was allocated here and is given back by `drop` alone; host buffers are zeroed;
+// copies follow their stream's order, which events stand in.
+unsafe impl Driver for Nvidia {
     fn facts(&self) -> &Facts {
         &self.facts
     }
@@ -315,15 +323,8 @@ impl Driver for Nvidia {
 
     unsafe fn launch(&self, stream: Stream, function: Function, launch: Launch, params: &[u8]) -> Result<()> {
         self.enter()?;
-        let mut bytes = params.len();
-        // The parameters as one buffer with its size (cuLaunchKernel, "extra"), so that the driver can compare sizes.
-        let mut extra = [
-            sys::CU_LAUNCH_PARAM_BUFFER_POINTER_AS_INT as usize as *mut std::ffi::c_void,
-            params.as_ptr().cast_mut().cast(),
-            sys::CU_LAUNCH_PARAM_BUFFER_SIZE_AS_INT as usize as *mut std::ffi::c_void,
-            (&raw mut bytes).cast(),
-            sys::CU_LAUNCH_PARAM_END_AS_INT as usize as *mut std::ffi::c_void,
-        ];
+        // One pointer for the kernel's one parameter: the form that stream capture takes too.
+        let mut parameters = [params.as_ptr().cast_mut().cast::<std::ffi::c_void>()];
         let [x, y, z] = launch.grid;
         // SAFETY: handles are valid; the driver copies the parameters before it returns; the caller vouches for them.
         let answer = unsafe {
@@ -337,8 +338,8 @@ impl Driver for Nvidia {
                 1,
                 launch.shared_bytes,
                 raw(stream),
+                parameters.as_mut_ptr(),
                 std::ptr::null_mut(),
-                extra.as_mut_ptr(),
             )
         };
         said(answer.result(), &|| {

@@ -50,10 +50,8 @@ fn read(config: &Config) -> Result<Spec> {
             .fault(format_args!("kv_channels {head_dim} times {heads} heads is not hidden_size {hidden}")));
     }
     // Beyond seq_length the position encoding changes (NTK, log n); training stays within it.
-    let max_positions = match config.value("seq_length") {
-        Some(_) => config.size(&["seq_length"], most::POSITIONS, None)?,
-        None => config.size(&["max_position_embeddings", "n_positions"], most::POSITIONS, Some(8192))?,
-    };
+    let positions = config.size(&["max_position_embeddings", "n_positions"], most::POSITIONS, Some(8192))?;
+    let max_positions = config.size(&["seq_length"], most::POSITIONS, Some(positions))?;
     let eps = config.number(&["layer_norm_epsilon"], 1e-12, 0.1, 1e-6)? as f32;
     let dynamic_ntk = config.flag("use_dynamic_ntk", true)?;
     let shape = Shape {

@@ -3,10 +3,12 @@
 use super::{AdamW, Factors};
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "adamw", kernels: &["adamw_step"] };
+pub const KERNELS: Kernels = Kernels { kernels: &[&STEP], shared: &[("adamw", "BLOCK", BLOCK)] };
+
+static STEP: Kernel<AdamWParams> = Kernel::new("adamw", "adamw_step", 256, 0);
 
 parameters! {
     /// A launch of `adamw_step`: the factors are those of the CPU's form, so the bits are too.
@@ -45,13 +47,13 @@ const BLOCK: usize = 1024;
 
 pub(super) fn step(cuda: &mut Cuda, p: &AdamW, params: Region, grads: Region, m: Region, v: Region) {
     let f = Factors::new(p);
-    let launch = Launch { grid: [params.len.div_ceil(BLOCK) as u32, 1, 1], threads: 256, shared_bytes: 0 };
+    let grid = [params.len.div_ceil(BLOCK) as u32, 1, 1];
     let params = AdamWParams {
         count: params.len as u64,
-        params: cuda.address(params),
+        params: cuda.address_to_write(params),
         grads: cuda.address(grads),
-        m: cuda.address(m),
-        v: cuda.address(v),
+        m: cuda.address_to_write(m),
+        v: cuda.address_to_write(v),
         grad_scale: f.grad_scale,
         keep: f.keep,
         first: f.first,
@@ -61,6 +63,5 @@ pub(super) fn step(cuda: &mut Cuda, p: &AdamW, params: Region, grads: Region, m:
         epsilon: f.epsilon,
         size: f.size,
     };
-    cuda.wait_for_snapshot();
-    cuda.launch("adamw_step", launch, &params);
+    cuda.launch(&STEP, grid, &params);
 }

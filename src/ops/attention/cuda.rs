@@ -1,29 +1,42 @@
 //! Attention on CUDA: `kernels/op/attention_forward.cu` and `attention_backward.cu`.
 
-use super::{Attention, Backward, Segments};
+use super::{Attention, Backward, Segments, WORK_ROWS};
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::device::{Indices, Region};
 
-/// The kernels of the forward pass.
-pub const FORWARD: Family =
-    Family { image: "attention_forward", kernels: &["attention_forward_d64", "attention_forward_d128"] };
-
-/// The kernels of the backward pass.
-pub const BACKWARD: Family = Family {
-    image: "attention_backward",
-    kernels: &[
-        "attention_delta_d64",
-        "attention_delta_d128",
-        "attention_keys_d64",
-        "attention_keys_d128",
-        "attention_queries_d64",
-        "attention_queries_d128",
+/// The kernels.
+pub const KERNELS: Kernels = Kernels {
+    kernels: &[&FORWARD[0], &FORWARD[1], &DELTA[0], &DELTA[1], &KEYS[0], &KEYS[1], &QUERIES[0], &QUERIES[1]],
+    shared: &[
+        ("attention_forward", "QUERIES", WORK_ROWS[0] as usize),
+        ("attention_backward", "STEP", WORK_ROWS[1] as usize),
+        ("attention_backward", "STEP", WORK_ROWS[2] as usize),
+        ("attention_backward", "DELTA_THREADS", DELTA_THREADS as usize),
     ],
 };
 
-/// The head sizes there are kernels for.
-pub const HEAD_SIZES: [usize; 2] = [64, 128];
+/// Kernels for the head sizes of [`Cuda::CAPABILITIES`], in their order.
+pub(in crate::ops) type ByHeadSize<P> = [Kernel<P>; 2];
+
+static FORWARD: ByHeadSize<AttentionForward> = [
+    Kernel::new("attention_forward", "attention_forward_d64", 128, 768 * 64),
+    Kernel::new("attention_forward", "attention_forward_d128", 128, 768 * 128),
+];
+static DELTA: ByHeadSize<AttentionBackward> = [
+    Kernel::new("attention_backward", "attention_delta_d64", DELTA_THREADS, 0),
+    Kernel::new("attention_backward", "attention_delta_d128", DELTA_THREADS, 0),
+];
+static KEYS: ByHeadSize<AttentionBackward> = [
+    Kernel::new("attention_backward", "attention_keys_d64", 128, 768 * 64 + 1024),
+    Kernel::new("attention_backward", "attention_keys_d128", 128, 768 * 128 + 1024),
+];
+static QUERIES: ByHeadSize<AttentionBackward> = [
+    Kernel::new("attention_backward", "attention_queries_d64", 128, 768 * 64),
+    Kernel::new("attention_backward", "attention_queries_d128", 128, 768 * 128),
+];
+
+const DELTA_THREADS: u32 = 256;
 
 parameters! {
     /// A launch of `attention_forward_*`.
@@ -81,17 +94,18 @@ parameters! {
     }
 }
 
-/// The kernel for heads of 64 or of 128.
+/// The kernel for heads of `head_dim`.
 ///
 /// # Panics
-/// For other head sizes, which are refused when a run is planned.
-pub(in super::super) fn by_head_size(head_dim: usize, kernels: [&'static str; 2]) -> &'static str {
-    let at = HEAD_SIZES.iter().position(|d| *d == head_dim);
-    kernels[at.unwrap_or_else(|| panic!("no kernels for heads of {head_dim}"))]
+/// Where there is none: other head sizes are refused when a run is planned.
+pub(in crate::ops) fn by_head_size<P>(head_dim: usize, kernels: &ByHeadSize<P>) -> &Kernel<P> {
+    let sizes = Cuda::CAPABILITIES.head_sizes.unwrap_or_default();
+    let at = sizes.iter().position(|d| *d == head_dim);
+    &kernels[at.unwrap_or_else(|| panic!("no kernels for heads of {head_dim}"))]
 }
 
-fn launch(blocks: usize, shared_bytes: usize) -> Launch {
-    Launch { grid: [blocks as u32, 1, 1], threads: 128, shared_bytes: shared_bytes as u32 }
+fn blocks(count: usize) -> [u32; 3] {
+    [count as u32, 1, 1]
 }
 
 fn pieces(work: Indices<'_>) -> usize {
@@ -117,8 +131,7 @@ pub(super) fn forward(
         kv_heads: p.kv_heads as i32,
         scale: p.scale,
     };
-    let name = by_head_size(p.head_dim, ["attention_forward_d64", "attention_forward_d128"]);
-    cuda.launch(name, launch(pieces(work) * p.heads, 768 * p.head_dim), &params);
+    cuda.launch(by_head_size(p.head_dim, &FORWARD), blocks(pieces(work) * p.heads), &params);
 }
 
 pub(super) fn backward(cuda: &mut Cuda, p: &Attention, segments: &Segments<'_>, o: &Backward) {
@@ -139,12 +152,9 @@ pub(super) fn backward(cuda: &mut Cuda, p: &Attention, segments: &Segments<'_>, 
         kv_heads: p.kv_heads as i32,
         scale: p.scale,
     };
-    let name = by_head_size(d, ["attention_delta_d64", "attention_delta_d128"]);
     let lanes = tokens * p.heads * (d / 8);
-    cuda.launch(name, Launch { threads: 256, ..launch(lanes.div_ceil(256), 0) }, &params);
-    let name = by_head_size(d, ["attention_keys_d64", "attention_keys_d128"]);
-    cuda.launch(name, launch(pieces(keys) * p.kv_heads, 768 * d + 1024), &params);
+    cuda.launch(by_head_size(d, &DELTA), blocks(lanes.div_ceil(DELTA_THREADS as usize)), &params);
+    cuda.launch(by_head_size(d, &KEYS), blocks(pieces(keys) * p.kv_heads), &params);
     params.work = cuda.address(queries.copy);
-    let name = by_head_size(d, ["attention_queries_d64", "attention_queries_d128"]);
-    cuda.launch(name, launch(pieces(queries) * p.heads, 768 * d), &params);
+    cuda.launch(by_head_size(d, &QUERIES), blocks(pieces(queries) * p.heads), &params);
 }

@@ -2,16 +2,25 @@
 
 use super::{Cache, Seen};
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::device::{Indices, Region};
 use crate::ops::attention::Attention;
-use crate::ops::attention::cuda::by_head_size;
+use crate::ops::attention::cuda::{ByHeadSize, by_head_size};
 
 /// The kernels.
-pub const FAMILY: Family = Family {
-    image: "decode_attention",
-    kernels: &["decode_append", "decode_scale", "decode_attend_d64", "decode_attend_d128"],
+pub const KERNELS: Kernels = Kernels {
+    kernels: &[&APPEND, &SCALE, &ATTEND[0], &ATTEND[1]],
+    shared: &[("decode_attention", "THREADS", THREADS as usize)],
 };
+
+const THREADS: u32 = 256;
+
+static APPEND: Kernel<DecodeParams> = Kernel::new("decode_attention", "decode_append", THREADS, 0);
+static SCALE: Kernel<DecodeParams> = Kernel::new("decode_attention", "decode_scale", THREADS, 0);
+static ATTEND: ByHeadSize<DecodeParams> = [
+    Kernel::new("decode_attention", "decode_attend_d64", 128, 20 * 64 + 32),
+    Kernel::new("decode_attention", "decode_attend_d128", 128, 20 * 128 + 32),
+];
 
 parameters! {
     /// A launch of the kernels of `decode_attention.cu`; each reads a part.
@@ -60,8 +69,8 @@ fn params(cuda: &Cuda, p: &Attention, qk: Region, places: Indices<'_>, tokens: u
 }
 
 /// A thread for eight elements.
-fn in_eights(elements: usize) -> Launch {
-    Launch { grid: [(elements / 8).div_ceil(256) as u32, 1, 1], threads: 256, shared_bytes: 0 }
+fn in_eights(elements: usize) -> [u32; 3] {
+    [(elements / 8).div_ceil(THREADS as usize) as u32, 1, 1]
 }
 
 pub(super) fn append(cuda: &mut Cuda, p: &Attention, qk: Region, qkv: Region, to: Indices<'_>, cache: Cache) {
@@ -71,7 +80,7 @@ pub(super) fn append(cuda: &mut Cuda, p: &Attention, qk: Region, qkv: Region, to
         v: cuda.address(cache.v),
         ..params(cuda, p, qk, to, to.len())
     };
-    cuda.launch("decode_append", in_eights(to.len() * p.kv_heads * p.head_dim), &params);
+    cuda.launch(&APPEND, in_eights(to.len() * p.kv_heads * p.head_dim), &params);
 }
 
 pub(super) fn forward(
@@ -89,13 +98,7 @@ pub(super) fn forward(
         v: cuda.address(cache.v),
         ..params(cuda, p, qk, seen.words, tokens)
     };
-    let name = by_head_size(p.head_dim, ["decode_attend_d64", "decode_attend_d128"]);
-    let shared_bytes = (20 * p.head_dim + 32) as u32;
-    cuda.launch(
-        name,
-        Launch { grid: [p.heads as u32, tokens as u32, 1], threads: 128, shared_bytes },
-        &params,
-    );
+    cuda.launch(by_head_size(p.head_dim, &ATTEND), [p.heads as u32, tokens as u32, 1], &params);
 }
 
 pub(super) fn scale_queries(
@@ -107,5 +110,5 @@ pub(super) fn scale_queries(
 ) {
     let table = cuda.address(table);
     let params = DecodeParams { table, ..params(cuda, p, qk, positions, positions.len()) };
-    cuda.launch("decode_scale", in_eights(positions.len() * p.heads * p.head_dim), &params);
+    cuda.launch(&SCALE, in_eights(positions.len() * p.heads * p.head_dim), &params);
 }

@@ -1,5 +1,6 @@
 //! Token embedding: a gather of frozen rows.
 
+pub mod check;
 mod cpu;
 
 use crate::device::{Device, Indices, Matrix, Region};

@@ -4,26 +4,51 @@
 use super::{Backward, Dropout, Forward, Group, Linear, Lora, Packing, SPLIT_TOKENS, adapters};
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 
-/// The products.
-pub const PRODUCTS: Family = Family {
-    image: "linear",
-    kernels: &[
-        "linear_nt_64",
-        "linear_nt_128",
-        "linear_nt_256",
-        "linear_nn_64",
-        "linear_nn_128",
-        "linear_nn_256",
+/// The kernels.
+pub const KERNELS: Kernels = Kernels {
+    kernels: &[&NT[0], &NT[1], &NT[2], &NN[0], &NN[1], &NN[2], &PACK, &DROP, &GRADIENT_PARTS, &GRADIENT_SUMS],
+    shared: &[
+        ("linear", "MAX_OUTPUTS", MAX_OUTPUTS),
+        ("linear", "MAX_TERMS", MAX_TERMS),
+        ("linear", "ROWS", ROWS as usize),
+        ("linear", "TOGETHER", TOGETHER as usize),
+        ("linear_adapters", "MAX_JOBS", MAX_JOBS),
+        ("linear_adapters", "TILE", TILE),
+        ("linear_adapters", "THREADS", THREADS as usize),
+        ("linear_adapters", "PACK_COLUMNS", PACK_COLUMNS),
     ],
 };
 
-/// What else adapters need.
-pub const ADAPTERS: Family = Family {
-    image: "linear_adapters",
-    kernels: &["adapters_pack", "adapters_drop", "adapters_gradient_parts", "adapters_gradient_sums"],
-};
+/// The products: tiles of 64, 128 and 256 columns.
+static NT: [Kernel<LinearParams>; 3] =
+    [product("linear_nt_64", 64), product("linear_nt_128", 128), product("linear_nt_256", 256)];
+static NN: [Kernel<LinearParams>; 3] =
+    [product("linear_nn_64", 64), product("linear_nn_128", 128), product("linear_nn_256", 256)];
+
+/// Four stages of slices of 32 bf16 values, of both operands.
+const fn product(name: &'static str, columns: u32) -> Kernel<LinearParams> {
+    Kernel::new("linear", name, 256, 4 * 2 * 32 * (ROWS + columns))
+}
+
+static PACK: Kernel<PackParams> = Kernel::new("linear_adapters", "adapters_pack", THREADS, 0);
+static DROP: Kernel<DropParams> = Kernel::new("linear_adapters", "adapters_drop", THREADS, 0);
+static GRADIENT_PARTS: Kernel<GradientParams> =
+    Kernel::new("linear_adapters", "adapters_gradient_parts", 128, 3 * 2 * 64 * 128);
+static GRADIENT_SUMS: Kernel<GradientParams> =
+    Kernel::new("linear_adapters", "adapters_gradient_sums", THREADS, 0);
+
+/// Threads of the kernels for adapters that go element by element.
+const THREADS: u32 = 256;
+/// Rows and columns of a tile of an adapter's gradient.
+const TILE: usize = 64;
+/// Integers of an entry of the table of copies.
+const PACK_COLUMNS: usize = 6;
+/// Rows of a product's tile.
+const ROWS: u32 = 128;
+/// Tiles of rows that are taken together.
+const TOGETHER: u32 = 8;
 
 parameters! {
     /// One product of a sum; strides and depth in elements, multiples of 8.
@@ -63,10 +88,10 @@ parameters! {
     }
 }
 
-/// Outputs of a launch.
-pub const MAX_OUTPUTS: usize = 3;
-/// Terms of a launch.
-pub const MAX_TERMS: usize = 8;
+/// Outputs of a launch; more take several.
+const MAX_OUTPUTS: usize = 16;
+/// Terms of a launch: of as many layers and their adapters.
+const MAX_TERMS: usize = 2 * MAX_OUTPUTS;
 
 parameters! {
     /// A launch of `linear_nt_*` or `linear_nn_*`.
@@ -182,8 +207,8 @@ parameters! {
     }
 }
 
-/// Gradients of one launch.
-pub const MAX_JOBS: usize = 2 * MAX_OUTPUTS;
+/// Gradients of one launch; more take several.
+const MAX_JOBS: usize = 2 * MAX_OUTPUTS;
 
 parameters! {
     /// A launch of `adapters_gradient_parts` or `adapters_gradient_sums`.
@@ -206,43 +231,37 @@ pub enum Right {
     Nn,
 }
 
-const ROWS: u32 = 128;
-const TOGETHER: u32 = 8;
-const STAGES: u32 = 4;
-const SLICE_BYTES: u32 = 64;
-
-/// Kernel and shape of a launch with outputs of at most `columns` columns. A function of the shape alone: wide tiles
+/// Kernel and grid of a product with outputs of at most `columns` columns. A function of the shape alone: wide tiles
 /// read less, narrow ones waste less where there is not even one wide tile.
-#[must_use]
-pub fn kernel(right: Right, rows: usize, columns: usize, outputs: usize) -> (&'static str, Launch) {
-    let tile: u32 = match columns {
-        ..=64 => 64,
-        65..256 => 128,
-        _ => 256,
+fn kernel(
+    right: Right,
+    rows: usize,
+    columns: usize,
+    outputs: usize,
+) -> (&'static Kernel<LinearParams>, [u32; 3]) {
+    let (at, tile) = match columns {
+        ..=64 => (0, 64),
+        65..256 => (1, 128),
+        _ => (2, 256),
     };
-    let name = match (right, tile) {
-        (Right::Nt, 64) => "linear_nt_64",
-        (Right::Nt, 128) => "linear_nt_128",
-        (Right::Nt, _) => "linear_nt_256",
-        (Right::Nn, 64) => "linear_nn_64",
-        (Right::Nn, 128) => "linear_nn_128",
-        (Right::Nn, _) => "linear_nn_256",
-    };
+    let kernels = if right == Right::Nt { &NT } else { &NN };
     let grid =
-        [TOGETHER * outputs as u32, (columns as u32).div_ceil(tile), (rows as u32).div_ceil(TOGETHER * ROWS)];
-    (name, Launch { grid, threads: 256, shared_bytes: STAGES * SLICE_BYTES * (ROWS + tile) })
+        [TOGETHER * outputs as u32, columns.div_ceil(tile) as u32, (rows as u32).div_ceil(TOGETHER * ROWS)];
+    (&kernels[at], grid)
 }
 
 /// Queues the product of `rows` rows that `params` describes.
-pub(in super::super) fn multiply(cuda: &mut Cuda, right: Right, rows: usize, params: &LinearParams) {
+pub(in crate::ops) fn multiply(cuda: &mut Cuda, right: Right, rows: usize, params: &LinearParams) {
     let outputs = params.outputs.iter().take_while(|o| o.count > 0);
     let columns = outputs.clone().map(|o| o.columns as usize).max().unwrap_or(0);
-    let (name, launch) = kernel(right, rows, columns, outputs.count());
-    cuda.launch(name, launch, params);
+    let (kernel, grid) = kernel(right, rows, columns, outputs.count());
+    cuda.launch(kernel, grid, params);
 }
 
-/// Collects the terms and outputs of a product.
+/// Collects the terms and outputs of a product, and queues it: as several launches where it has more outputs than one
+/// takes.
 struct Builder {
+    right: Right,
     params: LinearParams,
     terms: usize,
     outputs: usize,
@@ -250,18 +269,21 @@ struct Builder {
 
 impl Builder {
     /// A product written to `y`, rows of `stride` elements.
-    fn new(cuda: &Cuda, y: Region, stride: usize) -> Self {
+    fn new(cuda: &Cuda, right: Right, y: Region, stride: usize) -> Self {
         let params = LinearParams {
             y: cuda.address(y),
             rows: (y.len / stride) as i32,
             stride: stride as i32,
             ..LinearParams::plain()
         };
-        Builder { params, terms: 0, outputs: 0 }
+        Builder { right, params, terms: 0, outputs: 0 }
     }
 
     /// Begins an output of `columns` columns from `column` on.
-    fn output(&mut self, column: usize, columns: usize, scale: f32, bias: u64) {
+    fn output(&mut self, cuda: &mut Cuda, column: usize, columns: usize, scale: f32, bias: u64) {
+        if self.outputs == MAX_OUTPUTS {
+            self.run(cuda);
+        }
         self.params.outputs[self.outputs] = Output {
             bias,
             first: self.terms as i32,
@@ -288,8 +310,11 @@ impl Builder {
         self.params.outputs[self.outputs - 1].count += 1;
     }
 
-    fn run(self, cuda: &mut Cuda, right: Right) {
-        multiply(cuda, right, self.params.rows as usize, &self.params);
+    /// Queues what was collected.
+    fn run(&mut self, cuda: &mut Cuda) {
+        multiply(cuda, self.right, self.params.rows as usize, &self.params);
+        self.params.outputs = [Output::default(); MAX_OUTPUTS];
+        (self.terms, self.outputs) = (0, 0);
     }
 }
 
@@ -313,8 +338,7 @@ fn dropped(cuda: &mut Cuda, dropout: Option<&Dropout>, x: Region, scratch: Regio
         keep: dropout.keep(),
         reserved: 0,
     };
-    let blocks = (x.len / 8).div_ceil(256) as u32;
-    cuda.launch("adapters_drop", Launch { grid: [blocks, 1, 1], threads: 256, shared_bytes: 0 }, &params);
+    cuda.launch(&DROP, [(x.len / 8).div_ceil(THREADS as usize) as u32, 1, 1], &params);
     out
 }
 
@@ -322,18 +346,19 @@ pub(super) fn forward(cuda: &mut Cuda, g: &Group, o: &Forward) {
     let (adapters, width) = (adapters(g), g.rank_sum());
     if width > 0 {
         let input = dropped(cuda, o.dropout.as_ref(), o.x, o.scratch);
-        let mut s = Builder::new(cuda, o.s, width);
+        let mut s = Builder::new(cuda, Right::Nt, o.s, width);
         for (_, lora, first) in &adapters {
-            s.output(*first, lora.width, lora.scale, 0);
+            s.output(cuda, *first, lora.width, lora.scale, 0);
             s.term([cuda.address(input), cuda.address(lora.packed[0])], [g.input; 2], g.input);
         }
-        s.run(cuda, Right::Nt);
+        s.run(cuda);
     }
-    let mut y = Builder::new(cuda, o.y, g.output);
+    let mut y = Builder::new(cuda, Right::Nt, o.y, g.output);
     y.params.residual = cuda.address_or_null(o.residual);
     let mut first = 0;
     for layer in &g.layers {
-        y.output(layer.column, layer.weight.rows(), 1.0, cuda.address_or_null(layer.bias));
+        let bias = cuda.address_or_null(layer.bias);
+        y.output(cuda, layer.column, layer.weight.rows(), 1.0, bias);
         y.term([cuda.address(o.x), cuda.address(layer.weight.copy())], [g.input; 2], g.input);
         if let Some(lora) = &layer.lora {
             let operands = [column(cuda, o.s, first), cuda.address(lora.packed[1])];
@@ -341,54 +366,56 @@ pub(super) fn forward(cuda: &mut Cuda, g: &Group, o: &Forward) {
             first += lora.width;
         }
     }
-    y.run(cuda, Right::Nt);
+    y.run(cuda);
 }
 
 pub(super) fn backward(cuda: &mut Cuda, g: &Group, o: &Backward) {
     let (adapters, width) = (adapters(g), g.rank_sum());
     if width > 0 {
-        let mut ds = Builder::new(cuda, o.ds, width);
+        let mut ds = Builder::new(cuda, Right::Nn, o.ds, width);
         for (layer, lora, first) in &adapters {
-            ds.output(*first, lora.width, lora.scale, 0);
+            ds.output(cuda, *first, lora.width, lora.scale, 0);
             let operands = [column(cuda, o.dy, layer.column), cuda.address(lora.packed[1])];
             ds.term(operands, [g.output, lora.width], layer.weight.rows());
         }
-        ds.run(cuda, Right::Nn);
+        ds.run(cuda);
         adapter_gradients(cuda, g, o, &adapters);
     }
     let Some(dx) = o.dx else { return };
-    let mut product = Builder::new(cuda, dx, g.input);
-    product.output(0, g.input, 1.0, 0);
-    for (_, lora, first) in &adapters {
-        let operands = [column(cuda, o.ds, *first), cuda.address(lora.packed[0])];
-        product.term(operands, [width, g.input], lora.width);
+    let mut adapters = &adapters[..];
+    // One launch for all layers that it takes; those of a larger group add to what is there, rounded in between.
+    for (part, layers) in g.layers.chunks(MAX_OUTPUTS).enumerate() {
+        let own =
+            adapters.split_off(..layers.iter().filter(|l| l.lora.is_some()).count()).unwrap_or_default();
+        let mut product = Builder::new(cuda, Right::Nn, dx, g.input);
+        product.output(cuda, 0, g.input, 1.0, 0);
+        product.params.residual = if part > 0 { cuda.address(dx) } else { 0 };
+        for (_, lora, first) in own {
+            let operands = [column(cuda, o.ds, *first), cuda.address(lora.packed[0])];
+            product.term(operands, [width, g.input], lora.width);
+        }
+        if let Some(dropout) = o.dropout.filter(|_| !own.is_empty()) {
+            product.params.mask(cuda, &dropout, own.len());
+        }
+        for layer in layers {
+            let operands = [column(cuda, o.dy, layer.column), cuda.address(layer.weight.copy())];
+            product.term(operands, [g.output, g.input], layer.weight.rows());
+        }
+        product.run(cuda);
     }
-    if let Some(dropout) = o.dropout.filter(|_| width > 0) {
-        product.params.mask(cuda, &dropout, adapters.len());
-    }
-    for layer in &g.layers {
-        let operands = [column(cuda, o.dy, layer.column), cuda.address(layer.weight.copy())];
-        product.term(operands, [g.output, g.input], layer.weight.rows());
-    }
-    product.run(cuda, Right::Nn);
 }
 
 /// `dB += dyᵀ·s` and `dA += dsᵀ·drop(x)`: parts over [`SPLIT_TOKENS`] tokens each, then their sums in order.
 fn adapter_gradients(cuda: &mut Cuda, g: &Group, o: &Backward, adapters: &[(&Linear, Lora, usize)]) {
-    let (tokens, width) = (o.dy.len / g.output, g.rank_sum());
-    let splits = tokens.div_ceil(SPLIT_TOKENS);
+    let width = g.rank_sum();
+    let splits = (o.dy.len / g.output).div_ceil(SPLIT_TOKENS);
     let input = dropped(cuda, o.dropout.as_ref(), o.x, o.scratch);
-    let mut params =
-        GradientParams { tokens: tokens as i32, split: SPLIT_TOKENS as i32, ..GradientParams::default() };
-    let (mut jobs, mut used, mut tiles, mut elements) = (0, 0, 0, 0);
+    let mut jobs = Vec::with_capacity(2 * adapters.len());
+    let mut used = 0;
     let mut push = |job: GradientJob| {
-        let (rows, columns) = (job.rows as usize, job.columns as usize);
-        let parts = cuda.address(o.partial.slice(used, splits * rows * columns));
-        params.jobs[jobs] = GradientJob { parts, columns: columns as i32, ..job };
-        jobs += 1;
-        used += splits * rows * columns;
-        tiles = tiles.max(rows.div_ceil(64) * columns.div_ceil(64));
-        elements = elements.max(rows * job.rank as usize);
+        let size = splits * job.rows as usize * job.columns as usize;
+        jobs.push(GradientJob { parts: cuda.address(o.partial.slice(used, size)), ..job });
+        used += size;
     };
     for (layer, lora, first) in adapters {
         let common =
@@ -413,21 +440,30 @@ fn adapter_gradients(cuda: &mut Cuda, g: &Group, o: &Backward, adapters: &[(&Lin
             ..common
         });
     }
-    let shape = |x: usize, y: usize, threads, shared_bytes| Launch {
-        grid: [x as u32, y as u32, jobs as u32],
-        threads,
-        shared_bytes,
-    };
-    cuda.launch("adapters_gradient_parts", shape(tiles, splits, 128, 3 * 2 * 64 * 128), &params);
-    cuda.launch("adapters_gradient_sums", shape(elements.div_ceil(256), 1, 256, 0), &params);
+    for jobs in jobs.chunks(MAX_JOBS) {
+        launch_gradients(cuda, jobs, o.dy.len / g.output);
+    }
+}
+
+/// Parts of at most [`MAX_JOBS`] gradients over `tokens` tokens, and their sums.
+fn launch_gradients(cuda: &mut Cuda, jobs: &[GradientJob], tokens: usize) {
+    let mut params =
+        GradientParams { tokens: tokens as i32, split: SPLIT_TOKENS as i32, ..GradientParams::default() };
+    params.jobs[..jobs.len()].copy_from_slice(jobs);
+    let most = |size: &dyn Fn(&GradientJob) -> usize| jobs.iter().map(size).max().unwrap_or(0) as u32;
+    let tiles = most(&|j| (j.rows as usize).div_ceil(TILE) * (j.columns as usize).div_ceil(TILE));
+    let blocks = most(&|j| (j.rows as usize * j.rank as usize).div_ceil(THREADS as usize));
+    let splits = tokens.div_ceil(SPLIT_TOKENS) as u32;
+    cuda.launch(&GRADIENT_PARTS, [tiles, splits, jobs.len() as u32], &params);
+    cuda.launch(&GRADIENT_SUMS, [blocks, 1, jobs.len() as u32], &params);
 }
 
 pub(super) fn pack(cuda: &mut Cuda, p: &Packing<'_>) {
-    let matrices = (p.table.len() / 6) as u32;
+    let matrices = (p.table.len() / PACK_COLUMNS) as u32;
     let params = PackParams {
         packed: cuda.address(p.packed),
         params: cuda.address(p.params),
         table: cuda.address(p.table.copy),
     };
-    cuda.launch("adapters_pack", Launch { grid: [64, matrices, 1], threads: 256, shared_bytes: 0 }, &params);
+    cuda.launch(&PACK, [64, matrices, 1], &params);
 }

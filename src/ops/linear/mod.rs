@@ -86,12 +86,16 @@ impl Group {
         self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).sum()
     }
 
-    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients.
+    /// f32 elements that the backward pass over `tokens` tokens needs for the parts of the adapters' gradients; on the CPU
+    /// for dA of all adapters, or for dB of those of one rank.
     #[must_use]
     pub fn partial_len(&self, device: &Capabilities, tokens: usize) -> usize {
         let part = |l: &Linear| l.lora.map_or(0, |a| (self.input + l.weight.rows()) * a.width);
-        let splits = if device.sums_in_parts { tokens.div_ceil(SPLIT_TOKENS) } else { 0 };
-        splits * self.layers.iter().map(part).sum::<usize>()
+        if device.sums_in_parts {
+            return tokens.div_ceil(SPLIT_TOKENS) * self.layers.iter().map(part).sum::<usize>();
+        }
+        let widest = self.layers.iter().filter_map(|l| l.lora.map(|a| a.width)).max().unwrap_or(0);
+        (self.rank_sum() * self.input).max(widest * self.output)
     }
 }
 
@@ -132,6 +136,8 @@ pub struct Forward {
     pub s: Region,
     /// Added to the output when given, [T, output].
     pub residual: Option<Region>,
+    /// Whether the output is kept for the backward pass: it is then one that the device keeps without loss.
+    pub kept: bool,
     /// Dropout of the adapters' input; `None` at probability 0 and in evaluation.
     pub dropout: Option<Dropout>,
     /// Scratch [T, in] for the dropped input; read only with dropout.

@@ -1,5 +1,7 @@
 //! Logits of a few rows, for sampling: unlike training, generation needs them themselves.
 
+pub mod check;
+
 use super::loss;
 use crate::device::{Device, Matrix, Region};
 

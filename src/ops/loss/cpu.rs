@@ -1,11 +1,12 @@
 //! The fused head on the CPU, a chunk of rows after the other.
 
 use super::Loss;
+use crate::device::cpu::BLOCK;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::{exp, ln};
-use crate::device::cpu::matmul::{BLOCK, Left, Output, Product, Right, Term};
+use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
+use crate::device::cpu::tasks;
 use crate::device::{Cpu, Matrix, Region};
-use rayon::prelude::*;
 
 /// Columns of the gradient of the logits multiplied at a time: bounds the packed copy of them.
 const DEPTH: usize = 16 * BLOCK;
@@ -19,11 +20,10 @@ pub(super) fn run(cpu: &mut Cpu, p: &Loss<'_>, x: Region, backward: Option<(f32,
         let x = x.slice(chunk * rows * hidden, targets.len() * hidden);
         let chunk_logits = p.logits.slice(0, targets.len() * vocab);
         logits(cpu, p.head, x, chunk_logits);
-        let grad_scale = backward.map(|(scale, _)| scale);
-        score_rows(cpu, targets, chunk_logits, vocab, losses, grad_scale);
-        if let Some((_, dx)) = backward {
+        score_rows(cpu, targets, chunk_logits, vocab, losses, backward.is_some());
+        if let Some((scale, dx)) = backward {
             let dx = dx.slice(chunk * rows * hidden, targets.len() * hidden);
-            hidden_gradient(cpu, p.head, chunk_logits, dx);
+            hidden_gradient(cpu, p.head, chunk_logits, scale, dx);
             cpu.round(dx);
         }
     }
@@ -38,64 +38,73 @@ pub(in crate::ops) fn logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Re
     let outputs = [Output { column: 0, columns: head.rows(), terms, scale: 1.0, bias: None }];
     let lefts = [Left::new(r[0], head.cols())];
     let rows = x.len / head.cols();
-    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p =
+        Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false, rounds: false };
     engine.multiply(&p, w[0], head.rows());
 }
 
-/// `dx = dlogits·head`, a range of the vocabulary after the other.
-fn hidden_gradient(cpu: &mut Cpu, head: &Matrix, dlogits: Region, dx: Region) {
+/// `dx = scale · dlogits·head`, a range of the vocabulary after the other. The scale comes last: a row that is rounded to bf16
+/// would else be rounded the same way everywhere, by the scale's own error.
+fn hidden_gradient(cpu: &mut Cpu, head: &Matrix, dlogits: Region, scale: f32, dx: Region) {
     let (vocab, hidden) = (head.rows(), head.cols());
     let (mut engine, r, mut w) = cpu.engine(&[dlogits], &[dx]);
     for first in (0..vocab).step_by(DEPTH) {
         let depth = DEPTH.min(vocab - first);
         let slice = head.row_range(first, depth);
         let terms = vec![Term { left: 0, first: 0, depth, right: Right::weight(&slice) }];
-        let outputs = [Output { column: 0, columns: hidden, terms, scale: 1.0, bias: None }];
+        let scale = if first + depth == vocab { scale } else { 1.0 };
+        let outputs = [Output { column: 0, columns: hidden, terms, scale, bias: None }];
         let lefts = [Left::new(&r[0][first..], vocab)];
         let rows = dx.len / hidden;
-        let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: first > 0 };
+        let p = Product {
+            rows,
+            lefts: &lefts,
+            outputs: &outputs,
+            residual: None,
+            accumulate: first > 0,
+            rounds: false,
+        };
         engine.multiply(&p, w[0], hidden);
     }
 }
 
-/// Loss of each row of logits; with a gradient scale, replaces the row by its gradient.
+/// Loss of each row of logits; replaces the row by its gradient where that is wanted.
 fn score_rows(
     cpu: &mut Cpu,
     targets: &[u32],
     logits: Region,
     vocab: usize,
     losses: &mut [f32],
-    grad_scale: Option<f32>,
+    gradient: bool,
 ) {
     let isa = cpu.isa;
     let (pool, [], [logits]) = cpu.split([], [logits]);
-    let score = |((row, loss), target): ((&mut [f32], &mut f32), &u32)| {
-        isa.run(
-            #[inline(always)]
-            || *loss = score_row(row, *target as usize, grad_scale),
-        );
-    };
-    if logits.len() < ALONE {
-        return logits.chunks_mut(vocab).zip(losses).zip(targets).for_each(score);
-    }
-    pool.install(|| logits.par_chunks_mut(vocab).zip(losses).zip(targets).for_each(score));
+    let n = tasks::rows(vocab);
+    tasks::run(
+        pool,
+        isa,
+        logits.chunks_mut(n * vocab).zip(losses.chunks_mut(n)).zip(targets.chunks(n)).collect(),
+        #[inline(always)]
+        |((rows, losses), targets)| {
+            for ((row, loss), target) in rows.chunks_exact_mut(vocab).zip(losses).zip(targets) {
+                *loss = score_row(row, *target as usize, gradient);
+            }
+        },
+    );
 }
-
-/// Logits below which waking other threads costs more than it saves.
-const ALONE: usize = 1 << 14;
 
 /// `ln Σ exp(l - max) - (l[target] - max)`, stable for any finite logits.
 #[inline(always)]
-fn score_row(row: &mut [f32], target: usize, grad_scale: Option<f32>) -> f32 {
+fn score_row(row: &mut [f32], target: usize, gradient: bool) -> f32 {
     let max = maximum(row);
     let at_target = row[target] - max;
     let sum = sum_of_exponentials(row, max);
-    if let Some(scale) = grad_scale {
-        let factor = scale / sum;
+    if gradient {
+        let factor = 1.0 / sum;
         for v in row.iter_mut() {
             *v = exp(*v - max) * factor;
         }
-        row[target] -= scale;
+        row[target] -= 1.0;
     }
     ln(sum) - at_target
 }

@@ -2,12 +2,14 @@
 
 use super::Loss;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::device::{Matrix, Region};
 use crate::ops::linear::cuda::{LinearParams, Output, Right, Term, multiply};
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "loss", kernels: &["loss_rows"] };
+pub const KERNELS: Kernels = Kernels { kernels: &[&ROWS], shared: &[] };
+
+static ROWS: Kernel<LossParams> = Kernel::new("loss", "loss_rows", 512, 128);
 
 parameters! {
     /// A launch of `loss_rows`.
@@ -53,11 +55,7 @@ pub(super) fn run(cuda: &mut Cuda, p: &Loss<'_>, x: Region, backward: Option<(f3
             scale: backward.map_or(0.0, |(scale, _)| scale),
             reserved: 0,
         };
-        cuda.launch(
-            "loss_rows",
-            Launch { grid: [rows as u32, 1, 1], threads: 512, shared_bytes: 128 },
-            &params,
-        );
+        cuda.launch(&ROWS, [rows as u32, 1, 1], &params);
         if let Some((_, dx)) = backward {
             hidden_gradient(cuda, p, part(dx), rows);
         }
@@ -65,7 +63,7 @@ pub(super) fn run(cuda: &mut Cuda, p: &Loss<'_>, x: Region, backward: Option<(f3
 }
 
 /// `logits = x·headᵀ`, f32.
-pub(in super::super) fn logits(cuda: &mut Cuda, head: &Matrix, x: Region, logits: Region) {
+pub(in crate::ops) fn logits(cuda: &mut Cuda, head: &Matrix, x: Region, logits: Region) {
     let (vocab, hidden) = (head.rows(), head.cols());
     let rows = x.len / hidden;
     let mut params = LinearParams {

@@ -3,10 +3,17 @@
 use super::RmsNorm;
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "rmsnorm", kernels: &["rmsnorm_forward", "rmsnorm_backward"] };
+pub const KERNELS: Kernels =
+    Kernels { kernels: &[&FORWARD, &BACKWARD], shared: &[("rmsnorm", "WARPS", ROWS)] };
+
+static FORWARD: Kernel<RmsNormForward> = Kernel::new("rmsnorm", "rmsnorm_forward", 256, 0);
+static BACKWARD: Kernel<RmsNormBackward> = Kernel::new("rmsnorm", "rmsnorm_backward", 256, 0);
+
+/// Rows of a block: each of its warps has one.
+const ROWS: usize = 8;
 
 parameters! {
     /// A launch of `rmsnorm_forward`.
@@ -50,9 +57,8 @@ parameters! {
     }
 }
 
-/// A warp for each row.
-fn shape(rows: usize) -> Launch {
-    Launch { grid: [rows.div_ceil(8) as u32, 1, 1], threads: 256, shared_bytes: 0 }
+fn grid(rows: usize) -> [u32; 3] {
+    [rows.div_ceil(ROWS) as u32, 1, 1]
 }
 
 pub(super) fn forward(cuda: &mut Cuda, p: &RmsNorm, x: Region, y: Region, rstd: Region, given: bool) {
@@ -67,7 +73,7 @@ pub(super) fn forward(cuda: &mut Cuda, p: &RmsNorm, x: Region, y: Region, rstd: 
         eps: p.eps,
         given: i32::from(given),
     };
-    cuda.launch("rmsnorm_forward", shape(rows), &params);
+    cuda.launch(&FORWARD, grid(rows), &params);
 }
 
 pub(super) fn backward(cuda: &mut Cuda, p: &RmsNorm, x: Region, rstd: Region, dy: Region, dx: Region) {
@@ -81,5 +87,5 @@ pub(super) fn backward(cuda: &mut Cuda, p: &RmsNorm, x: Region, rstd: Region, dy
         rows: rows as i32,
         dim: p.dim as i32,
     };
-    cuda.launch("rmsnorm_backward", shape(rows), &params);
+    cuda.launch(&BACKWARD, grid(rows), &params);
 }

@@ -2,14 +2,29 @@
 
 use super::Rope;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::device::{Indices, Region};
+use crate::ops::attention::cuda::{ByHeadSize, by_head_size};
 
 /// The kernels.
-pub const FAMILY: Family = Family {
-    image: "rope",
-    kernels: &["rope_forward_d64", "rope_forward_d128", "rope_backward_d64", "rope_backward_d128"],
+pub const KERNELS: Kernels = Kernels {
+    kernels: &[&FORWARD[0], &FORWARD[1], &BACKWARD[0], &BACKWARD[1]],
+    shared: &[("rope", "THREADS", THREADS as usize), ("rope", "LANE_VALUES", LANE_VALUES)],
 };
+
+const THREADS: u32 = 256;
+
+/// Values of a head that a lane turns.
+const LANE_VALUES: usize = 4;
+
+static FORWARD: ByHeadSize<RopeParams> = [
+    Kernel::new("rope", "rope_forward_d64", THREADS, 0),
+    Kernel::new("rope", "rope_forward_d128", THREADS, 0),
+];
+static BACKWARD: ByHeadSize<RopeParams> = [
+    Kernel::new("rope", "rope_backward_d64", THREADS, 0),
+    Kernel::new("rope", "rope_backward_d128", THREADS, 0),
+];
 
 parameters! {
     /// A launch of `rope_forward_*` or `rope_backward_*`.
@@ -39,7 +54,13 @@ parameters! {
     }
 }
 
-fn run(cuda: &mut Cuda, kernels: [&'static str; 2], p: &Rope, positions: Indices<'_>, regions: [Region; 3]) {
+fn run(
+    cuda: &mut Cuda,
+    kernels: &ByHeadSize<RopeParams>,
+    p: &Rope,
+    positions: Indices<'_>,
+    regions: [Region; 3],
+) {
     let [qkv, qk, dqkv] = regions;
     let params = RopeParams {
         qkv: cuda.address(qkv),
@@ -54,17 +75,13 @@ fn run(cuda: &mut Cuda, kernels: [&'static str; 2], p: &Rope, positions: Indices
         kv_heads: p.kv_heads as i32,
         eps: p.norm.map_or(0.0, |n| n.eps),
     };
-    let name = super::super::attention::cuda::by_head_size(p.head_dim, kernels);
-    let lanes = positions.len() * (p.heads + p.kv_heads) * (p.head_dim / 4);
-    cuda.launch(
-        name,
-        Launch { grid: [lanes.div_ceil(256) as u32, 1, 1], threads: 256, shared_bytes: 0 },
-        &params,
-    );
+    let lanes = positions.len() * (p.heads + p.kv_heads) * (p.head_dim / LANE_VALUES);
+    let grid = [lanes.div_ceil(THREADS as usize) as u32, 1, 1];
+    cuda.launch(by_head_size(p.head_dim, kernels), grid, &params);
 }
 
 pub(super) fn forward(cuda: &mut Cuda, p: &Rope, qkv: Region, positions: Indices<'_>, qk: Region) {
-    run(cuda, ["rope_forward_d64", "rope_forward_d128"], p, positions, [qkv, qk, qkv]);
+    run(cuda, &FORWARD, p, positions, [qkv, qk, qkv]);
 }
 
 pub(super) fn backward(
@@ -75,5 +92,5 @@ pub(super) fn backward(
     dqk: Region,
     dqkv: Region,
 ) {
-    run(cuda, ["rope_backward_d64", "rope_backward_d128"], p, positions, [qkv, dqk, dqkv]);
+    run(cuda, &BACKWARD, p, positions, [qkv, dqk, dqkv]);
 }

@@ -1,11 +1,17 @@
 //! Moved rows on CUDA: `kernels/op/rows.cu`.
 
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 use crate::device::{Indices, Region};
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "rows", kernels: &["rows_gather", "rows_scatter"] };
+pub const KERNELS: Kernels =
+    Kernels { kernels: &[&GATHER, &SCATTER], shared: &[("rows", "THREADS", THREADS as usize)] };
+
+const THREADS: u32 = 256;
+
+static GATHER: Kernel<RowsParams> = Kernel::new("rows", "rows_gather", THREADS, 0);
+static SCATTER: Kernel<RowsParams> = Kernel::new("rows", "rows_scatter", THREADS, 0);
 
 parameters! {
     /// A launch of `rows_gather` or `rows_scatter`.
@@ -23,7 +29,14 @@ parameters! {
     }
 }
 
-fn run(cuda: &mut Cuda, kernel: &str, x: Region, index: Indices<'_>, width: usize, out: Region) {
+fn run(
+    cuda: &mut Cuda,
+    kernel: &Kernel<RowsParams>,
+    x: Region,
+    index: Indices<'_>,
+    width: usize,
+    out: Region,
+) {
     let params = RowsParams {
         out: cuda.address(out),
         x: cuda.address(x),
@@ -31,15 +44,15 @@ fn run(cuda: &mut Cuda, kernel: &str, x: Region, index: Indices<'_>, width: usiz
         rows: index.len() as i32,
         width: width as i32,
     };
-    let blocks = (index.len() * width / 8).div_ceil(256) as u32;
-    cuda.launch(kernel, Launch { grid: [blocks, 1, 1], threads: 256, shared_bytes: 0 }, &params);
+    let blocks = (index.len() * width / 8).div_ceil(THREADS as usize) as u32;
+    cuda.launch(kernel, [blocks, 1, 1], &params);
 }
 
 /// `out[i] = x[index[i]]`; also of a frozen matrix's copy.
-pub(in super::super) fn gather(cuda: &mut Cuda, x: Region, index: Indices<'_>, width: usize, out: Region) {
-    run(cuda, "rows_gather", x, index, width, out);
+pub(in crate::ops) fn gather(cuda: &mut Cuda, x: Region, index: Indices<'_>, width: usize, out: Region) {
+    run(cuda, &GATHER, x, index, width, out);
 }
 
 pub(super) fn scatter(cuda: &mut Cuda, x: Region, index: Indices<'_>, width: usize, out: Region) {
-    run(cuda, "rows_scatter", x, index, width, out);
+    run(cuda, &SCATTER, x, index, width, out);
 }

@@ -2,10 +2,16 @@
 
 use crate::device::Region;
 use crate::device::cuda::parameters::parameters;
-use crate::device::cuda::{Cuda, Family, Launch};
+use crate::device::cuda::{Cuda, Kernel, Kernels};
 
 /// The kernels.
-pub const FAMILY: Family = Family { image: "swiglu", kernels: &["swiglu_forward", "swiglu_backward"] };
+pub const KERNELS: Kernels =
+    Kernels { kernels: &[&FORWARD, &BACKWARD], shared: &[("swiglu", "THREADS", THREADS as usize)] };
+
+const THREADS: u32 = 256;
+
+static FORWARD: Kernel<SwigluParams> = Kernel::new("swiglu", "swiglu_forward", THREADS, 0);
+static BACKWARD: Kernel<SwigluParams> = Kernel::new("swiglu", "swiglu_backward", THREADS, 0);
 
 parameters! {
     /// A launch of `swiglu_forward` or `swiglu_backward`.
@@ -21,7 +27,7 @@ parameters! {
     }
 }
 
-fn run(cuda: &mut Cuda, kernel: &str, gate_up: Region, width: usize, out: Region) {
+fn run(cuda: &mut Cuda, kernel: &Kernel<SwigluParams>, gate_up: Region, width: usize, out: Region) {
     assert_eq!(gate_up.len, 2 * out.len, "gate and up beside each other");
     let rows = out.len / width;
     let params = SwigluParams {
@@ -30,14 +36,14 @@ fn run(cuda: &mut Cuda, kernel: &str, gate_up: Region, width: usize, out: Region
         rows: rows as i32,
         width: width as i32,
     };
-    let blocks = (out.len / 8).div_ceil(256) as u32;
-    cuda.launch(kernel, Launch { grid: [blocks, 1, 1], threads: 256, shared_bytes: 0 }, &params);
+    let blocks = (out.len / 8).div_ceil(THREADS as usize) as u32;
+    cuda.launch(kernel, [blocks, 1, 1], &params);
 }
 
 pub(super) fn forward(cuda: &mut Cuda, gate_up: Region, width: usize, out: Region) {
-    run(cuda, "swiglu_forward", gate_up, width, out);
+    run(cuda, &FORWARD, gate_up, width, out);
 }
 
 pub(super) fn backward(cuda: &mut Cuda, gate_up: Region, width: usize, dout: Region) {
-    run(cuda, "swiglu_backward", gate_up, width, dout);
+    run(cuda, &BACKWARD, gate_up, width, dout);
 }

@@ -4,17 +4,20 @@
 use super::import::trainer_epoch;
 use crate::checkpoint::inspect;
 use crate::checkpoint::state::{State, TensorEntry};
-use crate::config::fields::{Class, FIELDS, Group as Heading};
-use crate::config::{self, Layer, RunFile, Settings, Targets, value};
+use crate::checkpoint::storage::FileSystem;
+use crate::config::fields::{FIELDS, Group as Heading};
+use crate::config::{self, Layer, Settings, Targets, value};
 use crate::error::{Error, Kind, Result};
-use crate::formats::atomic_file;
-use crate::formats::hf_trainer::{self, Group, MomentsOf, Progress, Schedule as TorchSchedule};
+use crate::files;
+use crate::formats::hf_trainer::{self, Every, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
+use crate::formats::publish::{FolderDraft, Memory, check_free};
 use crate::identity::Identity;
 use crate::model::names;
 use crate::report::event::{Event, Observer};
 use crate::report::line::{EvalLine, LogLine, StepLine};
 use crate::train::folder;
+use crate::train::run_file::RunFile;
 use crate::train::schedule::Schedule;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -47,39 +50,45 @@ const EMBEDDING_RATE: f64 = 1e-6;
 /// No whole checkpoint; [`crate::error::Kind::Output`] where `out` holds something; I/O errors.
 pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) -> Result<Exported> {
     let (source, state) = load(from, observer)?;
-    refuse_occupied(out)?;
+    check_free(out)?;
     let settings = settings_of(&state.identity).map_err(|e| e.at(source.display()))?;
-    let adapter = adapter_of(&state, &settings, base_of(&source)?);
+    let run = run_around(&source)?;
+    let base = run.as_ref().map_or_else(String::new, |run| folder::base_name(&run.settings));
+    let adapter = adapter_of(&state, &settings, base);
     if !state.identity.adapter.folded.is_empty() {
         let text =
             "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
         observer.on_event(&Event::Warning(text.into()));
     }
+    let mut parts = Vec::from(peft::encode(&adapter));
     if form == Form::HfTrainer {
         let (optimizer, scheduler) = optimizer_of(&state, &settings)?;
-        let progress = progress_of(&state, &settings)?;
+        let progress = progress_of(&state, &settings, run.as_ref())?;
         let log = state.log.iter().map(log_entry).collect();
-        std::fs::create_dir_all(out).map_err(|e| Error::io("creating", out, e))?;
-        atomic_file::write(&out.join(hf_trainer::OPTIMIZER), &optimizer)?;
-        atomic_file::write(&out.join(hf_trainer::SCHEDULER), &scheduler)?;
-        peft::write(out, &adapter)?;
-        atomic_file::write(&out.join(hf_trainer::STATE), hf_trainer::state_text(&progress, log).as_bytes())?;
+        parts.push((hf_trainer::OPTIMIZER, optimizer));
+        parts.push((hf_trainer::SCHEDULER, scheduler));
+        parts.push((hf_trainer::STATE, hf_trainer::state_text(&progress, log).into_bytes()));
         notes(&state, &settings).into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
-    } else {
-        peft::write(out, &adapter)?;
     }
+    let folder = FolderDraft::beside(out)?;
+    for (name, bytes) in parts {
+        folder.file(name, |sink| sink.write(&bytes))?;
+    }
+    folder.publish(&Memory)?;
     Ok(Exported { source, step: state.step })
 }
 
 /// The file itself, or the newest whole checkpoint of a run folder.
 fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
-    if !from.is_dir() {
+    if !files::is_folder(from)? {
         return Ok((from.to_owned(), inspect::load(from)?));
     }
     let files = inspect::list(from)?;
     for listed in &files {
         match inspect::load(&listed.path) {
             Ok(state) => return Ok((listed.path.clone(), state)),
+            // One that cannot be read now may be read later: only damage makes an older one the newest.
+            Err(e) if !inspect::is_damage(&e) => return Err(e),
             Err(e) => observer.on_event(&Event::Warning(e.what)),
         }
     }
@@ -88,24 +97,12 @@ fn load(from: &Path, observer: &mut dyn Observer) -> Result<(PathBuf, State)> {
         .hint("give a .qckpt file or the folder of a run"))
 }
 
-fn refuse_occupied(out: &Path) -> Result<()> {
-    let empty = match std::fs::read_dir(out) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => true,
-        Err(e) => return Err(Error::output(format!("cannot use {}: {e}", out.display()))),
-    };
-    if empty {
-        return Ok(());
-    }
-    Err(Error::output(format!("{} is not empty", out.display())).hint("choose a new folder"))
-}
-
-/// The base model's name in the run the checkpoint lies in, as its own adapters have it.
-fn base_of(source: &Path) -> Result<String> {
+/// The run that the checkpoint lies in.
+fn run_around(source: &Path) -> Result<Option<RunFile>> {
     let source = std::path::absolute(source).map_err(|e| Error::reading(source, e))?;
     match source.parent().and_then(Path::parent) {
-        Some(run) if run.join("run.json").exists() => Ok(folder::base_name(&RunFile::read(run)?.settings)),
-        _ => Ok(String::new()),
+        Some(run) => RunFile::find(&FileSystem, run),
+        None => Ok(None),
     }
 }
 
@@ -113,7 +110,7 @@ fn base_of(source: &Path) -> Result<String> {
 fn settings_of(identity: &Identity) -> Result<Settings> {
     let wanted = [Heading::Batches, Heading::Optimizer, Heading::Lora];
     let mut layer = Layer::default();
-    for field in FIELDS.iter().filter(|f| f.class == Class::Math && wanted.contains(&f.group)) {
+    for field in FIELDS.iter().filter(|f| f.class.decides_numbers() && wanted.contains(&f.group)) {
         let known = identity.settings.get(field.key);
         let text = known.ok_or_else(|| Error::input(format!("it does not say settings.{}", field.key)))?;
         layer.set(field, value::from_text(field, text).map_err(|e| e.of_kind(Kind::Input))?);
@@ -136,9 +133,13 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         lora_dropout: s.lora_dropout,
         target_modules: match &s.lora_target_modules {
             // Names of single blocks mean what they mean in PEFT; short ones would mean more.
-            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => names.clone(),
-            _ => names::target_names(modules),
+            Targets::Names(names) if names.iter().any(|name| is_of_one_block(name)) => {
+                Targets::Names(names.clone())
+            }
+            Targets::Pattern(pattern) => Targets::Pattern(pattern.clone()),
+            _ => Targets::Names(names::target_names(modules)),
         },
+        exclude_modules: s.lora_exclude_modules.clone(),
         use_rslora: s.use_rslora,
         rank_pattern: s.lora_rank_pattern.clone(),
         alpha_pattern: s.lora_alpha_pattern.clone(),
@@ -193,7 +194,7 @@ fn optimizer_of(state: &State, s: &Settings) -> Result<(Vec<u8>, Vec<u8>)> {
     Ok((optimizer, hf_trainer::encode_schedule(&schedule)?))
 }
 
-fn progress_of(state: &State, s: &Settings) -> Result<Progress> {
+fn progress_of(state: &State, s: &Settings, run: Option<&RunFile>) -> Result<Progress> {
     let rows = Some(state.identity.data.train.rows).filter(|rows| *rows > 0);
     let rows =
         rows.ok_or_else(|| Error::input("the checkpoint does not say how many rows it was trained on"))?;
@@ -210,7 +211,22 @@ fn progress_of(state: &State, s: &Settings) -> Result<Progress> {
     };
     let num_train_epochs = epochs.ceil().max(1.0) as u64;
     let best = state.cursor.best.map(|best| (best.loss, Some(best.step)));
-    Ok(Progress { step: state.step, max_steps, epoch, num_train_epochs, batch_size: Some(batch), best })
+    let every = run.map_or(Every::default(), |run| every(&run.settings));
+    Ok(Progress {
+        step: state.step,
+        max_steps,
+        epoch,
+        num_train_epochs,
+        batch_size: Some(batch),
+        best,
+        every,
+    })
+}
+
+/// How often the run logs, saves and evaluates; Trainer takes these from the file.
+fn every(s: &Settings) -> Every {
+    let eval = s.eval_steps.unwrap_or(s.logging_steps as f64);
+    Every { logging: s.logging_steps as f64, save: s.save_steps, eval }
 }
 
 /// A line of Trainer's `log_history`.
@@ -240,9 +256,6 @@ fn notes(state: &State, s: &Settings) -> Vec<String> {
         s.max_grad_norm,
         s.seed
     )];
-    if state.history.lengths.len() > 1 {
-        notes.push("this run was extended; Trainer knows one schedule from step 0, so its learning rate will be another".into());
-    }
     if s.loraplus_lr_ratio != 1.0 {
         notes.push(format!(
             "its optimizer is that of peft.optimizers.create_loraplus_optimizer with loraplus_lr_ratio {}",

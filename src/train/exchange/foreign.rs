@@ -2,10 +2,11 @@
 //! other and against the settings it is to continue with.
 
 use super::set;
-use crate::config::{Layer, Settings};
+use crate::config::{Layer, Settings, Targets};
 use crate::error::{Error, Result};
+use crate::files;
 use crate::formats::hf_trainer::{self, Group, Optimizer, Progress, Schedule};
-use crate::formats::peft::{self, ALL_LINEAR, Adapter};
+use crate::formats::peft::{self, Adapter};
 use crate::model::Layout;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -29,9 +30,8 @@ pub(super) struct Flat {
     pub updates: u64,
 }
 
-/// The targets that mean every linear layer: PEFT's word, Qwen v1's names, later models' names.
-const EVERY_LINEAR: [&[&str]; 3] = [
-    &[ALL_LINEAR],
+/// The names that mean every linear layer: Qwen v1's, later models'.
+const EVERY_LINEAR: [&[&str]; 2] = [
     &["attn.c_proj", "c_attn", "mlp.c_proj", "w1", "w2"],
     &["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"],
 ];
@@ -51,13 +51,13 @@ impl Foreign {
     pub fn read(folder: &Path, fresh: bool) -> Result<Self> {
         let shown = folder.display();
         let progress = hf_trainer::read_progress(&folder.join(hf_trainer::STATE))?;
-        if !folder.join(peft::CONFIG).exists() {
+        if !files::exists(&folder.join(peft::CONFIG))? {
             return Err(Error::input(format!("{shown}: no {}, so no LoRA adapter", peft::CONFIG))
                 .hint("a checkpoint of full fine-tuning cannot be continued with LoRA; use it as --model-name-or-path"));
         }
         let adapter = peft::read(folder)?;
         let [optimizer, scheduler] = [hf_trainer::OPTIMIZER, hf_trainer::SCHEDULER].map(|f| folder.join(f));
-        let optimizer = match (fresh, optimizer.exists(), scheduler.exists()) {
+        let optimizer = match (fresh, files::exists(&optimizer)?, files::exists(&scheduler)?) {
             (true, false, _) => None,
             (true, true, _) => {
                 return Err(Error::usage(format!(
@@ -96,9 +96,15 @@ impl Foreign {
         put("lora_alpha_pattern", json!(config.alpha_pattern));
         put("layers_to_transform", json!(config.layers_to_transform));
         // Of all linear layers the default speaks, so that the same command line goes on with the run later.
-        if !EVERY_LINEAR.iter().any(|names| config.target_modules == **names) {
-            put("lora_target_modules", json!({ "names": config.target_modules }));
+        let every = match &config.target_modules {
+            Targets::AllLinear => true,
+            Targets::Names(found) => EVERY_LINEAR.iter().any(|names| found == names),
+            Targets::Pattern(_) => false,
+        };
+        if !every {
+            put("lora_target_modules", json!(config.target_modules));
         }
+        put("lora_exclude_modules", json!(config.exclude_modules));
         let progress = &self.progress;
         put("num_train_epochs", json!(progress.num_train_epochs as f64));
         // Trainer rounds the epochs up; given epochs that round to the same are those of this run.

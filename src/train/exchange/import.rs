@@ -1,20 +1,20 @@
 //! A checkpoint of Trainer becomes the first checkpoint of a run folder, which then continues like any other.
 
 use super::foreign::{Foreign, close};
-use super::trainer_checkpoint;
 use crate::checkpoint::inspect;
-use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, State, TensorEntry};
-use crate::checkpoint::storage::FileSystem;
-use crate::checkpoint::store::{RunLock, Store, Wait};
-use crate::config::Settings;
+use crate::checkpoint::state::{Ancestor, Cursor, Descent, History, Length, PlanOrigin, State, TensorEntry};
+use crate::checkpoint::storage::Disk;
+use crate::config::{self, Settings};
 use crate::error::{Error, Result};
 use crate::formats::hf_trainer;
 use crate::report::event::{Event, Observer};
-use crate::train::Request;
-use crate::train::devices::Devices;
-use crate::train::folder::RunFolder;
-use crate::train::schedule::{Schedule, warmup_steps};
+use crate::train::folder::{RunFolder, checkpoints_in};
+use crate::train::run_file::{self, RunFile};
+use crate::train::schedule::Schedule;
 use crate::train::setup::{self, Setup};
+use crate::train::start::history;
+use crate::train::start::is_trainer_checkpoint;
+use crate::train::start::request::Asked;
 use std::path::{Path, PathBuf};
 
 /// Most micro-batches of a step that are tried to explain an epoch.
@@ -31,61 +31,81 @@ pub struct Imported {
     pub checkpoint: PathBuf,
 }
 
-/// Makes the run folder `output_dir` from the checkpoint of Trainer in `resume_from_checkpoint`. Nothing is left
-/// behind when it is refused.
+/// The settings with which a checkpoint of Trainer goes on: those given, over what it says of its run.
+///
+/// # Errors
+/// As [`Foreign::read`]; wrong settings and missing inputs.
+pub(in crate::train) fn settings(asked: &Asked, foreign: &Foreign) -> Result<Settings> {
+    let mut layer = foreign.implied(&asked.given);
+    layer.cover(&asked.given);
+    let mut settings = config::resolve(&layer)?;
+    config::check_inputs(&mut settings, true)?;
+    settings.allow_inexact = asked.allow_inexact;
+    Ok(settings)
+}
+
+/// Makes the run folder that was asked for from the checkpoint of Trainer in `from`. Nothing is left behind when it is
+/// refused.
 ///
 /// # Errors
 /// A checkpoint, model or rows that are wrong, each named; [`crate::error::Kind::Refused`] where they do not belong
 /// together; [`crate::error::Kind::Output`] where the folder holds a run already.
-pub fn import(devices: Devices, request: &Request, observer: &mut dyn Observer) -> Result<Imported> {
-    let s = &request.settings;
-    setup::refuse_unsupported(s, None)?;
-    devices.check(s)?;
-    let Some(from) = trainer_checkpoint(s) else {
-        return Err(not_a_checkpoint(s));
-    };
-    let folder = RunFolder::new(&s.output_dir);
-    refuse_occupied(request, &folder)?;
-    let foreign = Foreign::read(from, s.fresh_optimizer)?;
-    foreign.check_settings(s)?;
-    let mut setup = Setup::open(s, None, None, devices.choose(s, None)?, observer)?;
-    let (state, notes) = state_of(&foreign, &mut setup)?;
-    let lock = RunLock::take(&FileSystem, &folder.path)?;
-    refuse_occupied(request, &folder)?;
-    let mut store = Store::open(&lock, s.save_total_limit)?;
-    let (step, total_steps, identity) = (state.step, foreign.progress.max_steps, state.identity.clone());
-    store.save(state, Wait::Block)?;
-    // Last: a folder that names itself a run has the checkpoint to continue from.
-    folder.write(&setup.settings, &identity, &request.command_line)?;
-    notes.into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
-    Ok(Imported { step, total_steps, checkpoint: inspect::path_of_step(&folder.path, step) })
-}
-
-fn not_a_checkpoint(s: &Settings) -> Error {
-    let shown = match &s.resume_from_checkpoint {
-        Some(crate::config::ResumeFrom::Path(path)) => path.display().to_string(),
-        _ => "the checkpoint to import".into(),
-    };
-    Error::input(format!(
-        "{shown}: no checkpoint of Hugging Face's Trainer ({} is missing)",
-        hf_trainer::STATE
-    ))
-    .hint("--init-adapter starts at step 0 from the weights of an adapter alone")
-}
-
-fn refuse_occupied(request: &Request, folder: &RunFolder) -> Result<()> {
-    let shown = folder.path.display();
-    let step = |path: &Path| path.file_name().map(|name| name.display().to_string()).unwrap_or_default();
-    if folder.holds_run() {
-        return Err(Error::output(format!("{shown} already holds a run"))
-            .hint(format!("continue it: {} resume {shown}   or choose a new folder", request.program())));
+pub(in crate::train) fn import(
+    disk: &dyn Disk,
+    asked: &Asked,
+    from: &Path,
+    observer: &mut dyn Observer,
+) -> Result<Imported> {
+    if !is_trainer_checkpoint(disk, from)? {
+        return Err(Error::input(format!(
+            "{}: no checkpoint of Hugging Face's Trainer ({} is missing)",
+            from.display(),
+            hf_trainer::STATE
+        ))
+        .hint("--init-adapter starts at step 0 from the weights of an adapter alone"));
     }
-    let own =
-        trainer_checkpoint(&request.settings).map(|p| hf_trainer::read_progress(&p.join(hf_trainer::STATE)));
-    let own = own.transpose()?.map(|p| step(&inspect::path_of_step(&folder.path, p.step)));
-    let listed = if folder.path.is_dir() { inspect::list(&folder.path)? } else { Vec::new() };
+    let foreign = Foreign::read(from, asked.fresh_optimizer)?;
+    let s = settings(asked, &foreign)?;
+    setup::refuse_unsupported(&s, None)?;
+    asked.devices.check(&s)?;
+    let step = foreign.progress.step;
+    refuse_occupied(disk, asked, step)?;
+    foreign.check_settings(&s)?;
+    let device = asked.devices.choose(&s, None)?;
+    let mut setup = Setup::open(&s, None, None, &|_| PlanOrigin::default(), device, observer)?;
+    let (state, notes) = state_of(&foreign, &mut setup)?;
+    let folder = RunFolder::lock(disk, &asked.output)?;
+    refuse_occupied(disk, asked, step)?;
+    let mut store = folder.store(s.save_total_limit)?;
+    let run = RunFile {
+        format: run_file::FORMAT,
+        settings: setup.settings.clone(),
+        command_line: asked.command_line.clone(),
+        working_directory: std::env::current_dir().map_err(|e| Error::reading(Path::new("."), e))?,
+        versions: run_file::versions(&state.identity),
+        identity: state.identity.clone(),
+        history: state.history.clone(),
+        origin: None,
+    };
+    store.save(&state)?;
+    // Last: a folder that names itself a run has the checkpoint to continue from.
+    folder.write_run_file(&run)?;
+    notes.into_iter().for_each(|text| observer.on_event(&Event::Note(text)));
+    let total_steps = foreign.progress.max_steps;
+    Ok(Imported { step, total_steps, checkpoint: inspect::path_of_step(&asked.output, step) })
+}
+
+fn refuse_occupied(disk: &dyn Disk, asked: &Asked, step: u64) -> Result<()> {
+    let shown = asked.output.display();
+    if RunFile::find(disk, &asked.output)?.is_some() {
+        return Err(Error::output(format!("{shown} already holds a run"))
+            .hint(format!("continue it: {} resume {shown}   or choose a new folder", asked.program())));
+    }
+    let own = inspect::path_of_step(&asked.output, step);
+    let own = own.file_name().map(|name| name.display().to_string());
     // That of an import that was interrupted is written again.
-    match listed.iter().map(|l| step(&l.path)).find(|name| Some(name) != own.as_ref()) {
+    let names = checkpoints_in(disk, &asked.output)?;
+    match names.iter().find(|name| Some(*name) != own.as_ref()) {
         Some(name) => {
             Err(Error::output(format!("{shown} already holds the checkpoint {name}"))
                 .hint("choose a new folder"))
@@ -101,7 +121,7 @@ fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)
     let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
-    let mut history = History::new(total_steps, warmup_steps(&setup.settings, total_steps));
+    let mut history: History = history::new(&setup.settings, total_steps);
     let rate = check_schedule(foreign, &setup.settings, &history.lengths)?;
     let place = check_place(foreign, setup)?;
     let tokens = tokens_before(setup, step);

@@ -1,165 +1,203 @@
-//! How a run starts: what was asked, where a state is, what may change, and the one decision that follows.
+//! How a run starts.
+//!
+//! `request` is what was asked, `locate` finds where a state is, `policy` says what may change and what the continuation
+//! then is, `history` which lengths and settings count from which step. `decide` makes one value of them, [`Start`], and
+//! `begin` carries it out: until then nothing in the output folder is opened, locked or written.
 
-pub mod locate;
+mod begin;
+mod carry;
+pub mod commands;
+mod decide;
+pub mod history;
+mod launcher;
+mod locate;
+pub mod policy;
+pub(super) mod request;
 
-use super::devices::Devices;
-use super::folder::RunFolder;
-use super::metrics::Metrics;
-use super::run::{Begun, Run};
-use super::setup::{self, Setup};
-use super::trainer::Trainer;
-use super::{Control, PlanReport, Request, Summary, exchange, origin};
-use crate::checkpoint::storage::FileSystem;
-use crate::checkpoint::store::{RunLock, Store};
-use crate::config::{ResumeFrom, Settings};
+pub use commands::Commands;
+pub use decide::Start;
+pub use launcher::refuse_several;
+pub use locate::{complete_state, is_trainer_checkpoint, weights_in};
+pub use request::Request;
+
+use self::decide::{Decision, decide};
+use self::request::{Asked, Beginning, Source};
+use super::exchange::{self, Imported};
+use super::setup::{Prepare, Setup};
+use super::{Control, PlanReport, Summary};
+use crate::checkpoint::state::PlanOrigin;
+use crate::checkpoint::storage::{Disk, FileSystem};
+use crate::config::Settings;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::report::event::{Event, Observer};
+use std::path::Path;
 
-/// What [`run`] would need and do, without starting it.
+/// How often a decision is made anew because the folder changed meanwhile.
+const DECISIONS: usize = 3;
+
+/// What a run needs of the world around it.
+pub struct World<'a> {
+    /// Where its folders are.
+    pub disk: &'a dyn Disk,
+    /// What reads its model and data.
+    pub prepare: &'a dyn Prepare,
+    /// A fault that is put back.
+    #[doc(hidden)]
+    pub fault: Option<Fault>,
+}
+
+/// Faults this program had. The tests put one back into a world of theirs, to show that they would notice it.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The store holds the folder of the checkpoints before it is moved aside.
+    LateMove,
+    /// What another plan logged is compared.
+    ComparesAll,
+    /// Another length begins another schedule.
+    Restart,
+    /// A run may end before the step it is at.
+    Shorter,
+    /// The best adapter stays in the folder the state comes from.
+    LeavesBest,
+    /// Nothing says with which state a run began.
+    NoOrigin,
+    /// The lengths of the state count, not those of the run.
+    ForgetsLengths,
+    /// A state that is gone is taken for none.
+    BeginsAnew,
+}
+
+/// What a run with these settings would need and do, without starting it.
 ///
 /// # Errors
-/// As [`run`], for wrong settings or inputs.
+/// As [`train`], for wrong settings or inputs.
 pub fn plan(settings: &Settings, observer: &mut dyn Observer) -> Result<PlanReport> {
     let device = Devices::default().choose_for_plan(settings)?;
-    Setup::open(settings, None, None, device, observer)?.report()
+    Setup::open(settings, None, None, &|_| PlanOrigin::default(), device, observer)?.report()
 }
 
-/// Trains, resumes or finishes the run the request describes, on the calling thread and the threads of its settings; a
-/// checkpoint of Hugging Face's Trainer is imported first. Everything it writes is in the settings' output folder, which
-/// is locked meanwhile, and in the token cache. It goes on until the last step, or until `control` asks for a stop; the
-/// state is then saved first.
+/// The settings that [`train`] would train with: those given, over those of the run that the request goes on with.
 ///
 /// # Errors
-/// Each of [`Kind`]; [`Kind::Stopped`] after a requested stop was saved.
-pub fn run(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
-    run_on(Devices::default(), request, control, observer)
+/// As [`train`], for what needs neither model nor data to be wrong.
+pub fn settled(request: Request) -> Result<Settings> {
+    decide::settled(&FileSystem, Asked::to_train(request)?)
 }
 
-/// As [`run`], with GPUs of the caller's choice.
+/// Trains: a new run, or one that goes on, as the request's `resume_from_checkpoint`, `branch` and `init_adapter` say, on
+/// the calling thread and the threads of its settings; a checkpoint of Hugging Face's Trainer is imported first.
+/// Everything it writes is in the output folder, which is locked meanwhile, and in the token cache. It goes on until the
+/// last step, or until `control` asks for a stop; the state is then saved first.
 ///
 /// # Errors
-/// As [`run`].
-pub fn run_on(
-    devices: Devices,
+/// Each of [`crate::error::Kind`]; [`crate::error::Kind::Stopped`] after a requested stop was saved.
+pub fn train(request: Request, control: &Control, observer: &mut dyn Observer) -> Result<Summary> {
+    let devices = request.devices;
+    train_in(&World { disk: &FileSystem, prepare: &devices, fault: None }, request, control, observer)
+}
+
+/// As [`train`], in a world of the caller's.
+///
+/// # Errors
+/// As [`train`].
+pub fn train_in(
+    world: &World<'_>,
     request: Request,
     control: &Control,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    refuse(&devices, &request)?;
-    let mut request = origin::settle(request, observer)?;
-    if exchange::trainer_checkpoint(&request.settings).is_some() {
-        exchange::import(devices, &request, observer)?;
-        request.settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
-        request.settings.fresh_optimizer = false;
-        request.must_resume = true;
-    }
-    let folder = RunFolder::new(&request.settings.output_dir);
-    let lock = RunLock::take(&FileSystem, &folder.path)?;
-    // What is moved aside is moved before anything in the folder is open.
-    locate::claim(&request, &folder, observer)?;
-    let mut store = Store::open(&lock, request.settings.save_total_limit)?;
-    let found = locate::find(&request, &mut store, observer)?;
-    let device = devices.choose(&request.settings, found.state.as_ref().map(|s| &s.identity))?;
-    // They are kept encoded from here on; that there were any is remembered.
-    let rows = request.rows.as_mut().map(std::mem::take);
-    let setup = Setup::open(&request.settings, rows, found.state.as_ref(), device, observer)?;
-    let settings = setup.settings.clone();
-    let before = folder.identity()?;
-    let (mut inexact, mut tainted) = (false, false);
-    if let Some(state) = &found.state {
-        inexact = locate::compare(&state.identity, &setup.identity, &settings)?;
-        tainted = inexact || state.tainted;
-    }
-    let (mut trainer, weights, identity) = setup.trainer(observer)?;
-    if let Some(text) = store.space_warning(12 * trainer.layout().len as u64) {
-        observer.on_event(&Event::Warning(text));
-    }
-    let mut log = Vec::new();
-    if let Some(state) = found.state {
-        trainer.restore(&state)?;
-        log = state.log;
-    }
-    let extended = trainer.extend_schedule();
-    introduce(&request, &trainer, &found.origin, extended, tainted, observer);
-    // Without a checkpoint, lines of an interrupted first attempt are a proof only if nothing changed since.
-    let same_run = before.is_none_or(|b| b == identity);
-    let exact = !inexact && !extended && (trainer.step() > 0 || same_run);
-    if !exact && trainer.step() > 0 {
-        for text in store.set_aside_newer(trainer.step())? {
-            observer.on_event(&Event::Warning(text));
-        }
-    }
-    let metrics = Metrics::open(&folder.join("metrics.jsonl"), &log, exact)?;
-    folder.write(&settings, &identity, &request.command_line)?;
-    let begun = Begun {
-        settings,
-        folder,
-        store,
-        trainer,
-        identity,
-        tainted,
-        inexact,
-        log,
-        metrics,
-        weights: weights.map,
-        request,
-    };
-    Run::new(begun, control, observer).train()
+    run(world, Asked::to_train(request)?, control, observer)
 }
 
-/// What can be refused before anything is opened or written.
-fn refuse(devices: &Devices, request: &Request) -> Result<()> {
-    if request.settings.output_dir.as_os_str().is_empty() {
-        return Err(Error::usage("the output folder is missing").hint("set output_dir"));
-    }
-    setup::refuse_unsupported(&request.settings, request.rows.as_ref())?;
-    devices.check(&request.settings)
-}
-
-/// The first lines: which of the three kinds of start it is, and where output goes.
-fn introduce(
-    request: &Request,
-    trainer: &Trainer,
-    origin: &str,
-    extended: bool,
-    tainted: bool,
+/// Goes on with the run in `folder`, with its own settings and the changes that are given; or with a checkpoint of Hugging
+/// Face's Trainer, into the `output_dir` that is given.
+///
+/// # Errors
+/// As [`train`]; [`crate::error::Kind::Refused`] for a setting that may not change.
+pub fn resume(
+    folder: &Path,
+    request: Request,
+    control: &Control,
     observer: &mut dyn Observer,
-) {
-    let mut note = |text: String| observer.on_event(&Event::Note(text));
-    let s = &request.settings;
-    let (step, total) = (trainer.step(), trainer.total_steps());
-    match (&s.init_adapter, step) {
-        (_, 1..) => note(format!("resumed at step {step} of {total} from {origin}")),
-        (Some(adapter), 0) => {
-            note(format!(
-                "weights only: step 0 of {total}, starting from the adapter in {}; rank, alpha and target modules are its own, optimizer, schedule and data order start new",
-                adapter.display()
-            ));
-            if let Some(state) = origin::complete_state(adapter) {
-                note(format!(
-                    "a complete state is there too; to continue it instead of starting at step 0, replace --init-adapter (--checkpoint-dir) by --resume-from-checkpoint {}",
-                    state.display()
-                ));
+) -> Result<Summary> {
+    let devices = request.devices;
+    resume_in(
+        &World { disk: &FileSystem, prepare: &devices, fault: None },
+        folder,
+        request,
+        control,
+        observer,
+    )
+}
+
+/// As [`resume`], in a world of the caller's.
+///
+/// # Errors
+/// As [`resume`].
+pub fn resume_in(
+    world: &World<'_>,
+    folder: &Path,
+    request: Request,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    let asked = if is_trainer_checkpoint(world.disk, folder)? {
+        let mut asked = Asked::to_train(request)?;
+        asked.beginning = Beginning::Continue(Source::Path(folder.to_owned()));
+        asked
+    } else {
+        Asked::to_resume(folder, request)?
+    };
+    run(world, asked, control, observer)
+}
+
+/// Makes the run folder `out` from the checkpoint of Hugging Face's Trainer in `checkpoint`; [`resume`] goes on with it.
+/// Nothing is left behind when it is refused.
+///
+/// # Errors
+/// A checkpoint, model or rows that are wrong, each named; [`crate::error::Kind::Refused`] where they do not belong together;
+/// [`crate::error::Kind::Output`] where the folder holds a run already.
+pub fn import(
+    checkpoint: &Path,
+    out: &Path,
+    request: Request,
+    observer: &mut dyn Observer,
+) -> Result<Imported> {
+    let mut asked = Asked::to_train(request)?;
+    asked.output = out.to_owned();
+    request::set(&mut asked.given, "output_dir", out);
+    refuse_several(|name| std::env::var(name).ok())?;
+    exchange::import(&FileSystem, &asked, checkpoint, observer)
+}
+
+fn run(
+    world: &World<'_>,
+    mut asked: Asked,
+    control: &Control,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    refuse_several(|name| std::env::var(name).ok())?;
+    for _ in 0..DECISIONS {
+        let start = match decide(world, asked)? {
+            Decision::Start(start) => *start,
+            Decision::Import(theirs, checkpoint) => {
+                if theirs.beginning == Beginning::Continue(Source::Auto) {
+                    let text =
+                        format!("--resume-from-checkpoint auto: {} is continued", checkpoint.display());
+                    observer.on_event(&Event::Note(text));
+                }
+                exchange::import(world.disk, &theirs, &checkpoint, observer)?;
+                asked = theirs.imported();
+                continue;
             }
+        };
+        match begin::begin(world, start, control, observer)? {
+            begin::Outcome::Ended(summary) => return Ok(summary),
+            begin::Outcome::Changed(again) => asked = again,
         }
-        (None, 0) if origin.is_empty() => note(format!("new run: {total} steps")),
-        (None, 0) => note(format!("new run: {total} steps ({origin})")),
     }
-    if !s.fold_adapters.is_empty() {
-        let folded: Vec<String> = s.fold_adapters.iter().map(|f| f.display().to_string()).collect();
-        let (folded, run) = (folded.join(","), s.output_dir.join("adapter"));
-        note(format!(
-            "folded into the base: {folded}; the adapter that is trained belongs to the base with them: --init-adapter {folded},{}",
-            run.display()
-        ));
-    }
-    if extended && step > 0 {
-        note(format!(
-            "the run now ends at step {total}: its learning rate restarts as a new piece of schedule at step {step}"
-        ));
-    }
-    if tainted {
-        note("inexact: the run was imported, or continued on another engine or device; every checkpoint of it says so".into());
-    }
-    note(format!("output goes to {}", s.output_dir.display()));
+    Err(Error::output("the output folder keeps changing: another run works in it")
+        .hint("wait until it ends, or choose another --output-dir"))
 }
