@@ -1,16 +1,30 @@
 //! Completions for shells, and the manual page: both made from the commands, and so from the table of settings.
 
+use super::{commands, option};
+use crate::config::fields::{self, Field, Kind};
 use crate::error::{Error, Result};
-use clap::{Arg, Command};
+use crate::report::console::say;
+use clap::{Arg, ArgMatches, Command};
 
 /// Shells that completions are made for.
 pub const SHELLS: [&str; 3] = ["bash", "zsh", "fish"];
+
+/// `qwentune completions`.
+pub fn print(matches: &ArgMatches) -> Result<()> {
+    say(completions(&commands::program(), option(matches, "shell").unwrap_or_default())?.trim_end());
+    Ok(())
+}
+
+/// `qwentune man`.
+pub fn print_manual() {
+    say(manual(&commands::program()).trim_end());
+}
 
 /// The completions of `program` for `shell`.
 ///
 /// # Errors
 /// A shell that none are made for.
-pub fn completions(program: &Command, shell: &str) -> Result<String> {
+fn completions(program: &Command, shell: &str) -> Result<String> {
     match shell {
         "bash" => Ok(bash(program)),
         "zsh" => Ok(zsh(program)),
@@ -20,7 +34,7 @@ pub fn completions(program: &Command, shell: &str) -> Result<String> {
 }
 
 /// Commands that are shown, and those below them, each with its words from the program's name on.
-fn commands(program: &Command) -> Vec<(Vec<String>, &Command)> {
+fn all_commands(program: &Command) -> Vec<(Vec<String>, &Command)> {
     let mut found = vec![(Vec::new(), program)];
     let mut next = 0;
     while next < found.len() {
@@ -50,11 +64,19 @@ fn choices(arg: &Arg) -> Vec<String> {
     if !named.is_empty() || !arg.get_action().takes_values() {
         return named;
     }
-    // Names of settings stand in the help, as [a, b, c] at the end of its sentence.
-    let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let listed = help.split_once(" [").and_then(|(_, rest)| rest.split_once(']')).map(|(list, _)| list);
-    let words = listed.filter(|list| !list.starts_with("also ")).unwrap_or_default();
-    words.split(", ").filter(|word| !word.is_empty()).map(str::to_owned).collect()
+    let names: &[&str] = match setting(arg).map(|field| field.kind) {
+        Some(Kind::Choice(names)) => names,
+        Some(Kind::Switch | Kind::OptionalSwitch) => &["true", "false"],
+        Some(Kind::Device) => &["auto", "cpu", "cuda"],
+        _ => &[],
+    };
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+/// The setting that a flag gives.
+fn setting(arg: &Arg) -> Option<&'static Field> {
+    let field = fields::find(arg.get_id().as_str())?;
+    arg.get_long_help().is_some().then_some(field)
 }
 
 fn takes_file(arg: &Arg) -> bool {
@@ -67,16 +89,16 @@ fn bash(program: &Command) -> String {
     let name = program.get_name();
     let mut cases = String::new();
     let mut values = String::new();
-    for (words, command) in commands(program) {
+    for (words, command) in all_commands(program) {
         let below = command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned());
         let all: Vec<String> = below.chain(flags(command).flat_map(spellings)).collect();
-        cases += &format!("        \"{}\") words=\"{}\" ;;\n", words.join(" "), all.join(" "));
+        cases += &format!("            \"{}\") words=\"{}\"; break ;;\n", words.join(" "), all.join(" "));
         for arg in flags(command) {
             let list = choices(arg);
             if !list.is_empty() {
                 let places: Vec<String> =
                     spellings(arg).iter().map(|s| format!("\"{} {s}\"", words.join(" "))).collect();
-                values += &format!("        {}) words=\"{}\"; place= ;;\n", places.join("|"), list.join(" "));
+                values += &format!("        {}) words=\"{}\" ;;\n", places.join("|"), list.join(" "));
             }
         }
     }
@@ -88,10 +110,8 @@ _{name}() {{
         case "$word" in -*) break ;; esac
         place="${{place:+$place }}$word"
     done
-    local at="$place"
-    case "$at $before" in
-{values}        *) place="$at" ;;
-    esac
+    case "$place $before" in
+{values}    esac
     if [ -n "$words" ]; then
         COMPREPLY=($(compgen -W "$words" -- "$current"))
         return
@@ -99,7 +119,6 @@ _{name}() {{
     while :; do
         case "$place" in
 {cases}        esac
-        [ -n "$words" ] || [ -z "$place" ] && break
         case "$place" in *" "*) place="${{place% *}}" ;; *) place="" ;; esac
     done
     case "$current" in
@@ -138,7 +157,7 @@ fn zsh(program: &Command) -> String {
     let mut text = format!(
         "#compdef {name}\n# Completions of {name} for zsh: put them into a folder of $fpath as _{name}\n"
     );
-    for (words, command) in commands(program) {
+    for (words, command) in all_commands(program) {
         let function =
             std::iter::once(name).chain(words.iter().map(String::as_str)).collect::<Vec<_>>().join("_");
         text += &format!("\n_{}() {{\n    local -a commands\n", function.replace('-', "_"));
@@ -179,7 +198,7 @@ fn zsh(program: &Command) -> String {
 fn fish(program: &Command) -> String {
     let name = program.get_name();
     let mut text = format!("# Completions of {name} for fish: {name} completions fish | source\n");
-    for (words, command) in commands(program) {
+    for (words, command) in all_commands(program) {
         let below: Vec<&str> =
             command.get_subcommands().filter(|c| !c.is_hide_set()).map(Command::get_name).collect();
         let seen: Vec<String> =
@@ -224,23 +243,32 @@ fn roff(text: &str) -> String {
     lines.collect::<Vec<String>>().join("\n")
 }
 
+/// The entry of a flag or a word.
+fn entry(arg: &Arg) -> String {
+    let named = arg.get_value_names().filter(|_| arg.get_action().takes_values() || arg.is_positional());
+    let value: Vec<String> = named.into_iter().flatten().map(|v| format!("\\fI{}\\fR", roff(v))).collect();
+    let flags: Vec<String> = spellings(arg).iter().map(|s| format!("\\fB{}\\fR", roff(s))).collect();
+    let said = arg.get_long_help().or_else(|| arg.get_help()).map(ToString::to_string).unwrap_or_default();
+    let head = [flags.join(", "), value.join(" ")].into_iter().filter(|part| !part.is_empty());
+    format!(".TP\n{}\n{}\n", head.collect::<Vec<_>>().join(" "), roff(&said))
+}
+
 /// The manual page of `program`, section 1, in the macros of man(7).
-#[must_use]
-pub fn manual(program: &Command) -> String {
+fn manual(program: &Command) -> String {
     let name = program.get_name();
     let version = program.get_version().unwrap_or_default();
     let mut text = format!(".TH {} 1 \"\" \"{name} {version}\" \"User commands\"\n", name.to_uppercase());
     text += &format!(".SH NAME\n{name} \\- {}\n", roff(&about(program)));
     text += &format!(".SH SYNOPSIS\n.B {name}\n.I COMMAND\n[\\fIARGUMENTS\\fR]\n.SH COMMANDS\n");
-    for (words, command) in commands(program).into_iter().skip(1) {
+    for (words, command) in all_commands(program).into_iter().skip(1) {
         text += &format!(".SS {name} {}\n{}\n", words.join(" "), roff(&about(command)));
-        for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
-            let value =
-                arg.get_value_names().filter(|_| arg.get_action().takes_values() || arg.is_positional());
-            let value: Vec<String> =
-                value.into_iter().flatten().map(|v| format!("\\fI{}\\fR", roff(v))).collect();
-            let flags: Vec<String> = spellings(arg).iter().map(|s| format!("\\fB{}\\fR", roff(s))).collect();
-            text += &format!(".TP\n{} {}\n{}\n", flags.join(", "), value.join(" "), roff(&help(arg)));
+        let described = |arg: &&Arg| words[0] == "train" || setting(arg).is_none();
+        let (described, named): (Vec<&Arg>, Vec<&Arg>) =
+            command.get_arguments().filter(|arg| !arg.is_hide_set()).partition(described);
+        text.extend(described.into_iter().map(entry));
+        let named: Vec<String> = named.into_iter().flat_map(spellings).map(|flag| roff(&flag)).collect();
+        if !named.is_empty() {
+            text += &format!(".PP\nSettings, as \\fB{name} train\\fR takes them: {}.\n", named.join(", "));
         }
     }
     text += ".SH EXIT STATUS\n";
@@ -251,7 +279,7 @@ pub fn manual(program: &Command) -> String {
 }
 
 /// Exit statuses and what they mean.
-pub const EXIT_STATUS: [(u8, &str); 10] = [
+const EXIT_STATUS: [(u8, &str); 10] = [
     (0, "Done."),
     (1, "A check that the command makes did not hold, or an internal error."),
     (2, "The command line or the configuration is wrong."),
@@ -263,3 +291,10 @@ pub const EXIT_STATUS: [(u8, &str); 10] = [
     (76, "Resume refused: something that decides the result differs."),
     (79, "Training diverged; nothing that is not finite was published."),
 ];
+
+/// The exit statuses as `--help` lists them.
+#[must_use]
+pub fn exit_statuses() -> String {
+    let lines = EXIT_STATUS.iter().map(|(code, meaning)| format!("  {code:<4}{meaning}\n"));
+    format!("Exit status:\n{}", lines.collect::<String>())
+}

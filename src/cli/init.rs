@@ -2,10 +2,10 @@
 
 use super::option;
 use crate::config;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::formats::publish::{FileDraft, Memory, Over};
 use crate::report::console::say;
 use clap::ArgMatches;
-use std::io::Write;
 use std::path::Path;
 
 /// `qwentune init`.
@@ -15,14 +15,9 @@ pub fn init(matches: &ArgMatches) -> Result<()> {
         say(text.trim_end());
         return Ok(());
     };
-    let new = std::fs::OpenOptions::new().write(true).create_new(true).open(out);
-    let mut file = new.map_err(|e| match e.kind() {
-        std::io::ErrorKind::AlreadyExists => {
-            Error::output(format!("{} is there already", out.display())).hint("choose a new name")
-        }
-        _ => Error::io("creating", out, e),
-    })?;
-    file.write_all(text.as_bytes()).map_err(|e| Error::io("writing", out, e))?;
+    let mut draft = FileDraft::beside(out)?;
+    draft.write(text.as_bytes())?;
+    draft.publish(Over::Nothing, &Memory)?;
     say(&format!("{}: every setting with its default; fill in model, data and output", out.display()));
     Ok(())
 }

@@ -1,6 +1,8 @@
 //! The command line: words in, text and an exit status out. It holds no logic a user of the library would miss.
 
 mod bench;
+#[cfg(feature = "text")]
+mod chat;
 mod checkpoint;
 pub mod commands;
 mod completions;
@@ -92,8 +94,10 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("tokenize", m)) => tokenize::tokenize(m),
         #[cfg(feature = "text")]
         Some(("generate", m)) => generate::generate(m, warnings),
+        #[cfg(feature = "text")]
+        Some(("chat", m)) => chat::chat(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some((name @ ("preview" | "tokenize" | "generate"), _)) => {
+        Some((name @ ("preview" | "tokenize" | "generate" | "chat"), _)) => {
             Err(Error::usage(format!("`qwentune {name}` is not in this build, which has no tokenizers"))
                 .hint("build it with the feature `text`"))
         }
@@ -105,14 +109,9 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("report", m)) => report::report(m),
         Some(("doctor", _)) => doctor::doctor(),
         Some(("init", m)) => init::init(m),
-        Some(("completions", m)) => {
-            let text =
-                completions::completions(&commands::program(), option(m, "shell").unwrap_or_default())?;
-            say(text.trim_end());
-            Ok(())
-        }
+        Some(("completions", m)) => completions::print(m),
         Some(("man", _)) => {
-            say(completions::manual(&commands::program()).trim_end());
+            completions::print_manual();
             Ok(())
         }
         Some(("bench", m)) => bench::bench(m),

@@ -17,7 +17,7 @@ const F32: u32 = 0;
 
 /// A linear layer's name in files of Hugging Face, and in ggml's. None is permuted: the rotary embedding of these
 /// architectures turns halves there too.
-const LAYERS: [(&str, &str); 13] = [
+const LAYERS: [(&str, &str); 12] = [
     ("self_attn.q_proj", "attn_q"),
     ("self_attn.k_proj", "attn_k"),
     ("self_attn.v_proj", "attn_v"),
@@ -30,50 +30,50 @@ const LAYERS: [(&str, &str); 13] = [
     ("mlp.w1", "ffn_up"),
     ("mlp.w2", "ffn_gate"),
     ("mlp.c_proj", "ffn_down"),
-    ("lm_head", "output"),
 ];
 
-/// ggml's name for the architecture, by `model_type`.
-const ARCHITECTURES: [(&str, &str); 3] = [("qwen", "qwen"), ("qwen2", "qwen2"), ("qwen3", "qwen3")];
+/// Families that ggml has under the name they have here.
+const FAMILIES: [&str; 3] = ["qwen", "qwen2", "qwen3"];
 
-/// A file that holds the adapter, for a base whose `config.json` says `model_type`. `scale` gives the factor of a layer,
-/// by its module's name: GGUF knows one alpha, so what differs from it is multiplied into B.
+/// A file that holds the adapter, for a base of `family`. llama.cpp multiplies B·A by the file's one alpha over the rank,
+/// which it takes from the shape of B. `alpha_of` gives the alpha that has this meaning for a module and its rank: where
+/// it is not that of the file, the difference is multiplied into B.
 ///
 /// # Errors
-/// An architecture or a layer that llama.cpp has no name for.
+/// Usage: a family, a layer or an alpha that llama.cpp has no form for; those of `alpha_of`.
 pub fn encode_adapter(
     adapter: &Adapter,
-    model_type: &str,
-    scale: &dyn Fn(&str, usize) -> f64,
+    family: &str,
+    alpha_of: &dyn Fn(&str, usize) -> Result<f64>,
 ) -> Result<Vec<u8>> {
-    let architecture = ARCHITECTURES.iter().find(|(ours, _)| *ours == model_type).map(|(_, theirs)| *theirs);
-    let architecture = architecture.ok_or_else(|| {
-        Error::usage(format!("an adapter of a {model_type} model cannot be written as GGUF yet"))
-            .hint("merge it into its base, and convert the merged folder with llama.cpp's own converter")
-    })?;
-    let alpha = adapter.config.lora_alpha;
+    if !FAMILIES.contains(&family) {
+        return Err(Error::usage(format!("an adapter of a {family} model cannot be written as GGUF"))
+            .hint("merge it into its base, and convert the merged folder with llama.cpp's own converter"));
+    }
+    let mut file_alpha = None;
     let mut tensors = BTreeMap::new();
     for tensor in &adapter.tensors {
         let (module, matrix) = split_name(&tensor.name)
             .ok_or_else(|| Error::input(format!("{} is no tensor of a LoRA adapter", tensor.name)))?;
-        let name = format!("{}.weight.lora_{}", layer(module)?, matrix.to_ascii_lowercase());
-        let mut values = tensor.values.clone();
-        if matrix == 'B' {
-            // llama.cpp multiplies by alpha over the rank, which it takes from the tensor's shape.
-            let rank = tensor.shape[1];
-            let factor = scale(module, rank) * rank as f64 / alpha;
-            if factor != 1.0 {
-                values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
-            }
+        let rank = if matrix == 'A' { tensor.shape[0] } else { tensor.shape[1] };
+        let alpha = alpha_of(module, rank)?;
+        if alpha == 0.0 {
+            return Err(Error::usage(format!("{module} has alpha 0, which llama.cpp reads as none given")));
         }
+        let factor = alpha / *file_alpha.get_or_insert(alpha);
+        let mut values = tensor.values.clone();
+        if matrix == 'B' && factor != 1.0 {
+            values.iter_mut().for_each(|v| *v = (f64::from(*v) * factor) as f32);
+        }
+        let name = format!("{}.weight.lora_{}", layer(module)?, matrix.to_ascii_lowercase());
         tensors.insert(name, (tensor.shape, values));
     }
-    Ok(encode(architecture, alpha, &tensors))
+    Ok(encode(family, file_alpha.unwrap_or(1.0), &tensors))
 }
 
 /// ggml's name of a module, `model.layers.3.mlp.up_proj` or `transformer.h.3.mlp.w1`.
 fn layer(module: &str) -> Result<String> {
-    let unknown = || Error::input(format!("llama.cpp has no name for an adapter of {module}"));
+    let unknown = || Error::usage(format!("llama.cpp has no name for an adapter of {module}"));
     let numbered = ["model.layers.", "transformer.h."].iter().find_map(|prefix| {
         let at = module.find(prefix)? + prefix.len();
         module[at..].split_once('.')

@@ -7,8 +7,7 @@
 use super::line::{EvalLine, LogLine, StepLine};
 
 /// CRC32C (Castagnoli, RFC 3720 appendix B.4), bit by bit: a few hundred bytes a step need no table.
-#[must_use]
-pub fn crc32c(bytes: &[u8]) -> u32 {
+fn crc32c(bytes: &[u8]) -> u32 {
     let mut crc = u32::MAX;
     for &byte in bytes {
         crc ^= u32::from(byte);
@@ -64,8 +63,7 @@ pub fn beginning(seconds: f64) -> Vec<u8> {
 
 /// A record of scalars at `step`: `Event.summary` (5), `Summary.value` (1) of `tag` (1) and `simple_value` (2, float).
 /// `seconds` are those since 1970.
-#[must_use]
-pub fn scalars(seconds: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
+fn scalars(seconds: f64, step: u64, values: &[(&str, f64)]) -> Vec<u8> {
     let mut summary = Vec::new();
     for (tag, value) in values {
         let mut one = Vec::new();
@@ -97,4 +95,26 @@ pub fn logged(seconds: f64, line: &LogLine) -> Vec<u8> {
             scalars(seconds, *step, &[("eval/loss", *eval_loss)])
         }
     }
+}
+
+/// The whole records at the beginning of a file, each with its `wall_time`; what follows the first that is torn or damaged
+/// is left out.
+#[must_use]
+pub fn read(mut bytes: &[u8]) -> Vec<(f64, &[u8])> {
+    let mut records = Vec::new();
+    while let Some((seconds, record)) = first_record(bytes) {
+        records.push((seconds, record));
+        bytes = &bytes[record.len()..];
+    }
+    records
+}
+
+fn first_record(bytes: &[u8]) -> Option<(f64, &[u8])> {
+    let length: [u8; 8] = bytes.get(..8)?.try_into().ok()?;
+    let end = usize::try_from(u64::from_le_bytes(length)).ok()?.checked_add(16)?;
+    let record = bytes.get(..end)?;
+    let data = &record[12..end - 4];
+    let whole = record[8..12] == masked(&length) && record[end - 4..] == masked(data);
+    let seconds: [u8; 8] = data.get(1..9)?.try_into().ok()?;
+    (whole && data[0] == 1 << 3 | 1).then_some((f64::from_le_bytes(seconds), record))
 }

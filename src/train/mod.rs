@@ -2,9 +2,11 @@
 
 pub mod engine;
 pub mod evaluate;
+mod event_file;
 pub mod exchange;
 pub mod folder;
 mod initial;
+mod measure;
 pub mod metrics;
 pub mod objective;
 pub mod publish;
@@ -18,6 +20,7 @@ pub mod start;
 pub mod trainer;
 
 pub use crate::device::Devices;
+pub use measure::measure;
 pub use start::{Request, import, plan, resume, settled, train};
 
 use std::path::PathBuf;
@@ -123,4 +126,10 @@ pub struct PlanReport {
     pub trainable: u64,
     /// Most tokens of one micro-batch, padding included.
     pub micro_batch_tokens: u64,
+    /// Bytes that can be had now, on the device where it has memory of its own; `None` where nothing says.
+    pub available: Option<u64>,
+    /// Whether the device has memory of its own.
+    pub own_memory: bool,
+    /// Seconds of a step here: the median of the few that [`measure()`] ran.
+    pub seconds_per_step: Option<f64>,
 }
