@@ -9,6 +9,8 @@ use qwentune::ops::check::{Call, Rig, Shape};
 /// Products meet a whole block of k and the rest of another, whole tiles and the rest of one.
 const SHAPE: Shape = Shape {
     tokens: 76,
+    row: 76,
+    chunk: 76,
     hidden: 640,
     heads: 10,
     kv_heads: 2,

@@ -51,3 +51,4 @@ mod text;
 mod torch_files;
 mod variants;
 mod walks;
+mod workloads;

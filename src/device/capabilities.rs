@@ -32,4 +32,10 @@ impl Capabilities {
     pub fn row_len(&self, len: usize) -> usize {
         len.next_multiple_of(self.row_multiple)
     }
+
+    /// Rows of logits held at once, of the scored tokens among `tokens`.
+    #[must_use]
+    pub fn logit_rows(&self, vocab: usize, tokens: usize) -> usize {
+        (self.logits / self.row_len(vocab)).clamp(1, tokens)
+    }
 }

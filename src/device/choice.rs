@@ -220,6 +220,16 @@ impl Chosen {
         }
     }
 
+    /// The GPU's name, as its driver has it.
+    #[must_use]
+    pub fn card(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Some(driver.facts().name.clone()),
+            _ => None,
+        }
+    }
+
     /// One line on the device.
     #[must_use]
     pub fn describe(&self) -> String {

@@ -192,6 +192,31 @@ impl Device {
         }
     }
 
+    /// Begins to measure the time of the work that is queued from now on.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn begin_timing(&mut self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.begin_timing(),
+        }
+    }
+
+    /// Waits for that work, and gives its seconds; `None` where it was done when the calls returned, whose time the caller
+    /// knows.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn end_timing(&mut self) -> Result<Option<f64>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.end_timing().map(Some),
+        }
+    }
+
     /// Whether work that comes again is recorded; the bits are the same.
     pub fn record(&mut self, yes: bool) {
         match self {
