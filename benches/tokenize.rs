@@ -11,7 +11,9 @@ const ROUNDS: usize = 15;
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with("--")).collect();
-    let [folder, texts] = words.as_slice() else { panic!("give the folder of a tokenizer and a file of texts") };
+    let [folder, texts] = words.as_slice() else {
+        panic!("give the folder of a tokenizer and a file of texts")
+    };
     let texts = std::fs::read_to_string(texts).expect("a file of texts");
     let texts: Vec<&str> = texts.lines().collect();
     let bytes: usize = texts.iter().map(|text| text.len()).sum();

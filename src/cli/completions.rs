@@ -98,29 +98,30 @@ fn bash(program: &Command) -> String {
             if !list.is_empty() {
                 let places: Vec<String> =
                     spellings(arg).iter().map(|s| format!("\"{} {s}\"", words.join(" "))).collect();
-                values += &format!("        {}) words=\"{}\" ;;\n", places.join("|"), list.join(" "));
+                values += &format!("        {}) value=\"{}\" ;;\n", places.join("|"), list.join(" "));
             }
         }
     }
     format!(
         r#"# Completions of {name} for bash. source <({name} completions bash)
 _{name}() {{
-    local current="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" place="" words="" word
+    local current="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}" place="" words="" value word
     for word in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
         case "$word" in -*) break ;; esac
         place="${{place:+$place }}$word"
     done
-    case "$place $before" in
-{values}    esac
-    if [ -n "$words" ]; then
-        COMPREPLY=($(compgen -W "$words" -- "$current"))
-        return
-    fi
     while :; do
         case "$place" in
 {cases}        esac
         case "$place" in *" "*) place="${{place% *}}" ;; *) place="" ;; esac
     done
+    case "$place $before" in
+{values}        *) value="" ;;
+    esac
+    if [ -n "$value" ]; then
+        COMPREPLY=($(compgen -W "$value" -- "$current"))
+        return
+    fi
     case "$current" in
         -*) COMPREPLY=($(compgen -W "$words" -- "$current")) ;;
         *) COMPREPLY=($(compgen -W "$words" -- "$current") $(compgen -f -- "$current")) ;;

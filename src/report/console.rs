@@ -86,7 +86,15 @@ impl Console {
             bar.set_style(ProgressStyle::default_spinner());
             bar
         });
-        Console { quiet, logging_steps: 1, bar, total: 0, window: Window::default(), progress: None, tokenising: None }
+        Console {
+            quiet,
+            logging_steps: 1,
+            bar,
+            total: 0,
+            window: Window::default(),
+            progress: None,
+            tokenising: None,
+        }
     }
 
     /// A line of text, above the bar when there is one.
@@ -144,7 +152,10 @@ impl Console {
         let seconds = self.tokenising.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
         if seconds >= WORTH_TELLING {
             let rate = rows as f64 / seconds;
-            self.line(&format!("{}: {rows} rows tokenised in {seconds:.1} s ({rate:.0} rows/s)", path.display()));
+            self.line(&format!(
+                "{}: {rows} rows tokenised in {seconds:.1} s ({rate:.0} rows/s)",
+                path.display()
+            ));
         }
     }
 
