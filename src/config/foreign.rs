@@ -144,7 +144,6 @@ pub static FOREIGN: &[Foreign] = &[
     valued("local_rank", ONE_PROCESS),
     valued("accelerator_config", ONE_PROCESS),
     valued("max_memory_mb", "memory is planned before the first step; see `plan`"),
-    valued("report_to", METRICS),
     valued("run_name", METRICS),
     valued("logging_dir", METRICS),
     valued("logging_strategy", METRICS),

@@ -1,6 +1,7 @@
 //! A run folder: the lock on it, and its files beside the checkpoints. Names are resolved in the open folder, so that a
 //! run whose folder is moved goes on writing there and never into what took its name.
 
+use super::event_file;
 use super::run_file::{self, RunFile};
 use crate::checkpoint::shelf::step_of;
 use crate::checkpoint::storage::{self, Disk, Entry, Tree};
@@ -14,8 +15,16 @@ use std::path::{Path, PathBuf};
 
 /// The files of a run, in the order in which they are moved aside: while `run.json` is there, the folder names itself
 /// a run.
-const FILES: [&str; 7] =
-    [REPORT, "best", "adapter", "checkpoints", "metrics.jsonl", "metrics.jsonl.old", run_file::NAME];
+const FILES: [&str; 8] = [
+    REPORT,
+    "best",
+    "adapter",
+    "checkpoints",
+    "metrics.jsonl",
+    "metrics.jsonl.old",
+    event_file::NAME,
+    run_file::NAME,
+];
 /// The run's page.
 pub const REPORT: &str = "report.html";
 /// Where they lie while they are being moved.

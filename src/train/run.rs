@@ -1,5 +1,6 @@
 //! A run under way: from the state it begins with to the files it leaves.
 
+use super::event_file::{self, EventFile};
 use super::folder::{REPORT, RunFolder};
 use super::metrics::Metrics;
 use super::publish;
@@ -36,6 +37,8 @@ pub(super) struct Begun {
     /// This process need not repeat what an earlier one computed: it continues inexactly.
     pub inexact: bool,
     pub metrics: Metrics,
+    /// For TensorBoard, where it was asked for.
+    pub events: Option<EventFile>,
     /// What adapters are made for: it must not change meanwhile.
     pub base: Box<dyn MadeFrom>,
     /// What messages offer.
@@ -129,7 +132,9 @@ impl<'a> Run<'a> {
     /// Logs a line, or compares it with the one an interrupted run had logged.
     fn record(&mut self, logged: LogLine, begin: Instant, real_tokens: u64) -> Result<()> {
         let seconds = begin.elapsed().as_secs_f64();
+        let before = self.begun.metrics.lines().len();
         let repeated = self.begun.metrics.push(Line { logged, seconds: Some(seconds) })?;
+        self.append_events(before);
         self.begun.trainer.state_mut().log.push(logged);
         match logged {
             LogLine::Step(line) => {
@@ -142,6 +147,18 @@ impl<'a> Run<'a> {
             self.observer.on_event(&Event::Repeated { first, last });
         }
         Ok(())
+    }
+
+    /// Gives TensorBoard the lines from number `first` on. The run does not depend on it: a failure is said once.
+    fn append_events(&mut self, first: usize) {
+        let Begun { events, metrics, folder, .. } = &mut self.begun;
+        let Some(Err(e)) = events.as_mut().map(|events| events.append(&metrics.lines()[first..])) else {
+            return;
+        };
+        *events = None;
+        let path = folder.shown(event_file::NAME);
+        let text = format!("{} is not written any more: {e}; a resume mends it", path.display());
+        self.observer.on_event(&Event::Warning(text));
     }
 
     /// Evaluates, logs, keeps the best. False when a stop was asked for meanwhile.

@@ -12,10 +12,11 @@ use crate::checkpoint::state::{Ancestor, Descent, History, PlanOrigin, State};
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::store::Store;
 use crate::config::fields::FIELDS;
-use crate::config::{self, Layer, Settings, Strategy};
+use crate::config::{self, Layer, ReportTo, Settings, Strategy};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::report::event::{Event, Observer};
+use crate::train::event_file::EventFile;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::{Metrics, Proof};
 use crate::train::run::{Begun, Run};
@@ -91,12 +92,16 @@ pub(super) fn begin(
     warnings.into_iter().for_each(|text| observer.on_event(&Event::Warning(text)));
     let (metrics, set_aside) = Metrics::open(&folder, &trainer.state().log, proof)?;
     start.notes.extend(set_aside);
+    let events = match settings.report_to {
+        ReportTo::Tensorboard => Some(EventFile::open(&folder, metrics.lines())?),
+        ReportTo::None => None,
+    };
     carried.write(&folder, &mut start.notes)?;
     folder.write_run_file(&start.run_file(&settings, &identity, &plan)?)?;
     start.introduce(world.disk, &trainer, &found, &plan, observer)?;
     let saver = Saver::new(store, saved)?;
     let inexact = matches!(plan.continuation, Continuation::Inexact(_));
-    let begun = Begun { settings, folder, saver, trainer, inexact, metrics, base, commands };
+    let begun = Begun { settings, folder, saver, trainer, inexact, metrics, events, base, commands };
     Run::new(begun, control, observer).train().map(Outcome::Ended)
 }
 
