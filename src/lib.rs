@@ -26,6 +26,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod element;
+pub mod encoding;
 pub mod error;
 pub mod failpoint;
 pub mod files;

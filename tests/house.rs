@@ -162,7 +162,7 @@ const STACK: &[(&str, &[&str])] = &[
 
 /// What everything above them may use; among themselves the later may use the earlier.
 const EVERYBODY: &[&str] =
-    &["error", "element", "philox", "sys", "failpoint", "files", "identity", "config", "report"];
+    &["error", "element", "encoding", "philox", "sys", "failpoint", "files", "identity", "config", "report"];
 
 fn may_use(module: &str, other: &str) -> bool {
     let rank = |name: &str| EVERYBODY.iter().position(|m| *m == name);

@@ -10,6 +10,7 @@ mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod encodings;
 mod errors;
 mod evaluate;
 mod exchange;

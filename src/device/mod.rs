@@ -2,6 +2,7 @@
 
 pub mod arena;
 mod capabilities;
+mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -10,6 +11,7 @@ pub mod matrix;
 
 pub use arena::{Planner, Purpose, Region, Storage};
 pub use capabilities::Capabilities;
+pub use choice::{Chosen, Devices, OnCpu};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;

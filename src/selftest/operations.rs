@@ -26,7 +26,7 @@ fn check_case(
     device: &'static Capabilities,
 ) -> Result<Vec<Row>> {
     let rig = Rig::new(case, device);
-    let mut dev = settings.chosen()?.device(rig.plan(), None)?;
+    let mut dev = crate::ops::device(settings.chosen()?, rig.plan(), None)?;
     rig.load(&mut dev)?;
     let first = rig.run(&mut dev)?;
     let mut identical = true;

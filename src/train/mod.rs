@@ -1,6 +1,5 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
-pub mod devices;
 pub mod engine;
 pub mod evaluate;
 pub mod exchange;
@@ -18,7 +17,7 @@ pub mod setup;
 pub mod start;
 pub mod trainer;
 
-pub use devices::Devices;
+pub use crate::device::Devices;
 pub use start::{Request, import, plan, resume, settled, train};
 
 use std::path::PathBuf;

@@ -37,7 +37,7 @@ impl Text {
         let limits = Limits { slots: 1, capacity: case.tokens + ANSWER, rows: case.tokens };
         let mut planner = Planner::new(chosen.capabilities());
         let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-        let mut device = chosen.device(&planner, case.options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, case.options.threads)?;
         decoder.upload(&mut device, &adapter)?;
         let draw = |i: usize| (uniform(SEED, Stream::Benchmark, i as u64) * spec.vocab as f64) as u32;
         let prompt = (0..case.tokens).map(draw).collect();

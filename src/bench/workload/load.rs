@@ -43,7 +43,7 @@ impl Workload for Load {
         let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots: 1, capacity: 16, rows: 16 };
         let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-        let mut device = chosen.device(&planner, self.case.options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, self.case.options.threads)?;
         decoder.upload(&mut device, &adapter)?;
         self.bytes = weights.bytes;
         Ok(Pass { work: 1.0, seconds: begin.elapsed().as_secs_f64() })

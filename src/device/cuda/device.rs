@@ -96,6 +96,9 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// Version of the arithmetic around the kernels, which have a fingerprint of their own.
+    pub const VERSION: &'static str = "cuda-1";
+
     /// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cuda",
@@ -297,22 +300,24 @@ impl Cuda {
         })
     }
 
-    /// Queues copying a frozen matrix to its place, f16 and f32 rounded to bf16.
+    /// Queues copying a frozen matrix to its place, rounded to bf16 where it is stored otherwise.
     ///
     /// # Errors
     /// When the device failed.
     pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
         let (to, bytes) = self.place(matrix.copy());
-        let source = matrix.bytes();
-        if matrix.element() == Element::Bf16 {
+        if matrix.encoding().plain() == Some(Element::Bf16) {
+            let source = matrix.bytes();
             return self.stage(to, bytes, |first, buffer| {
                 buffer.copy_from_slice(&source[first..first + buffer.len()]);
             });
         }
+        let mut values = Vec::new();
         self.stage(to, bytes, |first, buffer| {
-            for (i, out) in buffer.chunks_exact_mut(2).enumerate() {
-                let value = matrix.element().widen(&source[(first / 2 + i) * matrix.element().bytes()..]);
-                out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            values.resize(buffer.len() / 2, 0.0);
+            matrix.read_span(first / 2, &mut values);
+            for (out, value) in buffer.chunks_exact_mut(2).zip(&values) {
+                out.copy_from_slice(&half::bf16::from_f32(*value).to_le_bytes());
             }
         })
     }

@@ -22,13 +22,13 @@ pub use request::Request;
 
 use self::decide::{Decision, decide};
 use self::request::{Asked, Beginning, Source};
-use super::devices::Devices;
 use super::exchange::{self, Imported};
 use super::setup::{Prepare, Setup};
 use super::{Control, PlanReport, Summary};
 use crate::checkpoint::state::PlanOrigin;
 use crate::checkpoint::storage::{Disk, FileSystem};
 use crate::config::Settings;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::report::event::{Event, Observer};
 use std::path::Path;
