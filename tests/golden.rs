@@ -173,7 +173,8 @@ fn a_longer_run_has_the_rates_of_transformers() {
         let whole = numbers(&case["whole"]);
         for done in 0..=short {
             let theirs = numbers(&case["extended"][done as usize]);
-            let longer = history::go_on(&planned, &planned.before(done), done, &settings, long, None).unwrap();
+            let longer =
+                history::go_on(&planned, &planned.before(done), done, &settings, long, None).unwrap();
             let lengths = &longer.history.lengths;
             for step in 0..long {
                 let ours = schedule.learning_rate(step, lengths);
@@ -186,7 +187,11 @@ fn a_longer_run_has_the_rates_of_transformers() {
                 assert!(close, "{name}, longer after step {done}, step {}: {ours} {expected}", step + 1);
             }
             let old = schedule.learning_rate(done, &planned.lengths);
-            assert!((theirs[0] - old).abs() <= 1e-15 + 1e-12 * old, "{name}: Trainer repeats {} {old}", theirs[0]);
+            assert!(
+                (theirs[0] - old).abs() <= 1e-15 + 1e-12 * old,
+                "{name}: Trainer repeats {} {old}",
+                theirs[0]
+            );
         }
         names.insert(case["name"].to_string());
     }

@@ -6,6 +6,7 @@
 
 mod disk;
 mod model;
+mod real;
 mod toy;
 mod walk;
 

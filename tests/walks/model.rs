@@ -80,11 +80,13 @@ impl Recipe {
         recipe
     }
 
-    pub fn branch(&self, step: u64, lr: f64, batch: usize) -> Self {
+    /// A branch off the state of `step` steps, which is this run's own, or that of its parent while it has saved nothing.
+    pub fn branch(&self, step: u64, own: bool, lr: f64, batch: usize) -> Self {
+        let parent = self.parent.as_ref().filter(|_| !own).map_or(self, |(parent, _)| parent);
         let mut recipe = Recipe::new(lr, batch, self.total(), 0);
-        recipe.evals = self.evals.iter().filter(|(from, _)| *from == 0 || *from < step).copied().collect();
+        recipe.evals = parent.evals.iter().filter(|(from, _)| *from == 0 || *from < step).copied().collect();
         change(&mut recipe.evals, step, self.every());
-        Recipe { parent: Some((Box::new(self.clone()), step)), ..recipe }
+        Recipe { parent: Some((Box::new(parent.clone()), step)), ..recipe }
     }
 
     pub fn settings(&self) -> Settings {

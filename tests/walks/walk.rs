@@ -184,14 +184,15 @@ fn command(rng: &mut Rng) -> Command {
     };
     let end = match rng.below(6) {
         0..=1 => End::Whole,
-        2..=3 => End::Stop { steps: 1 + rng.below(5) as u64 },
+        2..=3 => End::Stop { steps: rng.below(6) as u64 },
         4 => End::Kill { at: at(rng) },
         _ => End::PowerLoss { at: at(rng), dice: rng.next() },
     };
     Command { verb, end }
 }
 
-fn given(pairs: &[(&str, Value)]) -> Layer {
+/// Settings by their keys.
+pub fn given(pairs: &[(&str, Value)]) -> Layer {
     let mut layer = Layer::default();
     for (key, value) in pairs {
         layer.set(fields::find(key).unwrap_or_else(|| panic!("{key}")), value.clone());
@@ -326,6 +327,7 @@ impl Walk {
         let control = Control::default();
         let (asker, mut steps, mut saved) = (control.clone(), 0, Vec::new());
         let mut observer = |event: &Event| match event {
+            Event::Started { .. } if command.end == (End::Stop { steps: 0 }) => asker.request_stop(),
             Event::Step { line, .. } => {
                 // Saves that are waited for, so that a walk is the same each time.
                 if line.step.is_multiple_of(2) {
@@ -423,19 +425,22 @@ impl Walk {
             return Expect::Refused(Kind::Output);
         }
         let recipe = &self.runs[from].recipe;
-        let origin = Some(Origin { branch: branch.is_some(), ..state });
+        let own = state.folder == from;
+        let origin = Some(Origin { branch: branch.is_some() || state.branch, ..state.clone() });
         match branch {
             None => Expect::Runs(recipe.clone(), origin),
             Some(_) if recipe.total() <= state.step => Expect::Refused(Kind::Refused),
-            Some((lr, batch)) => Expect::Runs(recipe.branch(state.step, lr, batch), origin),
+            Some((lr, batch)) => Expect::Runs(recipe.branch(state.step, own, lr, batch), origin),
         }
     }
 
     /// Whether the run in `to` began with a state of the run in `from`.
     fn began_from(&self, to: &str, from: &str, branch: bool) -> bool {
-        let theirs = self.runs[from].origin.as_ref().map(|origin| origin.digest);
-        let origin = self.runs[to].origin.as_ref().filter(|origin| origin.branch == branch);
-        origin.is_some_and(|origin| origin.folder == from || theirs == Some(origin.digest))
+        let Some(origin) = &self.runs[to].origin else { return false };
+        let as_theirs =
+            |theirs: &Origin| theirs.digest == origin.digest && origin.branch == (branch || theirs.branch);
+        let theirs = self.runs[from].origin.as_ref();
+        theirs.is_some_and(as_theirs) || origin.branch == branch && origin.folder == from
     }
 
     fn run_file(&self, folder: &str) -> Option<RunFile> {
@@ -483,7 +488,8 @@ impl Walk {
         let old = self.runs.get(out).and_then(|run| run.saved);
         let robbed = self.runs.get(out).is_some_and(|run| run.robbed);
         let (recipe, origin) = (recipe.clone(), origin.clone());
-        self.runs.insert(out.to_owned(), Run { recipe, saved: saved.last().copied().or(old), robbed, origin });
+        self.runs
+            .insert(out.to_owned(), Run { recipe, saved: saved.last().copied().or(old), robbed, origin });
         Ok(())
     }
 

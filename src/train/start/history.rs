@@ -119,6 +119,11 @@ pub fn go_on(
     let mut course = Course { history: known.clone(), news: Vec::new() };
     course.lengthen(step, wanted, total, fault)?;
     course.change(step, wanted);
+    if step == 0 && !course.news.is_empty() && fault != Some(Fault::Restart) {
+        // Nothing was trained yet: the run is what it would be had it begun so.
+        let History { lengths, changes, .. } = new(wanted, total);
+        course.history = History { lengths, changes, ..course.history };
+    }
     Ok(course)
 }
 

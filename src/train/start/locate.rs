@@ -179,9 +179,11 @@ impl Look<'_> {
         let theirs = RunFile::find(self.disk, path)?.and_then(|run| run.origin);
         let from_there = |origin: &Origin| {
             let around = origin.checkpoint.parent().and_then(Path::parent);
-            let as_theirs = theirs.as_ref().is_some_and(|theirs| theirs.digest == origin.digest);
+            let as_theirs = theirs.as_ref().is_some_and(|theirs| {
+                theirs.digest == origin.digest && origin.branch == (branch || theirs.branch)
+            });
             let in_it = around.is_some_and(|run| same(self.disk, run, path));
-            origin.branch == branch && (in_it || as_theirs)
+            as_theirs || origin.branch == branch && in_it
         };
         if self.asked.overwrite || !run.origin.as_ref().is_some_and(from_there) {
             return Ok(None);
