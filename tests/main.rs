@@ -6,6 +6,7 @@ mod checkpoint;
 mod cli;
 mod common;
 mod config;
+mod cpu;
 mod data;
 mod embed;
 #[cfg(feature = "cuda")]
@@ -45,3 +46,4 @@ mod text;
 mod torch_files;
 mod variants;
 mod walks;
+mod workloads;

@@ -160,7 +160,7 @@ impl Chosen {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Chosen::Cpu(_) => Cpu::CAPABILITIES,
+            Chosen::Cpu(cpu) => Cpu::capabilities_in(cpu.arithmetic),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(_) => Cuda::CAPABILITIES,
         }
@@ -216,6 +216,16 @@ impl Chosen {
         match self {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(Some(driver)) => Some(driver.facts().driver.clone()),
+            _ => None,
+        }
+    }
+
+    /// The GPU's name, as its driver has it.
+    #[must_use]
+    pub fn card(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Some(driver.facts().name.clone()),
             _ => None,
         }
     }

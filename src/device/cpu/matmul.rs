@@ -7,13 +7,14 @@
 use super::buffer::Buffer;
 use super::isa::{Isa, Job};
 use super::kernel::{self, Arithmetic, BLOCK, Depth, LeftView, ROWS, RightPanel, Target, VECTORS};
+use super::math::bf16;
 use super::pack::{self, Part};
 use super::simd::{Bf16, F16, F32, Form, Simd, Swapped};
+use super::tasks::Threads;
 use super::thin::{self, Weight};
 use crate::device::Matrix;
 use crate::element::Element;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Left factor [M, K], f32: element (i, k) is `values[i * row + k * step]`.
 #[derive(Clone, Copy)]
@@ -123,6 +124,8 @@ pub struct Product<'a> {
     pub residual: Option<&'a [f32]>,
     /// Adds to what the result holds, instead of starting from zero.
     pub accumulate: bool,
+    /// Rounds the result to bf16 at last.
+    pub rounds: bool,
 }
 
 /// f32 of packed left factors held at a time; more rows are computed in several rounds.
@@ -146,7 +149,7 @@ thread_local! {
 /// What a product runs on.
 pub struct Engine<'a> {
     /// Threads.
-    pub pool: &'a rayon::ThreadPool,
+    pub threads: &'a Threads,
     /// Instruction set.
     pub isa: Isa,
     /// Of products with frozen weights; the others are f32.
@@ -275,7 +278,7 @@ impl Engine<'_> {
                     rest = after;
                     let (to, isa) = (Shared(packed.as_mut_ptr()), self.isa);
                     // Packing an element costs about as much as eight multiply-adds.
-                    spread(self.pool, 8 * packed.len(), panels, |index| {
+                    spread(self.threads, 8 * packed.len(), panels, |index| {
                         let to = to.get().wrapping_add(index * ROWS * units);
                         isa.dispatch(PackLeft { left, rows, index, factor, units, to });
                     });
@@ -287,8 +290,8 @@ impl Engine<'_> {
     }
 
     fn compute(&self, round: &Round<'_>) {
-        let tasks = round.tasks(self.pool.current_num_threads());
-        spread(self.pool, round.work(), tasks.len(), |i| {
+        let tasks = round.tasks(self.threads.count());
+        spread(self.threads, round.work(), tasks.len(), |i| {
             PANELS.with_borrow_mut(|panels| {
                 WIDENED.with_borrow_mut(|widened| {
                     self.isa.dispatch(Compute { round, task: tasks[i], panels, widened });
@@ -316,20 +319,11 @@ impl Term<'_> {
 }
 
 /// Calls `f` for every index below `count`, on all threads when there is enough `work` (multiply-adds).
-fn spread(pool: &rayon::ThreadPool, work: usize, count: usize, f: impl Fn(usize) + Sync) {
-    if work < ALONE || count == 1 || pool.current_num_threads() == 1 {
+fn spread(threads: &Threads, work: usize, count: usize, f: impl Fn(usize) + Sync) {
+    if work < ALONE {
         return (0..count).for_each(f);
     }
-    let next = AtomicUsize::new(0);
-    pool.broadcast(|_| {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                break;
-            }
-            f(index);
-        }
-    });
+    threads.each(count, f);
 }
 
 /// A pointer that threads share; each writes its own part.
@@ -653,13 +647,14 @@ unsafe fn add_block<S: Simd, const BF16: bool>(
     unsafe { kernel::block::<S, BF16>(left, rows, depth, panel, target) };
 }
 
-/// Scale, bias and residual, or zeros where nothing was summed.
+/// Scale, bias, residual and rounding, or zeros where nothing was summed.
 ///
 /// # Safety
 /// As for [`Compute::sum`].
 #[inline(always)]
 unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut f32, summed: bool) {
-    if summed && output.scale == 1.0 && output.bias.is_none() && round.residual.is_none() {
+    let plain = output.scale == 1.0 && output.bias.is_none() && round.residual.is_none();
+    if summed && plain && !round.p.rounds {
         return;
     }
     for row in task.row..task.row + task.rows {
@@ -678,6 +673,9 @@ unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut 
         if let Some(residual) = round.residual {
             let residual = &residual[row * round.stride + output.column + task.column..];
             line.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
+        }
+        if round.p.rounds {
+            line.iter_mut().for_each(|v| *v = bf16(*v));
         }
     }
 }

@@ -88,6 +88,8 @@ pub struct Cuda {
     stream: Stream,
     staging: Staging,
     copier: Option<Box<Copier>>,
+    /// Around what is measured.
+    timing: Option<[Event; 2]>,
     functions: BTreeMap<&'static str, Function>,
     known: BTreeMap<Recording, Known>,
     /// Whether work that comes again is recorded; the bits are the same.
@@ -103,6 +105,7 @@ impl Cuda {
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cuda",
         activation: Element::Bf16,
+        kept: Element::Bf16,
         own_memory: true,
         queued: true,
         sums_in_parts: true,
@@ -143,6 +146,7 @@ impl Cuda {
             stream,
             staging,
             copier: None,
+            timing: None,
             functions,
             known: BTreeMap::new(),
             graphs: true,
@@ -159,7 +163,7 @@ impl Cuda {
     fn place(&self, region: Region) -> (Address, usize) {
         let size = match region.storage {
             Storage::F32 | Storage::Integer => 4,
-            Storage::Activation | Storage::Copy => 2,
+            Storage::Activation | Storage::Kept | Storage::Copy => 2,
         };
         let (first, bytes) = (region.start * size, region.len * size);
         assert!(first + bytes <= self.bytes, "region outside the arena");
@@ -448,6 +452,37 @@ impl Cuda {
             values = rest;
         }
         Ok(into)
+    }
+
+    // ---- time ------------------------------------------------------------------------------------------------------
+
+    /// Puts an event behind the work queued so far.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn begin_timing(&mut self) -> Result<()> {
+        self.check()?;
+        let events = match self.timing {
+            Some(events) => events,
+            None => [self.driver.event()?, self.driver.event()?],
+        };
+        self.timing = Some(events);
+        self.driver.record(events[0], self.stream)
+    }
+
+    /// Waits for the work queued since [`Cuda::begin_timing`]; its seconds.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When nothing was begun.
+    pub fn end_timing(&mut self) -> Result<f64> {
+        let [begin, end] = self.timing.expect("a time that was begun");
+        self.driver.record(end, self.stream)?;
+        self.driver.wait_for(end)?;
+        self.check()?;
+        Ok(f64::from(self.driver.elapsed_ms(begin, end)?) / 1e3)
     }
 
     // ---- recordings ------------------------------------------------------------------------------------------------

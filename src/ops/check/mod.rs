@@ -37,6 +37,14 @@ pub trait Case: std::fmt::Debug {
     fn set_up(&self, rig: &mut Rig);
 }
 
+/// A case's fields without its type's name.
+#[must_use]
+pub fn described(case: &dyn Case) -> String {
+    let text = format!("{case:?}");
+    let fields = text.split_once(" { ").and_then(|(_, rest)| rest.strip_suffix(" }"));
+    fields.unwrap_or(&text).to_owned()
+}
+
 /// The cases of a table.
 pub fn boxed<C: Case + Clone + 'static>(cases: &[C]) -> Vec<Box<dyn Case>> {
     cases.iter().map(|case| Box::new(case.clone()) as Box<dyn Case>).collect()
@@ -55,8 +63,12 @@ pub(in crate::ops) fn takes_heads(device: &Capabilities, head_dim: usize) -> boo
 /// What a model asks of its operations in a training step.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Tokens of a micro-batch, one segment.
+    /// Tokens of a micro-batch.
     pub tokens: usize,
+    /// Tokens of each of its rows, which see nothing of each other.
+    pub row: usize,
+    /// Rows of logits held at once.
+    pub chunk: usize,
     /// Hidden size.
     pub hidden: usize,
     /// Query heads.
