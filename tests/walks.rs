@@ -116,7 +116,8 @@ fn faults_that_are_put_back_are_found() {
         (Fault::BeginsAnew, 1600),
     ];
     for (fault, first) in faults {
-        let seed = first_failing(first, 3000, Some(fault)).unwrap_or_else(|| panic!("{fault:?} goes unnoticed"));
+        let seed =
+            first_failing(first, 3000, Some(fault)).unwrap_or_else(|| panic!("{fault:?} goes unnoticed"));
         println!("{fault:?}: {}", report(seed, Some(fault)));
     }
 }
