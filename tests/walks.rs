@@ -1,5 +1,5 @@
-//! Random walks over what users do with runs, against a small model of what must be true after each command
-//! (`docs/resume.md`). The real start, saver, store and run folder work on a simulated disk with an engine of four
+//! Random walks over what users do with runs, against a small model of what must be true after each command.
+//! The real start, saver, store and run folder work on a simulated disk with an engine of four
 //! parameters; a failing walk is shrunk to the shortest that fails and printed with its seed.
 //!
 //! `QWENTUNE_FULL=1` asks for 10,000 walks, `QWENTUNE_WALKS` for another number, `QWENTUNE_WALK_SEED` for the first.

@@ -175,7 +175,7 @@ impl<'a> Run<'a> {
     fn keep_saved_best(&mut self, before: Option<Best>) -> Result<()> {
         let Some(before) = before else { return Ok(()) };
         if self.begun.saver.newest().is_some_and(|saved| saved < before.step) {
-            let (_, engine) = self.begun.trainer.to_save();
+            let (_, engine) = self.begun.trainer.saving();
             self.begun.saver.finish(engine, self.observer)?;
         }
         let Begun { folder, saver, trainer, base, first_step, .. } = &mut self.begun;
@@ -253,14 +253,16 @@ impl<'a> Run<'a> {
         .hint(format!("to continue: {}", self.begun.commands.resume())))
     }
 
-    /// What stands after a divergence, and how to go on from it.
+    /// What stands after a divergence, and how to go on from the newest state whose next step was finite: the very last
+    /// state diverges again, whatever the rate.
     fn after_divergence(&self, error: Error) -> Error {
-        let stands = match self.begun.saver.newest() {
+        let Begun { trainer, saver, commands, .. } = &self.begun;
+        let stands = match saver.newest() {
             Some(step) => format!("the checkpoint of step {step} stands"),
             None => "no checkpoint was saved".into(),
         };
-        let commands = self.begun.commands.after_divergence(self.begun.saver.newest().is_some());
-        error.hint(format!("{stands}; {commands}"))
+        let good = saver.store().whole_before(trainer.step());
+        error.hint(format!("{stands}; {}", commands.after_divergence(good)))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
