@@ -3,9 +3,11 @@
 //!
 //! Fields, key names and text are those of PEFT 0.21 (`LoraConfig.save_pretrained`).
 
+use super::json;
+#[cfg(feature = "internals")]
+use super::publish;
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
 use super::torch_file::TorchFile;
-use super::{json, publish};
 use crate::config::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -133,6 +135,7 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
+#[cfg(feature = "internals")]
 /// Writes the files into the folder `folder`, each whole, the config last.
 ///
 /// # Errors

@@ -53,6 +53,7 @@ pub struct Header {
     /// The other tensors: well-formed, but not elements of their own.
     pub others: BTreeMap<String, OtherTensor>,
     /// `__metadata__`.
+    #[cfg_attr(not(feature = "internals"), allow(dead_code))]
     pub metadata: BTreeMap<String, String>,
 }
 

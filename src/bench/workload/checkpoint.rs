@@ -68,7 +68,7 @@ impl Saving {
         let (trainer, mut watch) = (train.trainer(), Watch::default());
         let begin = Instant::now();
         if saves {
-            let (state, engine) = trainer.to_save();
+            let (state, engine) = trainer.saving();
             saver.begin(state, engine, &mut |event: &Event| watch.see(event))?;
         }
         let step = trainer.begin_step(&|| false)?.expect("nobody cancels a benchmark");
@@ -86,7 +86,7 @@ impl Saving {
         let (trainer, mut watch) = (self.train.trainer(), Watch::default());
         trainer.train_step(&|| false)?;
         let begin = Instant::now();
-        let (state, engine) = trainer.to_save();
+        let (state, engine) = trainer.saving();
         self.saver.save(state, engine, &mut |event: &Event| watch.see(event))?;
         let seconds = begin.elapsed().as_secs_f64();
         watch.fine()?;

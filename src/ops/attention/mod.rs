@@ -33,6 +33,7 @@ pub struct Segments<'a> {
 }
 
 impl<'a> Segments<'a> {
+    #[cfg(feature = "internals")]
     /// Segments for the CPU.
     #[must_use]
     pub fn host(list: &'a [Segment]) -> Self {

@@ -2,6 +2,9 @@
 //! and on the emulated device, and the benchmarks read. An operation's part is its `check.rs`: its cases, each with its
 //! operands, its f64 form, that form's gradient, and the work of its calls.
 
+// The tests read all of it, the program less.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
+
 pub mod forms;
 mod rig;
 
