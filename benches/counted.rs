@@ -8,15 +8,15 @@ use qwentune::ops::check::{Call, Rig, Shape};
 
 /// Products meet a whole block of k and the rest of another, whole tiles and the rest of one.
 const SHAPE: Shape = Shape {
-    tokens: 76,
-    row: 76,
-    chunk: 76,
-    hidden: 640,
-    heads: 10,
-    kv_heads: 2,
+    tokens: 52,
+    row: 52,
+    chunk: 52,
+    hidden: 576,
+    heads: 9,
+    kv_heads: 3,
     head_dim: 64,
-    intermediate: 800,
-    vocab: 1000,
+    intermediate: 320,
+    vocab: 600,
     rank: 8,
     layers: 1,
     head_norm: true,
