@@ -76,7 +76,14 @@ fn measure(cpu: &mut Cpu, weight: &Matrix, rows: usize, forward: bool) -> f64 {
             let terms = vec![Term { left: 0, first: 0, depth, right }];
             let outputs = [Output { column: 0, columns, terms, scale: 1.0, bias: None }];
             let lefts = [Left::new(&left[first..], left.len() / rows)];
-            let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: first > 0 };
+            let p = Product {
+                rows,
+                lefts: &lefts,
+                outputs: &outputs,
+                residual: None,
+                accumulate: first > 0,
+                rounds: false,
+            };
             engine.multiply(&p, &mut result, columns);
         }
         best = best.min(start.elapsed().as_secs_f64());
@@ -93,19 +100,21 @@ fn peak(cpu: &mut Cpu) -> f64 {
     // Twelve vectors.
     let count = if isa.name() == "avx512" { 192 } else { 96 };
     let (engine, _, _) = cpu.engine(&[], &[]);
-    let threads = engine.pool.current_num_threads();
+    let threads = engine.threads.count();
     let mut best = f64::INFINITY;
     for _ in 0..5 {
         let start = Instant::now();
-        engine.pool.broadcast(|_| match count {
-            192 => isa.run(
-                #[inline(always)]
-                || black_box(chains::<192>(black_box(0.5), TIMES)),
-            ),
-            _ => isa.run(
-                #[inline(always)]
-                || black_box(chains::<96>(black_box(0.5), TIMES)),
-            ),
+        engine.threads.on_all(|| {
+            black_box(match count {
+                192 => isa.run(
+                    #[inline(always)]
+                    || chains::<192>(black_box(0.5), TIMES),
+                ),
+                _ => isa.run(
+                    #[inline(always)]
+                    || chains::<96>(black_box(0.5), TIMES),
+                ),
+            });
         });
         best = best.min(start.elapsed().as_secs_f64());
     }

@@ -1,37 +1,43 @@
-//! Trains on a program's own token rows, stops after five steps, and continues to the end.
+//! Trains on a program's own conversations, with a progress bar of its own, and stops after five steps.
 
-use qwentune::config::{ResumeFrom, Settings};
-use qwentune::data::dataset::{IGNORED, Row, Rows};
-use qwentune::error::{Kind, Result};
-use qwentune::report::event::Event;
-use qwentune::train::{self, Control, Request, Summary};
+use qwentune::{Control, Event, Kind, Request, Result, ResumeFrom, Rows, Settings, Summary, tokenise, train};
+use serde_json::{Value, json};
 
-/// 64 rows of 12 tokens, the last 8 of each scored. A run that is in `output` already is continued.
-pub fn request(model: &str, output: &str) -> Request {
-    let ids = |n: u32| (0..12).map(|i| (n + i * i) % 50).collect::<Vec<u32>>();
-    let label = |(i, id): (usize, u32)| if i < 4 { IGNORED } else { id as i32 };
-    let row = |n| Row { ids: ids(n), labels: ids(n).into_iter().enumerate().map(label).collect() };
-    let rows = Rows { train: (0..64).map(row).collect(), eval: Vec::new() };
-    let mut settings = Settings { model: model.into(), output_dir: output.into(), ..Settings::default() };
-    settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
-    Request { rows: Some(rows), ..Request::new(&settings) }
+fn conversation(n: u32) -> Value {
+    let (question, answer) = (format!("What is {n} plus {n}?"), (n + n).to_string());
+    json!({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
 }
 
-/// Shows each step's loss and asks for a stop after the fifth; trains until stopped or done.
-pub fn train_and_stop(request: Request) -> Result<Summary> {
-    let control = Control::default();
-    train::train(request, &control, &mut |event: &Event| {
-        let Event::Step { line, .. } = event else { return };
-        println!("step {}: loss {:.4}", line.step, line.loss);
-        (line.step == 5).then(|| control.request_stop());
+/// 64 conversations. A run that is in `output` already is continued.
+pub fn request(model: &str, output: &str) -> Result<Request> {
+    let mut settings = Settings { model: model.into(), output_dir: output.into(), ..Settings::default() };
+    settings.resume_from_checkpoint = Some(ResumeFrom::Auto);
+    let train = tokenise(&settings, &(0..64).map(conversation).collect::<Vec<_>>())?;
+    let rows = Rows { train, eval: Vec::new() };
+    Ok(Request { rows: Some(rows), ..Request::new(&settings) })
+}
+
+/// Trains to the end, or until `last` steps are done: another thread could ask for the stop as well.
+pub fn train_until(request: Request, last: u64) -> Result<Summary> {
+    let (control, mut total) = (Control::default(), 1);
+    train(request, &control, &mut |event: &Event| match event {
+        Event::Started { total: steps, .. } => total = *steps,
+        Event::Step { line, .. } => {
+            let done = "#".repeat((30 * line.step / total) as usize);
+            eprint!("\r[{done:<30}] step {} of {total}, loss {:.4}", line.step, line.loss);
+            (line.step == last).then(|| control.request_stop());
+        }
+        Event::Saved { path, .. } => eprintln!("\nsaved {}", path.display()),
+        _ => {}
     })
 }
 
-/// A run that was stopped has saved its complete state: the same request continues it.
+/// `embed MODEL OUTPUT`
 pub fn main() -> Result<()> {
     let [model, output] = [1, 2].map(|n| std::env::args().nth(n).unwrap_or_default());
-    match train_and_stop(request(&model, &output)) {
-        Err(e) if e.kind == Kind::Stopped => train_and_stop(request(&model, &output)).map(|_| ()),
-        done => done.map(|_| ()),
+    match train_until(request(&model, &output)?, 5) {
+        Err(stopped) if stopped.kind == Kind::Stopped => println!("{stopped}"),
+        ended => println!("the adapter is in {}", ended?.adapter.display()),
     }
+    Ok(())
 }

@@ -34,4 +34,25 @@ impl Element {
             Element::Bf16 => half::bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32(),
         }
     }
+
+    /// Widens all elements of `bytes` into `out`, which holds as many.
+    pub fn widen_all(self, bytes: &[u8], out: &mut [f32]) {
+        match self {
+            Element::F32 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<4>().0) {
+                    *o = f32::from_le_bytes(*b);
+                }
+            }
+            Element::F16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = half::f16::from_le_bytes(*b).to_f32();
+                }
+            }
+            Element::Bf16 => {
+                for (o, b) in out.iter_mut().zip(bytes.as_chunks::<2>().0) {
+                    *o = half::bf16::from_le_bytes(*b).to_f32();
+                }
+            }
+        }
+    }
 }

@@ -29,7 +29,7 @@ pub struct Identity {
 pub struct BaseModel {
     /// BLAKE3 of each file, hex, by name.
     pub files: BTreeMap<String, String>,
-    /// How its matrices are stored: `f32`, `f16`, `bf16`.
+    /// How its matrices are stored: the names of their [`crate::encoding::Encoding`]s, most often `bf16` alone.
     pub encoding: String,
 }
 

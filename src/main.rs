@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    qwentune::cli::main(std::env::args_os().collect())
+    qwentune::command_line(std::env::args_os().collect())
 }

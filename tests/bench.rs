@@ -1,7 +1,7 @@
 //! `bench`: what its statistics say of known samples, when two series are called different, and the forms it prints.
 
 use qwentune::bench::compare::{self, Comparison, Pairing, Verdict};
-use qwentune::bench::format::Format;
+use qwentune::bench::format::{Format, short};
 use qwentune::bench::report::{Better, Conditions, Machine, Measurement, Program, Report, SCHEMA_VERSION};
 use qwentune::bench::statistics::{
     drift, median, median_absolute_deviation, median_interval, outliers, paired_ratio, ratio,
@@ -10,6 +10,7 @@ use qwentune::error::Kind;
 use qwentune::philox::{Stream, uniform};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// `count` values around `middle`, evenly spread over ± `spread` of it.
 fn noisy(series: u64, count: usize, middle: f64, spread: f64) -> Vec<f64> {
@@ -223,4 +224,49 @@ fn each_form_is_the_one_its_reader_documents() {
 
     let both = report(vec![measurement(Better::Higher, vec![1.0]), measurement(Better::Lower, vec![1.0])]);
     assert!(Format::Github.render(&both).unwrap_err().what.contains("both directions"));
+}
+
+/// The lines of a ledger as the table of `docs/performance.md`, the newest of each result.
+fn figures(ledger: &str) -> String {
+    let mut rows = BTreeMap::new();
+    for line in ledger.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let m: Measurement = serde_json::from_value(line["result"].clone()).unwrap();
+        let (program, machine) = (&line["program"], &line["machine"]);
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let [low, high] = m.interval.map(short);
+        let notes = if m.flags.is_empty() { "none".into() } else { m.flags.join("; ") };
+        rows.insert(
+            (text(&machine["device"]), m.label()),
+            format!(
+                "| {} | {} {} | {low} to {high} | {} | {}, {} threads | {} | {notes} |\n",
+                m.label(),
+                short(m.median),
+                m.unit,
+                m.samples.len(),
+                text(&machine["device"]),
+                machine["threads"],
+                text(&program["commit"]),
+            ),
+        );
+    }
+    let head = "| result | median | 95 % interval | samples | machine | commit | notes |\n| --- | --- | --- | ---: | --- | --- | --- |\n";
+    head.to_owned() + &rows.into_values().collect::<String>()
+}
+
+#[test]
+fn the_figures_of_the_guide_are_those_of_the_ledger() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let read = |path: &str| std::fs::read_to_string(root.join(path)).unwrap();
+    let made = figures(&read("benches/results/ledger.jsonl"));
+    let guide = read("docs/performance.md");
+    let begin = "<!-- figures: made of benches/results/ledger.jsonl; tests/bench.rs compares -->\n";
+    let between = guide.split_once(begin).and_then(|(_, rest)| rest.split_once("<!-- figures end -->"));
+    let new = Path::new(env!("CARGO_TARGET_TMPDIR")).join("figures.md");
+    std::fs::write(&new, &made).unwrap();
+    assert!(
+        between.is_some_and(|(shown, _)| shown == made),
+        "the guide shows other figures than the ledger has: copy {} between its marks",
+        new.display()
+    );
 }

@@ -1,28 +1,34 @@
 //! Training from a program's own rows: the example as it stands, and rows in memory against rows in a file.
 
-use crate::common::{assert_same, results, scratch, tiny_model, tiny_settings, train};
+#[cfg(feature = "text")]
+use crate::common::assert_same;
+use crate::common::{results, scratch, tiny_settings, train};
 use qwentune::config::{ResumeFrom, Settings, Strategy};
 use qwentune::data::dataset::{IGNORED, Row, Rows};
 use qwentune::error::{Error, Kind, Result};
 use qwentune::report::event::Event;
 use qwentune::train::{self, Control, Request, Summary};
 
-#[path = "../examples/embed.rs"]
-mod example;
+#[cfg(feature = "text")]
+use second::embed as first;
+#[cfg(feature = "text")]
+#[path = "../examples/resume_and_merge.rs"]
+mod second;
 
+#[cfg(feature = "text")]
 #[test]
-fn the_example_stops_continues_and_ends_in_the_same_bytes() {
-    let main: fn() -> Result<()> = example::main;
-    let _ = main; // Its parts are what is run here.
+fn the_examples_stop_go_on_and_end_in_the_same_bytes() {
+    let mains: [fn() -> Result<()>; 2] = [first::main, second::main];
+    let _ = mains; // Their parts are what is run here.
     let folder = scratch("embed");
-    tiny_model(&folder.join("model"));
-    let request = |name: &str| {
-        example::request(folder.join("model").to_str().unwrap(), folder.join(name).to_str().unwrap())
-    };
-    assert_eq!(example::train_and_stop(request("two")).unwrap_err().kind, Kind::Stopped);
-    let summary = example::train_and_stop(request("two")).unwrap();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart/model");
+    let path = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+    let stopped = first::train_until(first::request(model, &path("two")).unwrap(), 5).unwrap_err();
+    assert_eq!(stopped.kind, Kind::Stopped);
+    second::go_on_and_merge(model, &path("two"), &path("merged")).unwrap();
+    assert!(folder.join("merged/model.safetensors").exists());
+    let summary = first::train_until(first::request(model, &path("one")).unwrap(), 0).unwrap();
     assert_eq!((summary.step, summary.total_steps), (24, 24));
-    train::train(request("one"), &Control::default(), &mut |_: &Event| {}).unwrap();
     let expected = results(&folder.join("one")).unwrap();
     assert_same(&expected, &results(&folder.join("two")).unwrap(), "stopped and continued");
 }

@@ -5,9 +5,9 @@
 use crate::common::{assert_adapter_config, scratch};
 use qwentune::formats::peft;
 use qwentune::report::jsonl::Line;
-use qwentune::report::line::LogLine;
+use qwentune::report::line::{LogLine, StepLine};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const CASES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/train");
@@ -28,12 +28,13 @@ fn adapters(case: &Path) -> String {
     all.join(",")
 }
 
-/// Trains a case with the program, exactly as its `args.json` says.
-fn run_case(case: &Path, out: &Path) {
+/// Trains a case with the program, as its `args.json` says and with `more`; gives the logged steps.
+fn run_case(case: &Path, out: &Path, more: &[&str]) -> Vec<StepLine> {
     let args: Vec<String> = serde_json::from_value(json(&case.join("args.json"))).unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_qwentune"))
         .arg("train")
         .args(&args)
+        .args(more)
         .arg("--model")
         .arg(case.join("model"))
         .arg("--init-adapter")
@@ -48,6 +49,19 @@ fn run_case(case: &Path, out: &Path) {
         .unwrap();
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{}: {text}", case.display());
+    let text = std::fs::read_to_string(out.join("run/metrics.jsonl")).unwrap();
+    let logged = text.lines().map(|l| match Line::parse(l).unwrap().logged {
+        LogLine::Step(s) => s,
+        LogLine::Eval(_) => panic!("no evaluation was asked for"),
+    });
+    logged.collect()
+}
+
+fn cases() -> Vec<PathBuf> {
+    let mut cases: Vec<_> = std::fs::read_dir(CASES).unwrap().map(|e| e.unwrap().path()).collect();
+    cases.sort();
+    assert!(cases.len() >= 10);
+    cases
 }
 
 fn assert_close(case: &str, what: &str, found: &[f64], expected: &[f64], tolerance: f64) {
@@ -79,24 +93,12 @@ fn adapter_distance(ours: &Path, theirs: &Path) -> f64 {
 
 #[test]
 fn follows_transformers_and_peft() {
-    let mut cases: Vec<_> = std::fs::read_dir(CASES).unwrap().map(|e| e.unwrap().path()).collect();
-    cases.sort();
-    assert!(cases.len() >= 5);
-    for case in cases {
+    for case in cases() {
         let name = case.file_name().unwrap().to_str().unwrap().to_owned();
         let out = scratch(&format!("golden-{name}"));
-        run_case(&case, &out);
-        let text = std::fs::read_to_string(out.join("run/metrics.jsonl")).unwrap();
-        let lines: Vec<_> = text
-            .lines()
-            .map(|l| match Line::parse(l).unwrap().logged {
-                LogLine::Step(s) => s,
-                LogLine::Eval(_) => panic!("no evaluation was asked for"),
-            })
-            .collect();
+        let lines = run_case(&case, &out, &["--dtype", "f32"]);
         let expected = json(&case.join("expected.json"));
-        let column =
-            |f: fn(&qwentune::report::line::StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
+        let column = |f: fn(&StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
         assert_close(&name, "lr", &column(|l| l.lr), &numbers(&expected["lr"]), 1e-12);
         assert_close(&name, "loss", &column(|l| l.loss), &numbers(&expected["loss"]), 1e-6);
         assert_close(&name, "grad_norm", &column(|l| l.grad_norm), &numbers(&expected["grad_norm"]), 1e-5);
@@ -109,6 +111,27 @@ fn follows_transformers_and_peft() {
         };
         let (ours, theirs) = (config(&out.join("run/adapter")), config(&case.join("final")));
         assert_adapter_config(&ours, &theirs, &name);
+    }
+}
+
+/// Twenty steps with products in bf16 beside transformers and PEFT in float32.
+#[test]
+fn bf16_stays_near_transformers_and_peft() {
+    for case in cases() {
+        let name = format!("{} in bf16", case.file_name().unwrap().to_str().unwrap());
+        let out = scratch(&format!("golden-{name}"));
+        let lines = run_case(&case, &out, &["--device", "cpu", "--dtype", "bf16"]);
+        let expected = json(&case.join("expected.json"));
+        let column = |f: fn(&StepLine) -> f64| lines.iter().map(f).collect::<Vec<_>>();
+        let far = |a: &[f64], key: &str| {
+            let pairs = a.iter().zip(numbers(&expected[key]));
+            pairs.map(|(a, b)| (a - b).abs() / b.abs()).fold(0.0, f64::max)
+        };
+        let (loss, norm) = (far(&column(|l| l.loss), "loss"), far(&column(|l| l.grad_norm), "grad_norm"));
+        let distance = adapter_distance(&out.join("run/adapter"), &case.join("final"));
+        println!("{name}: loss {loss:.1e}, gradient norm {norm:.1e}, adapter {distance:.1e}");
+        assert!(loss > 1e-6, "{name}: this is not bf16");
+        assert!(loss <= 1e-3 && norm <= 1e-2 && distance <= 3e-3, "{name}: {loss} {norm} {distance}");
     }
 }
 

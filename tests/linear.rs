@@ -75,7 +75,7 @@ impl Case {
             (self.region(values.many(t * column)), self.region(vec![f32::NAN; t * group.rank_sum()]));
         let dx = Some(self.region(vec![f32::NAN; t * input]));
         let dropout = self.dropout;
-        let forward = Forward { x, y, s, residual, dropout, scratch };
+        let forward = Forward { x, y, s, residual, kept: false, dropout, scratch };
         let partial = self.region(vec![f32::NAN; group.partial_len(Cpu::CAPABILITIES, t)]);
         let backward = Backward { x, s, dy, ds, dx, dropout, scratch, partial };
         Operands { group, forward, backward }

@@ -6,10 +6,12 @@ mod checkpoint;
 mod cli;
 mod common;
 mod config;
+mod cpu;
 mod data;
 mod embed;
 #[cfg(feature = "cuda")]
 mod emulated;
+mod encodings;
 mod errors;
 mod evaluate;
 mod exchange;
@@ -44,3 +46,4 @@ mod text;
 mod torch_files;
 mod variants;
 mod walks;
+mod workloads;

@@ -159,6 +159,7 @@ impl Case {
             outputs: &outputs,
             residual: (!self.accumulate).then_some(&self.residual[..]),
             accumulate: self.accumulate,
+            rounds: false,
         };
         let mut result = self.before.clone();
         let (mut engine, _, _) = cpu.engine(&[], &[]);
@@ -342,7 +343,14 @@ fn a_short_operand_is_refused() {
     let terms = vec![Term { left: 0, first: 0, depth: 8, right: Right::transposed(&right, 8) }];
     let outputs = [Output { column: 0, columns: 8, terms, scale: 1.0, bias: None }];
     let lefts = [Left::new(&left, 8)];
-    let p = Product { rows: 8, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p = Product {
+        rows: 8,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: false,
+        rounds: false,
+    };
     let mut cpu = cpu(1, Isa::best());
     let (mut engine, _, _) = cpu.engine(&[], &[]);
     engine.multiply(&p, &mut [0.0; 64], 8);

@@ -41,7 +41,7 @@ fn flat_values_survive_the_way_through_an_adapter_folder() {
     let values: Vec<f32> = (0..layout.len).map(|i| i as f32 * 0.37 - 5.0).collect();
     peft::write(&folder, &layout.to_peft(&wanted, "base", &values)).unwrap();
     let read = peft::read(&folder).unwrap();
-    assert_eq!(layout.from_peft(&read).unwrap(), values);
+    assert_eq!(layout.values_of(&read).unwrap(), values);
     assert_eq!(read.config.target_modules, Targets::Names(vec!["down_proj".into(), "q_proj".into()]));
 }
 

@@ -115,6 +115,8 @@ fn gradients_of_the_f64_forms_match_finite_differences() {
 fn every_operation_has_its_part_of_a_model() {
     let shape = Shape {
         tokens: 24,
+        row: 12,
+        chunk: 10,
         hidden: 64,
         heads: 2,
         kv_heads: 1,

@@ -38,7 +38,7 @@ fn floats_come_back_with_the_same_bits() {
     });
     for value in hard.into_iter().chain(random.filter(|v| v.is_finite()).take(2000)) {
         let line = logged(StepLine { loss: value, ..step(3, 1.0) });
-        let text = line.to_json();
+        let text = line.json();
         let LogLine::Step(back) = Line::parse(text.trim_end()).unwrap().logged else { panic!("{text}") };
         assert_eq!(back.loss.to_bits(), value.to_bits(), "{text}");
     }
@@ -47,26 +47,26 @@ fn floats_come_back_with_the_same_bits() {
 #[test]
 fn lines_have_the_documented_fields_in_order() {
     let line = StepLine { step: 3, epoch: 0.5, loss: 2.0, grad_norm: 1.5, lr: 1e-4, tokens: 9 };
-    let text = Line { seconds: None, ..logged(line) }.to_json();
+    let text = Line { seconds: None, ..logged(line) }.json();
     assert_eq!(
         text,
         "{\"step\":3,\"epoch\":0.5,\"loss\":2.0,\"grad_norm\":1.5,\"lr\":0.0001,\"tokens\":9,\"seconds\":null}\n"
     );
     let eval = evaluation(3, 2.25, Some(1.5));
-    assert_eq!(eval.to_json(), "{\"step\":3,\"epoch\":0.5,\"eval_loss\":2.25,\"seconds\":1.5}\n");
-    assert_eq!(Line::parse(eval.to_json().trim_end()).unwrap(), eval);
+    assert_eq!(eval.json(), "{\"step\":3,\"epoch\":0.5,\"eval_loss\":2.25,\"seconds\":1.5}\n");
+    assert_eq!(Line::parse(eval.json().trim_end()).unwrap(), eval);
 }
 
 #[test]
 fn damage_is_found_and_what_stands_before_it_is_kept() {
     let lines = [logged(step(1, 3.0)), evaluation(1, 2.0, None), logged(step(2, 2.5))];
-    let whole: String = lines.iter().map(Line::to_json).collect();
+    let whole: String = lines.iter().map(Line::json).collect();
     let metrics = read(whole.as_bytes());
     assert_eq!(
         (metrics.lines.as_slice(), metrics.valid_bytes, &metrics.damage),
         (&lines[..], whole.len(), &None)
     );
-    let two = whole.len() - lines[2].to_json().len();
+    let two = whole.len() - lines[2].json().len();
     for cut in two + 1..whole.len() {
         let metrics = read(&whole.as_bytes()[..cut]);
         assert_eq!((metrics.lines.len(), metrics.valid_bytes), (2, two), "cut at {cut}");
@@ -80,7 +80,7 @@ fn damage_is_found_and_what_stands_before_it_is_kept() {
         "{\"step\":1}\n",
         "{\"step\":3,\"epoch\":0,\"loss\":null,\"grad_norm\":1,\"lr\":1,\"tokens\":1,\"seconds\":1}\n",
     ] {
-        let text = whole.clone() + bad + &lines[0].to_json();
+        let text = whole.clone() + bad + &lines[0].json();
         let metrics = read(text.as_bytes());
         assert_eq!((metrics.lines.len(), metrics.valid_bytes), (3, whole.len()), "{bad:?}");
         assert!(metrics.damage.unwrap().starts_with("line 4"), "{bad:?}");

@@ -223,6 +223,7 @@ fn pointers_of_git_lfs_are_named() {
 }
 
 /// The program, with a cache of hub files and a home of its own.
+#[cfg(feature = "text")]
 fn program(home: &Path, args: &[&str]) -> (i32, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_qwentune"));
     for name in ["HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "XDG_CACHE_HOME"] {

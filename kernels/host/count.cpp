@@ -10,7 +10,8 @@
 //                   a quarter with 16), and a bank that has to give several words of 4 bytes takes as many turns
 //
 // Which accesses the host compiler merges depends on its optimisation, so its level is fixed by the tool (-O1). The result
-// is one line of JSON for each launch, appended to the file that QT_COUNTS names.
+// is one line of JSON for each launch, appended to the file that QT_COUNTS names. With QT_SAMPLE only some blocks of a
+// launch are run, from which the others follow (`Sum`), and products are not computed: for launches of a model's size.
 
 #include <dlfcn.h>
 #include <stdio.h>
@@ -18,6 +19,8 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <functional>
 #include <map>
 #include <mutex>
 #include <string>
@@ -53,9 +56,10 @@ struct History {
     size_t remaining = 0;
 };
 
-// What one place of the code did.
+// What one place of the code did. Numbers of a sampled launch are sums of some blocks' with weights, and whole all the same
+// but for rounding.
 struct Line {
-    uint64_t instructions = 0, sectors = 0, ideal_sectors = 0, wavefronts = 0, ideal_wavefronts = 0;
+    double instructions = 0, sectors = 0, ideal_sectors = 0, wavefronts = 0, ideal_wavefronts = 0;
     bool shared = false, write = false;
     uint32_t bytes = 0;  // of one lane's access
     Kind kind = Kind::Load;
@@ -63,8 +67,80 @@ struct Line {
 
 struct Counts {
     std::map<std::pair<const void*, bool>, Line> lines;  // by caller, and whether it is the shared side
-    std::map<Event, uint64_t> events;
-    uint64_t blocks = 0, warps = 0;
+    std::map<Event, double> events;
+    double blocks = 0, warps = 0;
+
+    void add(double weight, const Counts& o) {
+        for (const auto& [place, theirs] : o.lines) {
+            Line& line = lines[place];
+            line.shared = theirs.shared, line.write = theirs.write, line.bytes = theirs.bytes, line.kind = theirs.kind;
+            line.instructions += weight * theirs.instructions;
+            line.sectors += weight * theirs.sectors;
+            line.ideal_sectors += weight * theirs.ideal_sectors;
+            line.wavefronts += weight * theirs.wavefronts;
+            line.ideal_wavefronts += weight * theirs.ideal_wavefronts;
+        }
+        for (const auto& [event, n] : o.events) events[event] += weight * n;
+        blocks += weight * o.blocks;
+        warps += weight * o.warps;
+    }
+
+    // What two parts of a launch are told apart by.
+    std::array<double, 4> size() const {
+        std::array<double, 4> all{};
+        for (const auto& [place, line] : lines) {
+            all[0] += line.instructions, all[1] += line.sectors, all[2] += line.wavefronts;
+        }
+        for (const auto& [event, n] : events) all[3] += n;
+        return all;
+    }
+};
+
+// The sum of `of` over 0 .. n - 1, of which only as many are asked for as a function needs that is affine in pieces: where
+// the middle of a range is the mean of its ends, so is all between them. The last one, which may be cut off, stands alone.
+class Sum {
+   public:
+    explicit Sum(std::function<Counts(int)> of) : of(std::move(of)) {}
+
+    Counts over(int n) {
+        Counts total;
+        const int alone = std::min(n, 2);
+        for (int i = n - alone; i < n; ++i) total.add(1, at(i));
+        if (n <= 2) return total;
+        total.add(1, at(0));
+        between(total, 0, n - 2);
+        return total;
+    }
+
+   private:
+    std::function<Counts(int)> of;
+    std::map<int, Counts> known;
+
+    const Counts& at(int i) {
+        const auto found = known.find(i);
+        return found != known.end() ? found->second : known.emplace(i, of(i)).first->second;
+    }
+
+    void between(Counts& total, int first, int last) {
+        if (last - first < 2) return;
+        const int middle = (first + last) / 2;
+        Counts mean;
+        const double share = static_cast<double>(middle - first) / (last - first);
+        mean.add(1 - share, at(first));
+        mean.add(share, at(last));
+        const auto want = at(middle).size(), got = mean.size();
+        bool alike = true;
+        for (size_t i = 0; i < want.size(); ++i) alike = alike && std::abs(want[i] - got[i]) <= 0.002 * want[i];
+        if (alike) {
+            const double count = last - first - 1;
+            total.add(count / 2, at(first));
+            total.add(count / 2, at(last));
+            return;
+        }
+        total.add(1, at(middle));
+        between(total, first, middle);
+        between(total, middle, last);
+    }
 };
 
 struct State {
@@ -92,9 +168,9 @@ void note(Space space, Kind kind, const void* p, size_t bytes, const void* calle
 
 // Distinct numbers of `values`, which are sorted by it.
 template <typename T>
-uint64_t distinct(std::vector<T>& values) {
+size_t distinct(std::vector<T>& values) {
     std::sort(values.begin(), values.end());
-    return static_cast<uint64_t>(std::unique(values.begin(), values.end()) - values.begin());
+    return static_cast<size_t>(std::unique(values.begin(), values.end()) - values.begin());
 }
 
 void global_instruction(Line& line, const std::vector<Access>& lanes) {
@@ -108,8 +184,8 @@ void global_instruction(Line& line, const std::vector<Access>& lanes) {
         for (uintptr_t s = a.at / 32; s <= (a.at + a.bytes - 1) / 32; ++s) sectors.push_back(s);
         for (uintptr_t w = a.at / unit; w <= (a.at + a.bytes - 1) / unit; ++w) words.push_back(w);
     }
-    line.sectors += distinct(sectors);
-    line.ideal_sectors += (distinct(words) * unit + 31) / 32;
+    line.sectors += static_cast<double>(distinct(sectors));
+    line.ideal_sectors += static_cast<double>((distinct(words) * unit + 31) / 32);
 }
 
 void shared_instruction(Line& line, const std::vector<Access>& lanes, size_t at_once) {
@@ -123,7 +199,7 @@ void shared_instruction(Line& line, const std::vector<Access>& lanes, size_t at_
         const size_t count = distinct(words);
         int turns[32] = {};
         for (size_t i = 0; i < count; ++i) ++turns[words[i] % 32];
-        line.wavefronts += static_cast<uint64_t>(*std::max_element(turns, turns + 32));
+        line.wavefronts += *std::max_element(turns, turns + 32);
         ++line.ideal_wavefronts;
     }
 }
@@ -182,6 +258,8 @@ void flush(int warp) {
     for (int l = 0; l < 32; ++l) first[l].all.clear();
 }
 
+std::string number(double n) { return std::to_string(std::llround(n)); }
+
 std::string text(const Counts& counts) {
     static const char* const EVENTS[] = {"mma", "ldmatrix", "shuffle", "warp_barrier", "block_barrier", "copy_group", "copy_wait"};
     static const char* const KINDS[] = {"load", "store", "copy", "matrix"};
@@ -189,11 +267,11 @@ std::string text(const Counts& counts) {
                       "," + std::to_string(state.grid[1]) + "," + std::to_string(state.grid[2]) +
                       "],\"threads\":" + std::to_string(state.threads) +
                       ",\"shared_bytes\":" + std::to_string(state.launch_shared) +
-                      ",\"blocks\":" + std::to_string(counts.blocks) + ",\"warps\":" + std::to_string(counts.warps) +
+                      ",\"blocks\":" + number(counts.blocks) + ",\"warps\":" + number(counts.warps) +
                       ",\"events\":{";
     bool comma = false;
     for (const auto& [event, n] : counts.events) {
-        out += std::string(comma ? "," : "") + "\"" + EVENTS[static_cast<int>(event)] + "\":" + std::to_string(n);
+        out += std::string(comma ? "," : "") + "\"" + EVENTS[static_cast<int>(event)] + "\":" + number(n);
         comma = true;
     }
     out += "},\"lines\":[";
@@ -204,11 +282,11 @@ std::string text(const Counts& counts) {
         const auto offset = static_cast<const char*>(key.first) - static_cast<const char*>(info.dli_fbase);
         out += std::string(comma ? "," : "") + "{\"at\":" + std::to_string(offset) + ",\"kind\":\"" +
                KINDS[static_cast<int>(line.kind)] + "\",\"space\":\"" + (line.shared ? "shared" : "global") +
-               "\",\"write\":" + (line.write ? "true" : "false") + ",\"bytes\":" + std::to_string(line.bytes) + ",\"instructions\":" + std::to_string(line.instructions);
+               "\",\"write\":" + (line.write ? "true" : "false") + ",\"bytes\":" + std::to_string(line.bytes) + ",\"instructions\":" + number(line.instructions);
         if (line.shared) {
-            out += ",\"wavefronts\":" + std::to_string(line.wavefronts) + ",\"ideal\":" + std::to_string(line.ideal_wavefronts);
+            out += ",\"wavefronts\":" + number(line.wavefronts) + ",\"ideal\":" + number(line.ideal_wavefronts);
         } else {
-            out += ",\"sectors\":" + std::to_string(line.sectors) + ",\"ideal\":" + std::to_string(line.ideal_sectors);
+            out += ",\"sectors\":" + number(line.sectors) + ",\"ideal\":" + number(line.ideal_sectors);
         }
         out += "}";
         comma = true;
@@ -231,7 +309,7 @@ void block_begins(const char* shared, size_t shared_bytes, int threads) {
     state.shared_bytes = shared_bytes;
     state.lanes.assign(static_cast<size_t>(threads), History());
     ++state.counts.blocks;
-    state.counts.warps += static_cast<uint64_t>(threads / 32);
+    state.counts.warps += threads / 32;
 }
 
 void touches(const void* p, size_t bytes, const void* caller) {
@@ -256,7 +334,25 @@ void reads_row(const void* row, const void* caller) { note(Space::Shared, Kind::
 
 void warp_met(int warp) { flush(warp); }
 
-void happens(Event event, int, int count) { state.counts.events[event] += static_cast<uint64_t>(count); }
+void happens(Event event, int, int count) { state.counts.events[event] += count; }
+
+bool sampled() {
+    static const bool yes = getenv("QT_SAMPLE") != nullptr;
+    return yes;
+}
+
+std::string sample(const int (&grid)[3], const std::function<std::string(int, int, int)>& run_block) {
+    std::string error;
+    const auto block = [&](int x, int y, int z) {
+        state.counts = Counts();
+        if (error.empty()) error = run_block(x, y, z);
+        return state.counts;
+    };
+    const auto row = [&](int y, int z) { return Sum([&](int x) { return block(x, y, z); }).over(grid[0]); };
+    const auto plane = [&](int z) { return Sum([&](int y) { return row(y, z); }).over(grid[1]); };
+    state.counts = Sum(plane).over(grid[2]);
+    return error;
+}
 
 void launch_ends() {
     static std::mutex lock;

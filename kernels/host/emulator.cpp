@@ -144,7 +144,7 @@ struct Options {
 };
 
 struct Launch {
-    Kernel* kernel;
+    const Kernel* kernel;
     const void* params;
     int grid[3];
     int threads;
@@ -420,29 +420,35 @@ std::string run(const Launch& launch) {
     std::unique_ptr<char[]> memory;
     ++launches;
     launch_begins(*launch.kernel, launch.grid, launch.threads, launch.shared_bytes);
-    for (int z = 0; z < launch.grid[2]; ++z) {
-        for (int y = 0; y < launch.grid[1]; ++y) {
-            for (int x = 0; x < launch.grid[0]; ++x) {
-                // For ThreadSanitizer every block has its own, as the next block's accesses are no race with this one's.
-                if (!memory || THREADS) memory.reset(new char[launch.shared_bytes + CANARY + 1024]);
-                char* shared = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024);
-                Block block;
-                block.launch = &launch;
-                block.index[0] = x, block.index[1] = y, block.index[2] = z;
-                block.shared = shared;
-                block.random = launch.options.seed * 1000003u + (static_cast<uint64_t>(z) * 65537 + y) * 65537 + x;
-                allow(shared, launch.shared_bytes + CANARY);
-                memset(shared, 0xFF, launch.shared_bytes);
-                memset(shared + launch.shared_bytes, CANARY_BYTE, CANARY);
-                forbid(shared + launch.shared_bytes, CANARY);
-                run_block(block);
-                current = nullptr;
-                if (!block.error.empty()) return block.error;
+    const auto one = [&](int x, int y, int z) {
+        // For ThreadSanitizer every block has its own, as the next block's accesses are no race with this one's.
+        if (!memory || THREADS) memory.reset(new char[launch.shared_bytes + CANARY + 1024]);
+        char* shared = memory.get() + (1024 - reinterpret_cast<uintptr_t>(memory.get()) % 1024);
+        Block block;
+        block.launch = &launch;
+        block.index[0] = x, block.index[1] = y, block.index[2] = z;
+        block.shared = shared;
+        block.random = launch.options.seed * 1000003u + (static_cast<uint64_t>(z) * 65537 + y) * 65537 + x;
+        allow(shared, launch.shared_bytes + CANARY);
+        memset(shared, 0xFF, launch.shared_bytes);
+        memset(shared + launch.shared_bytes, CANARY_BYTE, CANARY);
+        forbid(shared + launch.shared_bytes, CANARY);
+        run_block(block);
+        current = nullptr;
+        return block.error;
+    };
+    std::string error;
+    if (sampled()) {
+        error = sample(launch.grid, one);
+    } else {
+        for (int z = 0; z < launch.grid[2] && error.empty(); ++z) {
+            for (int y = 0; y < launch.grid[1] && error.empty(); ++y) {
+                for (int x = 0; x < launch.grid[0] && error.empty(); ++x) error = one(x, y, z);
             }
         }
     }
-    launch_ends();
-    return "";
+    if (error.empty()) launch_ends();
+    return error;
 }
 
 }  // namespace
@@ -459,6 +465,12 @@ Constants::Constants(const char* owner, std::vector<Field> values) : owner(owner
 Layout::Layout(const char* name, size_t bytes, std::vector<Field> fields)
     : name(name), bytes(bytes), fields(std::move(fields)) {
     layouts().push_back(this);
+}
+
+const Kernel* find(const char* name) {
+    const auto& all = kernels();
+    const auto found = std::find_if(all.begin(), all.end(), [name](const Kernel* k) { return strcmp(k->name, name) == 0; });
+    return found == all.end() ? nullptr : *found;
 }
 
 // ---- what kernels call ---------------------------------------------------------------------------------------------
@@ -650,7 +662,9 @@ void multiply_fragments(Slot* slots) {
 }  // namespace
 
 void multiply(float* d, const uint32_t* a, const uint32_t* b, Site site) {
-    meet_warp(Event::Mma, site, 5000, {d, a, b}, multiply_fragments);
+    meet_warp(Event::Mma, site, 5000, {d, a, b}, [](Slot* slots) {
+        if (!sampled()) multiply_fragments(slots);
+    });
 }
 
 }  // namespace emulator
@@ -684,10 +698,8 @@ extern "C" const char* qt_symbols() {
 
 // The most shared memory that a block of the kernel used in any launch so far.
 extern "C" size_t qt_shared_bytes(const char* name) {
-    for (const Kernel* k : kernels()) {
-        if (strcmp(k->name, name) == 0) return k->shared_bytes.load(std::memory_order_relaxed);
-    }
-    return 0;
+    const Kernel* kernel = find(name);
+    return kernel ? kernel->shared_bytes.load(std::memory_order_relaxed) : 0;
 }
 
 // Global memory that kernels may touch.
@@ -709,16 +721,15 @@ extern "C" int qt_launch(const char* name, const uint32_t* grid, uint32_t thread
                          uint32_t params_bytes, uint32_t order, uint32_t lazy, uint64_t seed, char* error,
                          size_t error_bytes) {
     std::string problem;
-    const auto& all = kernels();
-    const auto found = std::find_if(all.begin(), all.end(), [name](const Kernel* k) { return strcmp(k->name, name) == 0; });
-    if (found == all.end()) {
+    const Kernel* kernel = find(name);
+    if (!kernel) {
         problem = "no such kernel";
-    } else if ((*found)->params_bytes != params_bytes) {
-        problem = "takes " + std::to_string((*found)->params_bytes) + " bytes of parameters, not " + std::to_string(params_bytes);
-    } else if (threads == 0 || threads % 32 != 0 || threads > static_cast<uint32_t>((*found)->max_threads)) {
+    } else if (kernel->params_bytes != params_bytes) {
+        problem = "takes " + std::to_string(kernel->params_bytes) + " bytes of parameters, not " + std::to_string(params_bytes);
+    } else if (threads == 0 || threads % 32 != 0 || threads > static_cast<uint32_t>(kernel->max_threads)) {
         problem = "cannot run with " + std::to_string(threads) + " threads";
     } else {
-        Launch launch = {*found, params, {}, static_cast<int>(threads), shared_bytes, {order, lazy != 0, seed}};
+        Launch launch = {kernel, params, {}, static_cast<int>(threads), shared_bytes, {order, lazy != 0, seed}};
         for (int i = 0; i < 3; ++i) launch.grid[i] = static_cast<int>(grid[i]);
         problem = run(launch);
     }

@@ -30,7 +30,7 @@ struct Kernel {
     const char* params;  // name of its parameter struct
     size_t params_bytes;
     void (*entry)(const void* params);
-    std::atomic<size_t> shared_bytes{0};  // the most that a launch used so far
+    mutable std::atomic<size_t> shared_bytes{0};  // the most that a launch used so far
     Kernel(const char* name, int max_threads, const char* params, size_t params_bytes, void (*entry)(const void*));
 };
 
@@ -53,6 +53,9 @@ struct Constants {
     std::vector<Field> values;
     Constants(const char* owner, std::vector<Field> values);
 };
+
+// The kernel of that name; null where there is none.
+const Kernel* find(const char* name);
 
 int thread();
 int block(int axis);

@@ -3,6 +3,9 @@
 
 #include <stddef.h>
 
+#include <functional>
+#include <string>
+
 namespace emulator {
 
 struct Kernel;
@@ -21,6 +24,10 @@ void warp_met(int warp);
 enum class Event { Mma, Ldmatrix, Shuffle, WarpBarrier, BlockBarrier, CopyGroup, CopyWait };
 void happens(Event event, int warp, int count = 1);
 void launch_ends();
+// Whether only as many blocks of a launch are run as its counts need, and nothing is computed.
+bool sampled();
+// Runs them, by `run_block`, which gives what failed.
+std::string sample(const int (&grid)[3], const std::function<std::string(int, int, int)>& run_block);
 #else
 inline void launch_begins(const Kernel&, const int (&)[3], int, size_t) {}
 inline void block_begins(const char*, size_t, int) {}
@@ -31,6 +38,8 @@ inline void warp_met(int) {}
 enum class Event { Mma, Ldmatrix, Shuffle, WarpBarrier, BlockBarrier, CopyGroup, CopyWait };
 inline void happens(Event, int, int = 1) {}
 inline void launch_ends() {}
+inline bool sampled() { return false; }
+inline std::string sample(const int (&)[3], const std::function<std::string(int, int, int)>&) { return ""; }
 #endif
 
 }  // namespace emulator

@@ -163,6 +163,7 @@ fn unexpected(program: &Path) -> Error {
 /// Both sides' results and what they say.
 pub struct Outcome {
     /// The other program's result.
+    #[cfg_attr(not(feature = "internals"), allow(dead_code))]
     pub old: Measurement,
     /// This program's result.
     pub new: Measurement,

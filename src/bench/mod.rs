@@ -6,6 +6,7 @@ pub mod compare;
 pub mod conditions;
 pub mod format;
 pub mod report;
+pub mod roofline;
 pub mod sampling;
 pub mod shape;
 pub mod statistics;

@@ -49,7 +49,7 @@ pub struct Machine {
     pub driver: Option<String>,
     /// The GPU's power limit, watts.
     pub power_limit_w: Option<u32>,
-    /// Threads of the CPU device.
+    /// Threads that it runs at once.
     pub threads: usize,
     /// Operating system and architecture.
     pub system: String,
@@ -163,6 +163,16 @@ impl Measurement {
             label += &format!(" {key}={value}");
         }
         label
+    }
+
+    /// Adds how much of the device's fastest product of this size, in TFLOP/s, its own rate is, where it has one.
+    #[must_use]
+    pub fn beside_peak(mut self, peak: f64) -> Self {
+        if let Some(rate) = self.details.get("tflops_per_second").and_then(Value::as_f64) {
+            self.details.insert("matmul_peak_tflops_per_second".into(), Value::from(peak));
+            self.details.insert("of_matmul_peak".into(), Value::from(rate / peak));
+        }
+        self
     }
 
     /// Puts samples in, and what they say.

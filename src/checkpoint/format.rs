@@ -6,9 +6,12 @@
 //! no byte can change unnoticed.
 
 use super::decode::{self, Source};
+#[cfg(feature = "internals")]
 use super::encode::{self, Sink};
 use super::state::State;
-use crate::error::{Error, Result};
+use crate::error::Error;
+#[cfg(feature = "internals")]
+use crate::error::Result;
 use std::io;
 use std::path::Path;
 
@@ -115,6 +118,7 @@ pub enum Reading {
     DigestsIgnored,
 }
 
+#[cfg(feature = "internals")]
 /// The file's bytes. For states that fit in memory twice; a [`super::store::Store`] streams them.
 #[must_use]
 pub fn encode(state: &State) -> Vec<u8> {
@@ -123,6 +127,7 @@ pub fn encode(state: &State) -> Vec<u8> {
     bytes.0
 }
 
+#[cfg(feature = "internals")]
 /// Reads and checks a whole file: every byte is covered by a digest or must be zero. `path` is for messages.
 ///
 /// # Errors
@@ -139,8 +144,10 @@ pub fn read(source: &dyn Source, reading: Reading) -> std::result::Result<(Heade
     decode::read(source, reading)
 }
 
+#[cfg(feature = "internals")]
 struct Growing(Vec<u8>);
 
+#[cfg(feature = "internals")]
 impl Sink for Growing {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let start = usize::try_from(offset).map_err(io::Error::other)?;

@@ -63,7 +63,7 @@ pub fn show(path: &Path) -> Result<Shown> {
 /// Checks every byte of `path`.
 ///
 /// # Errors
-/// [`Kind::Check`] when it is damaged, naming section and offset; otherwise as [`load`].
+/// [`Kind::Check`] when it is damaged, naming section and offset; [`Kind::Input`] when it is missing or of another format; [`Kind::Io`] when reading fails.
 pub fn verify(path: &Path) -> Result<Header> {
     match read_file(path, Reading::Verify) {
         Ok((header, _)) => Ok(header),

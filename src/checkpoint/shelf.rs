@@ -19,8 +19,10 @@ pub struct Found {
     /// Damaged newer files: name and reason.
     pub damaged: Vec<(String, String)>,
     /// Damaged files set aside, with the reason, to be reported.
+    #[cfg_attr(not(feature = "internals"), allow(dead_code))]
     pub set_aside: Vec<String>,
     /// How many checkpoint files there were in all, those set aside earlier included.
+    #[cfg_attr(not(feature = "internals"), allow(dead_code))]
     pub seen: usize,
 }
 
@@ -80,7 +82,7 @@ impl Shelf {
     }
 
     /// Test hook.
-    #[doc(hidden)]
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn weakened(mut self, how: Weakened) -> Self {
         self.weakened = how;
@@ -196,6 +198,7 @@ impl Shelf {
         read(&*self.folder.open(name)?, reading)
     }
 
+    #[cfg(feature = "internals")]
     /// The newest valid checkpoint. Damaged newer ones are renamed to `.bad` once a whole one was found; while
     /// none is, everything is left as it is, so that the next look says the same.
     ///

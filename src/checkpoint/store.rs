@@ -1,6 +1,7 @@
 //! A run folder's checkpoints and its lock.
 
 use super::shelf::Shelf;
+#[cfg(feature = "internals")]
 pub use super::shelf::{Found, file_name};
 use super::state::State;
 use super::storage::{self, Disk, Held, Locked, Tree};
@@ -81,6 +82,7 @@ impl Store {
         Store { shelf, _lock: lock }
     }
 
+    #[cfg(feature = "internals")]
     /// The newest valid checkpoint; damaged newer ones are renamed to `.bad`.
     ///
     /// # Errors

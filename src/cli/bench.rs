@@ -5,14 +5,17 @@ use crate::bench::compare::{self, Comparison};
 use crate::bench::conditions::{self, Watch};
 use crate::bench::format::{self, Format};
 use crate::bench::report::{Machine, Program, Report, SCHEMA_VERSION};
-use crate::bench::workload::{self, Options};
+use crate::bench::workload::{self, Options, Source};
 use crate::bench::{against, sampling};
 use crate::config::{self, DeviceChoice};
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::formats::publish;
 use crate::report::console::{complain, say, type_out};
 use clap::{Arg, ArgAction, ArgMatches, Command};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::path::{Path, PathBuf};
 
 /// Seconds of one result where nothing is said.
@@ -27,9 +30,6 @@ const THRESHOLD: f64 = 3.0;
 
 /// The command and its flags.
 pub fn command() -> Command {
-    let flag = |name: &'static str, value: &'static str, help: &'static str| {
-        Arg::new(name).long(name).value_name(value).help(help)
-    };
     let list = |name, value, help| flag(name, value, help).value_delimiter(',').action(ArgAction::Append);
     let workloads = workload::NAMES.map(|(name, _)| name);
     let about = workload::NAMES.map(|(name, about)| format!("  {name:<12}{about}")).join("\n");
@@ -41,7 +41,7 @@ pub fn command() -> Command {
         .arg(force())
         .arg(flag("json", "", "For a machine: JSON").num_args(0).action(ArgAction::SetTrue));
     Command::new("bench")
-        .about("Measures throughput, and compares it")
+        .about("Measures throughput, and compares it; what takes a list is measured in every combination")
         .args_override_self(true)
         .args_conflicts_with_subcommands(true)
         .after_help(format!("Workloads:\n{about}"))
@@ -57,39 +57,58 @@ pub fn command() -> Command {
             flag("model", "DIR", "Folder of a model").alias("model-name-or-path").alias("model_name_or_path"),
         )
         .arg(
-            flag("shape", "NAME", "A released size with random weights, no files: qwen2.5-0.5b, qwen3-8b, …")
-                .conflicts_with("model"),
+            list(
+                "shape",
+                "NAME,…",
+                "Released sizes with random weights, no files: qwen2.5-0.5b, qwen3-8b, …",
+            )
+            .conflicts_with("model"),
         )
         .arg(list("tokens", "N,…", "Tokens of a micro-batch, or of the prompt for generate (default: 512)"))
         .arg(list("lora-r", "N,…", "LoRA ranks (default: 16)").alias("lora_r"))
         .arg(flag("device", "DEVICE", "auto, cpu, cuda or cuda:N (default: auto)"))
-        .arg(flag("dtype", "TYPE", "auto, bf16 or f32, as in train (default: auto)"))
-        .arg(flag("threads", "N", "Threads of the CPU device"))
-        .arg(flag("recompute", "POLICY", "auto, none, mlp or full, as in train (default: auto)"))
+        .arg(list("dtype", "TYPE,…", "auto, bf16 or f32, as in train (default: auto)"))
+        .arg(list("threads", "N,…", "Threads of the CPU device (default: all)"))
+        .arg(list("recompute", "POLICY,…", "auto, none, mlp or full, as in train (default: auto)"))
+        .arg(list("graphs", "on,off", "Whether a GPU records work that comes again (default: on)"))
+        .arg(flag("layers", "N", "So many layers of the released size alone").conflicts_with("model"))
+        .arg(list(
+            "operations",
+            "NAME,…",
+            "The operations of ops, or NAME:NUMBER for one case (default: all)",
+        ))
+        .arg(flag("folder", "DIR", "Where checkpoint and resume write (default: for temporary files)"))
         .arg(flag("seconds", "S", "Seconds that a result may take (default: 20)"))
-        .arg(
-            Arg::new("format")
-                .short('o')
-                .value_name("FORMAT")
-                .value_parser(Format::NAMES.map(|(name, _)| name))
-                .default_value("md")
-                .help("How the report is printed"),
-        )
-        .arg(flag("output", "FILE", "Writes the report there, not to standard output"))
-        .arg(flag("baseline", "FILE", "A report to compare with; ends with 1 on SLOWER or on other numbers"))
-        .arg(
-            flag("against", "BINARY", "Another build, measured in turn with this one: A B B A")
-                .conflicts_with("baseline"),
-        )
-        .arg(threshold())
-        .arg(force())
-        .arg(flag("ledger", "FILE", "Appends one line for each result"))
-        .arg(flag(
+        .args(results())
+        .arg(flag("serve", "PART", "").value_parser(clap::value_parser!(usize)).hide(true))
+}
+
+/// What becomes of the results.
+fn results() -> [Arg; 8] {
+    [
+        Arg::new("format")
+            .short('o')
+            .value_name("FORMAT")
+            .value_parser(Format::NAMES.map(|(name, _)| name))
+            .default_value("md")
+            .help("How the report is printed"),
+        flag("output", "FILE", "Writes the report there, not to standard output"),
+        flag("baseline", "FILE", "A report to compare with; ends with 1 on SLOWER or on other numbers"),
+        flag("against", "BINARY", "Another build, measured in turn with this one: A B B A")
+            .conflicts_with("baseline"),
+        threshold(),
+        force(),
+        flag("ledger", "FILE", "Appends one line for each result"),
+        flag(
             "commit",
             "ID",
             "The commit that was built, for the report (default: GITHUB_SHA or CI_COMMIT_SHA)",
-        ))
-        .arg(flag("serve", "PART", "").value_parser(clap::value_parser!(usize)).hide(true))
+        ),
+    ]
+}
+
+fn flag(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name).long(name).value_name(value).help(help)
 }
 
 fn threshold() -> Arg {
@@ -147,11 +166,20 @@ fn append(file: &Path, lines: &str) -> Result<()> {
 }
 
 fn measure(matches: &ArgMatches, options: &Options, watch: Watch, seconds: f64) -> Result<Report> {
-    let mut results = Vec::new();
-    for case in workload::cases(options) {
+    let (mut results, mut peaks) = (Vec::new(), BTreeMap::new());
+    for case in workload::cases(options)? {
+        complain(&format!("measuring {case}"));
+        // Before the case takes its memory.
+        let peak = match peaks.entry(case.peak_key()) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(unknown) => *unknown.insert(case.matmul_peak()?),
+        };
         for mut one in case.build()? {
-            complain(&format!("measuring {case}"));
-            results.push(sampling::measure(one.as_mut(), seconds, watch)?);
+            let result = sampling::measure(one.as_mut(), seconds, watch)?;
+            results.push(match peak {
+                Some(peak) => result.beside_peak(peak),
+                None => result,
+            });
         }
     }
     report(matches, options, results)
@@ -180,7 +208,7 @@ fn report(
             device: facts.device,
             driver: facts.driver,
             power_limit_w: workload::gpu(options).and_then(conditions::power_limit),
-            threads: facts.threads,
+            threads: workload::threads(),
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
         },
         results,
@@ -200,9 +228,9 @@ fn measure_against(
 ) -> Result<(Report, Vec<Comparison>)> {
     let (own, threshold) = (own_binary()?, fraction(matches)?);
     let (mut results, mut comparisons) = (Vec::new(), Vec::new());
-    for case in workload::cases(options) {
+    for case in workload::cases(options)? {
         complain(&format!("measuring {case} in turn with {}", other.display()));
-        for part in 0..case.parts() {
+        for part in 0..case.parts()? {
             let mut arguments = case.arguments();
             arguments.extend(["--serve".into(), part.to_string(), "--seconds".into(), seconds.to_string()]);
             let outcome = against::run(other, &own, &arguments, seconds, threshold)?;
@@ -214,7 +242,7 @@ fn measure_against(
 }
 
 fn serve(options: &Options, part: usize, watch: Watch, seconds: f64) -> Result<()> {
-    let [case] = <[_; 1]>::try_from(workload::cases(options))
+    let [case] = <[_; 1]>::try_from(workload::cases(options)?)
         .map_err(|_| Error::usage("--serve measures one value of each parameter"))?;
     let built = case.build()?.into_iter().nth(part);
     let mut built = built.ok_or_else(|| Error::usage(format!("{case} has no part {part}")))?;
@@ -269,28 +297,65 @@ fn numbers(matches: &ArgMatches, name: &str, default: usize) -> Result<Vec<usize
         .collect()
 }
 
-/// The value of a flag that takes one of the names of a setting.
-fn choice<T: serde::de::DeserializeOwned>(matches: &ArgMatches, name: &str, default: T) -> Result<T> {
-    let Some(word) = option(matches, name) else { return Ok(default) };
+/// The words of a flag that takes a list.
+fn words(matches: &ArgMatches, name: &str) -> Vec<String> {
+    matches.get_many::<String>(name).into_iter().flatten().map(|word| word.trim().to_owned()).collect()
+}
+
+/// The values of a flag that takes names of a setting.
+fn choices<T: serde::de::DeserializeOwned>(matches: &ArgMatches, name: &str, default: T) -> Result<Vec<T>> {
+    let words = words(matches, name);
+    if words.is_empty() {
+        return Ok(vec![default]);
+    }
     let field = config::fields::find(name).expect("a setting of that name");
-    let value = config::value::from_words(field, &[word.to_owned()])?;
-    serde_json::from_value(value).map_err(|e| Error::usage(format!("--{name} {word}: {e}")))
+    let choice = |word: String| {
+        let value = config::value::from_words(field, std::slice::from_ref(&word))?;
+        serde_json::from_value(value).map_err(|e| Error::usage(format!("--{name} {word}: {e}")))
+    };
+    words.into_iter().map(choice).collect()
+}
+
+fn on_or_off(matches: &ArgMatches, name: &str) -> Result<Vec<bool>> {
+    let choice = |word: String| match word.as_str() {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err(Error::usage(format!("--{name} {word}: on or off"))),
+    };
+    let words = words(matches, name);
+    if words.is_empty() { Ok(vec![true]) } else { words.into_iter().map(choice).collect() }
 }
 
 fn options(matches: &ArgMatches) -> Result<Options> {
     let word = option(matches, "device").unwrap_or("auto");
     let device = DeviceChoice::parse(word)
         .ok_or_else(|| Error::usage(format!("--device {word}: auto, cpu, cuda or cuda:N")))?;
-    let threads = numbers(matches, "threads", 0)?;
+    let folder = option(matches, "model").map(|folder| Source::Folder(folder.into()));
+    let models: Vec<Source> =
+        folder.into_iter().chain(words(matches, "shape").into_iter().map(Source::Shape)).collect();
+    if models.is_empty() {
+        return Err(Error::usage("bench needs a model").hint("give --model DIR, or --shape qwen2.5-0.5b"));
+    }
+    let threads = match words(matches, "threads").is_empty() {
+        true => vec![None],
+        false => numbers(matches, "threads", 0)?.into_iter().map(Some).collect(),
+    };
     Ok(Options {
         workload: option(matches, "workload").unwrap_or("train").to_owned(),
-        model: option(matches, "model").map(PathBuf::from),
-        shape: option(matches, "shape").map(str::to_owned),
+        models,
         tokens: numbers(matches, "tokens", 512)?,
         ranks: numbers(matches, "lora-r", 16)?,
+        dtypes: choices(matches, "dtype", config::Dtype::Auto)?,
+        recomputes: choices(matches, "recompute", config::Recompute::Auto)?,
+        threads,
+        graphs: on_or_off(matches, "graphs")?,
+        layers: match option(matches, "layers") {
+            Some(_) => numbers(matches, "layers", 0)?.first().copied(),
+            None => None,
+        },
+        operations: words(matches, "operations"),
         device,
-        dtype: choice(matches, "dtype", config::Dtype::Auto)?,
-        recompute: choice(matches, "recompute", config::Recompute::Auto)?,
-        threads: threads.first().copied().filter(|n| *n > 0),
+        devices: Devices::default(),
+        folder: option(matches, "folder").map(PathBuf::from),
     })
 }

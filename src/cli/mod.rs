@@ -20,6 +20,7 @@ mod signals;
 mod tokenize;
 mod training;
 
+#[cfg(feature = "internals")]
 use crate::config::Settings;
 use crate::error::{Error, Kind, Result};
 use crate::report::console::{complain, lost_output, say};
@@ -109,6 +110,7 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
     check_output(matches!(command, Some(("train" | "resume", _))))
 }
 
+#[cfg(feature = "internals")]
 /// The settings that `qwentune train` with these flags would train with, and the warnings it would print.
 ///
 /// # Errors

@@ -186,6 +186,7 @@ pub fn find(name: &str) -> Option<&'static Field> {
     FIELDS.iter().find(|f| f.name == name || f.key == name || f.aliases.contains(&name.as_str()))
 }
 
+#[cfg(feature = "internals")]
 /// The table of all settings, as the README has it.
 #[must_use]
 pub fn markdown() -> String {

@@ -201,64 +201,96 @@ pub enum ResumeFrom {
 }
 
 /// Everything `train` can be told, resolved: defaults filled in, values checked one by one. What each means is in
-/// [`crate::config::fields::FIELDS`] and the README; lengths are in tokens, learning rates are those of one step.
+/// the README's table; lengths are in tokens, learning rates are those of one step.
 /// Serialises to the `settings` object of `run.json` and is read back from it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-#[allow(missing_docs)]
 pub struct Settings {
     // model, data
+    /// Folder of the base model, as Hugging Face lays it out.
     pub model: PathBuf,
+    /// Training rows: one JSON Lines or JSON file, or several.
     pub train_files: Vec<PathBuf>,
+    /// Rows to evaluate on.
     pub valid_file: Option<PathBuf>,
     /// A fraction below 1, or a number of rows, moved from training to evaluation.
     pub val_set_size: f64,
+    /// Row format; auto recognises it for each file.
     pub format: RowFormat,
     /// LLaMA-Factory's name of a column to the key that the rows have for it; an empty key: they have none.
     pub columns: BTreeMap<String, String>,
     /// Rows taken from the beginning of each file; `None`: all.
     pub max_samples: Option<usize>,
+    /// Chat template; auto runs the model folder's own.
     pub template: Template,
     /// A file with a chat template, in place of the model folder's own.
     pub chat_template: Option<PathBuf>,
     /// `enable_thinking` of the chat template; `None`: not set.
     pub thinking: Option<bool>,
+    /// System text of rows that have none.
     pub system_prompt: Option<String>,
+    /// Which tokens are scored.
     pub train_on: TrainOn,
+    /// Longest row, tokens.
     pub cutoff_len: usize,
+    /// Longest prompt, tokens.
     pub max_source_length: Option<usize>,
+    /// Longest answer, tokens.
     pub max_target_length: Option<usize>,
+    /// What happens to a longer row: left out and counted, cut behind its headers, or an error.
     pub too_long: TooLong,
+    /// Put several rows into one sequence; they never see each other.
     pub packing: bool,
+    /// Bad rows to leave out; one more stops the run.
     pub skip_bad_rows: usize,
+    /// Where tokenised rows are kept.
     pub cache_dir: Option<PathBuf>,
     // length, batches
+    /// Rows of a micro-batch, where rows are not packed.
     pub per_device_train_batch_size: usize,
+    /// Rows evaluated at once.
     pub per_device_eval_batch_size: usize,
+    /// Micro-batches of one optimizer step.
     pub gradient_accumulation_steps: usize,
+    /// Tokens of one packed micro-batch.
     pub tokens_per_micro_batch: usize,
+    /// Passes over the training rows; may be a fraction.
     pub num_train_epochs: f64,
+    /// Optimizer steps, whatever the epochs say.
     pub max_steps: Option<u64>,
+    /// New order of the rows in every epoch.
     pub shuffle: bool,
+    /// Decides order, initialisation and dropout.
     pub seed: u64,
     // optimizer
+    /// Peak learning rate of AdamW.
     pub learning_rate: f64,
+    /// Shape of the learning rate over the run; wsd means warmup_stable_decay.
     pub lr_scheduler_type: Scheduler,
+    /// Its parameters, as Hugging Face names them.
     pub lr_scheduler_kwargs: serde_json::Map<String, serde_json::Value>,
     /// A value below 1 is a ratio of all steps.
     pub warmup_steps: f64,
+    /// The same as a share of all steps; used when warmup_steps is 0.
     pub warmup_ratio: Option<f64>,
+    /// Decoupled weight decay.
     pub weight_decay: f64,
+    /// Decay of the first moment.
     pub adam_beta1: f64,
+    /// Decay of the second moment.
     pub adam_beta2: f64,
+    /// Added to the divisor.
     pub adam_epsilon: f64,
     /// 0 means no clipping.
     pub max_grad_norm: f64,
     // LoRA
+    /// Rank.
     pub lora_r: usize,
     /// Filled in as 2 × rank when not given.
     pub lora_alpha: f64,
+    /// Share of adapter inputs dropped.
     pub lora_dropout: f64,
+    /// Adapted layers: all-linear, names separated by commas or spaces, or a regular expression of whole names.
     pub lora_target_modules: Targets,
     /// Layers that get none although the targets name them.
     pub lora_exclude_modules: Option<Targets>,
@@ -268,39 +300,58 @@ pub struct Settings {
     pub lora_alpha_pattern: BTreeMap<String, f64>,
     /// Blocks whose layers are adapted, ascending; `None`: all.
     pub layers_to_transform: Option<Vec<usize>>,
+    /// Scale by alpha / sqrt(rank).
     pub use_rslora: bool,
+    /// LoRA+: learning rate of B over that of A.
     pub loraplus_lr_ratio: f64,
     // output
+    /// Folder of the run.
     pub output_dir: PathBuf,
+    /// When checkpoints are written; the last step always is.
     pub save_strategy: Strategy,
     /// A value below 1 is a ratio of all steps.
     pub save_steps: f64,
+    /// Checkpoints kept; 1 counts as 2, 0 keeps all.
     pub save_total_limit: usize,
+    /// Steps between console lines; metrics.jsonl has every step.
     pub logging_steps: u64,
+    /// When the valid rows are evaluated.
     pub eval_strategy: Strategy,
     /// `None`: as often as `logging_steps`, as in Hugging Face.
     pub eval_steps: Option<f64>,
+    /// The final adapter is that of the best evaluation.
     pub load_best_model_at_end: bool,
+    /// Stop after this many evaluations without a better one.
     pub early_stopping_patience: Option<u64>,
+    /// Start over in a folder that holds a run; its files are moved aside.
     pub overwrite_output_dir: bool,
     /// Evaluate before the first step as well.
     pub eval_on_start: bool,
     // device
+    /// Auto, cpu, cuda or cuda:N.
     pub device: DeviceChoice,
+    /// Arithmetic of products with the model's weights; CUDA has bf16 alone.
     pub dtype: Dtype,
+    /// Vector instructions of the CPU; the numbers are the same with all of them.
     pub cpu_isa: CpuIsa,
+    /// Activations computed again instead of kept: less memory, more time, the same numbers.
     pub recompute: Recompute,
+    /// Threads; the numbers are the same for any number of them.
     pub threads: Option<usize>,
     // start
+    /// Continue with the complete state: auto, a step, or a path, also of a Hugging Face checkpoint-N.
     pub resume_from_checkpoint: Option<ResumeFrom>,
     /// Begin a run of its own with the state of `resume_from_checkpoint`, under changed settings.
     pub branch: bool,
+    /// Begin with the weights of a PEFT adapter; step, optimizer and schedule start new. Of several, separated by commas, all but the last are folded.
     pub init_adapter: Option<PathBuf>,
     /// PEFT folders whose adapters are folded into the base, one after the other.
     pub fold_adapters: Vec<PathBuf>,
+    /// Resume although engine or device differ; recorded in the run for ever.
     pub allow_inexact: bool,
     /// Digest the base again, whatever digest of it was kept.
     pub verify_base: bool,
+    /// For a Hugging Face checkpoint without moments: they begin at zero; recorded in the run for ever.
     pub fresh_optimizer: bool,
     /// Signals that save and stop beside the usual ones, by name (`USR1`).
     pub stop_signals: Vec<String>,

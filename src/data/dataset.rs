@@ -90,7 +90,8 @@ pub(super) fn digest_row(hasher: &mut blake3::Hasher, encoded: &[u8], tokens: u3
 }
 
 impl Dataset {
-    /// Rows held in memory (tests, embedding).
+    #[cfg(feature = "internals")]
+    /// Rows held in memory.
     ///
     /// # Errors
     /// Names the row that is empty, has labels of another length, or scores nothing.
@@ -161,6 +162,7 @@ impl Dataset {
         self.lengths.len()
     }
 
+    #[cfg(feature = "internals")]
     /// Whether there are no rows.
     #[must_use]
     pub fn is_empty(&self) -> bool {

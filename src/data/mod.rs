@@ -7,6 +7,7 @@ pub mod dataset;
 pub mod extraction;
 mod json;
 mod keys;
+pub mod memory;
 pub mod plan;
 pub mod predictions;
 mod prepare;
@@ -27,4 +28,5 @@ pub mod tokenizer;
 #[cfg(feature = "text")]
 mod vocabulary;
 
+#[cfg(feature = "internals")]
 pub use reader::Place;

@@ -1,6 +1,7 @@
 //! What the rows of a run become, for people to look at before they train on it.
 
 use super::dataset::Row;
+#[cfg(feature = "internals")]
 use super::plan::{Origin, Plan, Rules};
 use super::prepare::{self, Outcome};
 use super::reader::{Place, RowReader};
@@ -91,6 +92,7 @@ pub fn explanation(settings: &Settings) -> Result<Vec<String>> {
     Ok(Renderer::open(settings, usize::MAX)?.explain())
 }
 
+#[cfg(feature = "internals")]
 /// The micro-batches that the shown rows would form among themselves, in file order: indices into `rows`, rows
 /// that are left out missing. With packing these are the packed sequences.
 ///

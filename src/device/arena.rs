@@ -8,6 +8,8 @@ pub enum Storage {
     /// Activations and their gradients, in the type that the device computes with.
     #[default]
     Activation,
+    /// What layers keep from the forward to the backward pass, in the type that the device keeps it in.
+    Kept,
     /// State and statistics: f32 everywhere.
     F32,
     /// A device's copy of weights, in the type of activations. No room where the host's are read.
@@ -86,10 +88,11 @@ impl Planner {
     /// Bytes of one element; 0 for what the device keeps no copy of.
     #[must_use]
     pub fn element_bytes(&self, storage: Storage) -> usize {
-        let Capabilities { activation, own_memory, .. } = *self.capabilities;
+        let Capabilities { activation, kept, own_memory, .. } = *self.capabilities;
         match storage {
             Storage::F32 => 4,
             Storage::Activation => activation.bytes(),
+            Storage::Kept => kept.bytes(),
             Storage::Copy => {
                 if own_memory {
                     activation.bytes()

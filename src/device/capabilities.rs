@@ -9,6 +9,8 @@ pub struct Capabilities {
     pub kind: &'static str,
     /// How it stores activations. Sums are f32.
     pub activation: Element,
+    /// How it stores what layers keep from the forward to the backward pass.
+    pub kept: Element,
     /// Whether it has a memory of its own, with copies of the host's matrices and integers.
     pub own_memory: bool,
     /// Whether operations are queued rather than done when they return; work that comes again is then recorded.
@@ -29,5 +31,11 @@ impl Capabilities {
     #[must_use]
     pub fn row_len(&self, len: usize) -> usize {
         len.next_multiple_of(self.row_multiple)
+    }
+
+    /// Rows of logits held at once, of the scored tokens among `tokens`.
+    #[must_use]
+    pub fn logit_rows(&self, vocab: usize, tokens: usize) -> usize {
+        (self.logits / self.row_len(vocab)).clamp(1, tokens)
     }
 }

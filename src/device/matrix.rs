@@ -1,8 +1,9 @@
-//! A frozen weight matrix as it lies in the memory map: row-major, bf16, f16 or f32, any alignment; and where a device
-//! keeps its copy.
+//! A frozen weight matrix as it lies in the memory map: row-major, in whatever [`Encoding`], at any alignment; and where a
+//! device keeps its copy.
 
 use super::{Planner, Purpose, Region, Storage};
 use crate::element::Element;
+use crate::encoding::Encoding;
 use std::sync::Arc;
 
 /// Bytes that stay valid and unchanged while anybody holds them (a memory-mapped file, a `Vec`).
@@ -13,7 +14,9 @@ pub type SharedBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
 pub struct Matrix {
     bytes: SharedBytes,
     offset: usize,
-    element: Element,
+    encoding: Encoding,
+    /// Row of the stored matrix that is row 0 of this one.
+    first: usize,
     rows: usize,
     cols: usize,
     copy: Region,
@@ -24,7 +27,7 @@ const NO_COPY: Region = Region { storage: Storage::Copy, start: 0, len: 0 };
 
 impl std::fmt::Debug for Matrix {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Matrix({}x{} {:?})", self.rows, self.cols, self.element)
+        write!(f, "Matrix({}x{} {})", self.rows, self.cols, self.encoding)
     }
 }
 
@@ -35,12 +38,18 @@ impl Matrix {
     /// When it does not fit into `bytes`; readers of files check that before.
     #[must_use]
     pub fn new(bytes: SharedBytes, offset: usize, element: Element, rows: usize, cols: usize) -> Self {
-        let need = rows
-            .checked_mul(cols)
-            .and_then(|n| n.checked_mul(element.bytes()))
-            .and_then(|n| n.checked_add(offset));
+        Self::encoded(bytes, offset, Encoding::Plain(element), rows, cols)
+    }
+
+    /// The same of a matrix in any encoding.
+    ///
+    /// # Panics
+    /// As [`Matrix::new`].
+    #[must_use]
+    pub fn encoded(bytes: SharedBytes, offset: usize, encoding: Encoding, rows: usize, cols: usize) -> Self {
+        let need = rows.checked_mul(encoding.row_bytes(cols)).and_then(|n| n.checked_add(offset));
         assert!(need.is_some_and(|end| end <= (*bytes).as_ref().len()), "matrix outside its bytes");
-        Matrix { bytes, offset, element, rows, cols, copy: NO_COPY }
+        Matrix { bytes, offset, encoding, first: 0, rows, cols, copy: NO_COPY }
     }
 
     /// A matrix of f32 values, for tests and small weights.
@@ -54,10 +63,10 @@ impl Matrix {
     #[must_use]
     pub fn row_range(&self, first: usize, count: usize) -> Self {
         assert!(first + count <= self.rows, "rows outside the matrix");
-        let offset = self.offset + first * self.cols * self.element.bytes();
+        let offset = self.offset + first * self.row_bytes();
         let copy =
             if self.copy.len == 0 { NO_COPY } else { self.copy.slice(first * self.cols, count * self.cols) };
-        Matrix { offset, rows: count, copy, ..self.clone() }
+        Matrix { offset, first: self.first + first, rows: count, copy, ..self.clone() }
     }
 
     /// The same matrix with a place for its copy, on a device that keeps one.
@@ -86,14 +95,17 @@ impl Matrix {
     /// All bytes, row after row.
     #[must_use]
     pub fn bytes(&self) -> &[u8] {
-        let len = self.rows * self.cols * self.element.bytes();
-        &(*self.bytes).as_ref()[self.offset..self.offset + len]
+        &(*self.bytes).as_ref()[self.offset..self.offset + self.rows * self.row_bytes()]
     }
 
-    /// Element type.
+    fn row_bytes(&self) -> usize {
+        self.encoding.row_bytes(self.cols)
+    }
+
+    /// How it is stored.
     #[must_use]
-    pub fn element(&self) -> Element {
-        self.element
+    pub fn encoding(&self) -> &Encoding {
+        &self.encoding
     }
 
     /// Number of rows (output features).
@@ -111,24 +123,30 @@ impl Matrix {
     /// Row `row` widened to f32 into `out`, which holds `cols` elements.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
         assert_eq!(out.len(), self.cols, "row buffer has another length");
-        let size = self.element.bytes();
-        let bytes = &self.bytes()[row * self.cols * size..(row + 1) * self.cols * size];
-        match self.element {
-            Element::F32 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
-                    *o = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-                }
-            }
-            Element::F16 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *o = half::f16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
-            Element::Bf16 => {
-                for (o, b) in out.iter_mut().zip(bytes.chunks_exact(2)) {
-                    *o = half::bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                }
-            }
+        self.read_part(row, 0, out);
+    }
+
+    /// Elements of row `row` from column `column` on, widened to f32, as many as `out` takes.
+    ///
+    /// # Panics
+    /// When they are not all inside.
+    pub fn read_part(&self, row: usize, column: usize, out: &mut [f32]) {
+        assert!(column + out.len() <= self.cols, "columns outside the matrix");
+        let from = row * self.row_bytes() + self.encoding.row_bytes(column);
+        self.encoding.widen(&self.bytes()[from..], self.first + row, column, out);
+    }
+
+    /// Elements from number `first` on, counted row after row, widened to f32 into `out`.
+    ///
+    /// # Panics
+    /// As [`Matrix::read_part`].
+    pub fn read_span(&self, first: usize, out: &mut [f32]) {
+        let (mut at, mut out) = (first, out);
+        while !out.is_empty() {
+            let (row, column) = (at / self.cols, at % self.cols);
+            let (part, rest) = out.split_at_mut(out.len().min(self.cols - column));
+            self.read_part(row, column, part);
+            (at, out) = (at + part.len(), rest);
         }
     }
 }

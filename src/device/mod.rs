@@ -2,6 +2,7 @@
 
 pub mod arena;
 mod capabilities;
+mod choice;
 pub mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
@@ -10,6 +11,7 @@ pub mod matrix;
 
 pub use arena::{Planner, Purpose, Region, Storage};
 pub use capabilities::Capabilities;
+pub use choice::{Chosen, Devices, OnCpu};
 pub use cpu::Cpu;
 #[cfg(feature = "cuda")]
 pub use cuda::Cuda;
@@ -42,7 +44,7 @@ impl Device {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Device::Cpu(_) => Cpu::CAPABILITIES,
+            Device::Cpu(cpu) => cpu.capabilities(),
             #[cfg(feature = "cuda")]
             Device::Cuda(_) => Cuda::CAPABILITIES,
         }
@@ -57,7 +59,7 @@ impl Device {
     /// When the lengths differ.
     pub fn write(&mut self, region: Region, values: &[f32]) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => cpu.write(region).copy_from_slice(values),
+            Device::Cpu(cpu) => cpu.put(region, values),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.write(region, values)?,
         }
@@ -70,7 +72,7 @@ impl Device {
     /// When the device failed, also in work that was queued before.
     pub fn read_into(&mut self, region: Region, out: &mut Vec<f32>) -> Result<()> {
         match self {
-            Device::Cpu(cpu) => out.extend_from_slice(cpu.read(region)),
+            Device::Cpu(cpu) => cpu.get(region, out),
             #[cfg(feature = "cuda")]
             Device::Cuda(cuda) => cuda.read_into(region, out)?,
         }
@@ -187,6 +189,31 @@ impl Device {
                     }
                 }
             },
+        }
+    }
+
+    /// Begins to measure the time of the work that is queued from now on.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn begin_timing(&mut self) -> Result<()> {
+        match self {
+            Device::Cpu(_) => Ok(()),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.begin_timing(),
+        }
+    }
+
+    /// Waits for that work, and gives its seconds; `None` where it was done when the calls returned, whose time the caller
+    /// knows.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn end_timing(&mut self) -> Result<Option<f64>> {
+        match self {
+            Device::Cpu(_) => Ok(None),
+            #[cfg(feature = "cuda")]
+            Device::Cuda(cuda) => cuda.end_timing().map(Some),
         }
     }
 

@@ -175,21 +175,6 @@ impl OpenFolder {
         }
     }
 
-    /// Moves `name` into another folder; that it has the name already is an error.
-    pub fn move_to(&self, name: impl AsRef<OsStr>, target: &OpenFolder) -> io::Result<()> {
-        failpoint::hit();
-        if target.look(name.as_ref())?.is_some() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        Ok(rfs::renameat(&self.fd, name.as_ref(), &target.fd, name.as_ref())?)
-    }
-
-    /// Moves the file `name` into another folder, over one that has the name there.
-    pub fn replace_in(&self, name: impl AsRef<OsStr>, target: &OpenFolder) -> io::Result<()> {
-        failpoint::hit();
-        Ok(rfs::renameat(&self.fd, name.as_ref(), &target.fd, name.as_ref())?)
-    }
-
     /// Gives the file a second name.
     pub fn link(&self, from: impl AsRef<OsStr>, to: impl AsRef<OsStr>) -> io::Result<()> {
         failpoint::hit();

@@ -3,9 +3,11 @@
 //!
 //! Fields, key names and text are those of PEFT 0.21 (`LoraConfig.save_pretrained`).
 
+use super::json;
+#[cfg(feature = "internals")]
+use super::publish;
 use super::safetensors::{self, F32Tensor, TensorInfo, printable};
 use super::torch_file::TorchFile;
-use super::{json, publish};
 use crate::config::Targets;
 use crate::element::Element;
 use crate::error::{Error, Result};
@@ -110,7 +112,8 @@ fn read_safetensors(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTen
 fn parse_safetensors(path: PathBuf, bytes: &[u8], rank: Option<usize>) -> Result<Vec<AdapterTensor>> {
     let header = safetensors::parse_header(&path, bytes, bytes.len() as u64)?;
     let reader = TensorReader { path, rank };
-    if let Some((name, dtype)) = header.others.first_key_value() {
+    if let Some((name, other)) = header.others.first_key_value() {
+        let dtype = &other.dtype;
         return Err(reader.fault(name, format!("dtype {dtype} is not supported; F32, F16 and BF16 are")));
     }
     let decoded = |info: &TensorInfo| Ok(decode(info.element, &bytes[info.bytes.clone()]));
@@ -132,6 +135,7 @@ fn read_pickled(path: PathBuf, rank: Option<usize>) -> Result<Vec<AdapterTensor>
     reader.checked(tensors.collect::<Result<_>>()?)
 }
 
+#[cfg(feature = "internals")]
 /// Writes the files into the folder `folder`, each whole, the config last.
 ///
 /// # Errors
@@ -242,12 +246,9 @@ pub fn split_name(name: &str) -> Option<(&str, char)> {
 
 /// Little-endian elements, widened to f32.
 pub(super) fn decode(element: Element, bytes: &[u8]) -> Vec<f32> {
-    let halves = || bytes.as_chunks::<2>().0.iter();
-    match element {
-        Element::F32 => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-        Element::F16 => halves().map(|b| half::f16::from_le_bytes(*b).to_f32()).collect(),
-        Element::Bf16 => halves().map(|b| half::bf16::from_le_bytes(*b).to_f32()).collect(),
-    }
+    let mut values = vec![0.0; bytes.len() / element.bytes()];
+    element.widen_all(bytes, &mut values);
+    values
 }
 
 // ---- adapter_config.json ----------------------------------------------------------------------------------

@@ -34,14 +34,26 @@ pub struct TensorInfo {
     pub bytes: Range<usize>,
 }
 
+/// A tensor whose elements are not an [`Element`]: codes, integers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherTensor {
+    /// As the header names it.
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes within the file.
+    pub bytes: Range<usize>,
+}
+
 /// A checked header.
 #[derive(Clone, Debug, Default)]
 pub struct Header {
     /// Tensors by name, those whose elements are an [`Element`].
     pub tensors: BTreeMap<String, TensorInfo>,
-    /// The other tensors' dtypes by name: well-formed, but nothing that is computed with here.
-    pub others: BTreeMap<String, String>,
+    /// The other tensors: well-formed, but not elements of their own.
+    pub others: BTreeMap<String, OtherTensor>,
     /// `__metadata__`.
+    #[cfg_attr(not(feature = "internals"), allow(dead_code))]
     pub metadata: BTreeMap<String, String>,
 }
 
@@ -142,7 +154,8 @@ fn checked(raw: RawHeader, start: usize, file_len: u64) -> Checked<Header> {
                 header.tensors.insert(name, TensorInfo { element, shape, bytes: first..last });
             }
             None => {
-                header.others.insert(name, entry.dtype);
+                let dtype = entry.dtype;
+                header.others.insert(name, OtherTensor { dtype, shape, bytes: first..last });
             }
         }
     }

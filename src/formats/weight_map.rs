@@ -179,18 +179,33 @@ impl Tensor {
     }
 }
 
+/// Where a matrix of float8 (e4m3) codes lies; its scales are a tensor of their own.
+#[derive(Clone, Debug)]
+pub struct Codes {
+    /// The mapped file.
+    pub file: Arc<MappedFile>,
+    /// First byte in it; a code is a byte.
+    pub offset: usize,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// The dtype of [`Codes`].
+const CODES: &str = "F8_E4M3";
+
 /// All weight files of a model folder.
 #[derive(Debug)]
 pub struct WeightMap {
     files: Vec<Arc<MappedFile>>,
     tensors: BTreeMap<String, Tensor>,
+    codes: BTreeMap<String, Codes>,
 }
 
 impl WeightMap {
     /// No files, for weights that come from elsewhere.
     #[must_use]
     pub fn empty() -> Self {
-        WeightMap { files: Vec::new(), tensors: BTreeMap::new() }
+        WeightMap { files: Vec::new(), tensors: BTreeMap::new(), codes: BTreeMap::new() }
     }
 
     /// Maps the folder's safetensors after checking headers, sizes and index against each other.
@@ -225,7 +240,7 @@ impl WeightMap {
         names: &BTreeSet<String>,
         index: Option<(&Path, &BTreeMap<String, String>)>,
     ) -> Result<Self> {
-        let mut map = WeightMap { files: Vec::new(), tensors: BTreeMap::new() };
+        let mut map = Self::empty();
         for name in names {
             let path = folder.join(name);
             if let (false, Some((index, _))) = (files::exists(&path)?, index) {
@@ -260,42 +275,56 @@ impl WeightMap {
             if prefixed || !self.tensors.contains_key(table) {
                 continue;
             }
-            let complete = |(name, tensor): (String, _)| {
-                if name.starts_with("lm_head.") {
-                    (name, tensor)
-                } else {
-                    (format!("{prefix}{name}"), tensor)
-                }
+            let complete = |name: String| {
+                if name.starts_with("lm_head.") { name } else { format!("{prefix}{name}") }
             };
-            self.tensors = std::mem::take(&mut self.tensors).into_iter().map(complete).collect();
+            let tensors = std::mem::take(&mut self.tensors).into_iter();
+            self.tensors = tensors.map(|(name, tensor)| (complete(name), tensor)).collect();
+            let codes = std::mem::take(&mut self.codes).into_iter();
+            self.codes = codes.map(|(name, codes)| (complete(name), codes)).collect();
         }
     }
 
     fn add_file(&mut self, path: &Path) -> Result<()> {
         let (file, header) = MappedFile::open(path)?;
-        if let Some((name, dtype)) = header.others.iter().find(|(name, _)| !is_buffer(name)) {
-            return Err(Error::input(format!(
-                "{}: tensor {} is {dtype}; weights must be F32, F16 or BF16",
-                path.display(),
-                printable(name)
-            ))
-            .hint("quantised weights are not supported; use the unquantised model"));
-        }
         let file = Arc::new(file);
+        for (name, other) in header.others.into_iter().filter(|(name, _)| !is_buffer(name)) {
+            if other.dtype != CODES {
+                return Err(Error::input(format!(
+                    "{}: tensor {} is {}; weights must be F32, F16, BF16, or {CODES} with scales",
+                    path.display(),
+                    printable(&name),
+                    other.dtype
+                ))
+                .hint("other quantised weights are not supported; use the unquantised model"));
+            }
+            self.refuse_twice(&name, path)?;
+            let (offset, shape) = (other.bytes.start, other.shape);
+            self.codes.insert(name, Codes { file: Arc::clone(&file), offset, shape });
+        }
         for (name, info) in header.tensors {
             if is_buffer(&name) {
                 continue;
             }
-            if let Some(other) = self.tensors.get(&name) {
-                let (here, there) = (path.display(), other.file.path.display());
-                return Err(Error::input(format!("{here}: tensor {} is in {there} too", printable(&name))));
-            }
+            self.refuse_twice(&name, path)?;
             let offset = info.bytes.start;
             let tensor = Tensor { file: Arc::clone(&file), offset, element: info.element, shape: info.shape };
             self.tensors.insert(name, tensor);
         }
         self.files.push(file);
         Ok(())
+    }
+
+    fn refuse_twice(&self, name: &str, path: &Path) -> Result<()> {
+        let Some(other) = self.file_of(name) else { return Ok(()) };
+        let (here, there) = (path.display(), other.path.display());
+        Err(Error::input(format!("{here}: tensor {} is in {there} too", printable(name))))
+    }
+
+    /// The file that holds the tensor called `name`.
+    fn file_of(&self, name: &str) -> Option<&Arc<MappedFile>> {
+        let elements = self.tensors.get(name).map(|tensor| &tensor.file);
+        elements.or_else(|| self.codes.get(name).map(|codes| &codes.file))
     }
 
     /// Every tensor the index lists is in the shard it names, and no shard holds others.
@@ -305,18 +334,17 @@ impl WeightMap {
                 .hint("index and shards do not belong together; download the model again")
         };
         for (name, shard) in listed.iter().filter(|(name, _)| !is_buffer(name)) {
-            let found = self.tensors.get(name).and_then(|t| t.file.path.file_name());
+            let found = self.file_of(name).and_then(|file| file.path.file_name());
             if found.is_none_or(|file| file != shard.as_str()) {
                 return Err(fault(format!("tensor {} is not in {shard}", printable(name))));
             }
         }
-        match self.tensors.iter().find(|(name, _)| !listed.contains_key(*name)) {
+        let found = self.names().into_iter().find(|name| !listed.contains_key(name));
+        match found.and_then(|name| self.file_of(&name).map(|file| (printable(&name), file))) {
             None => Ok(()),
-            Some((name, tensor)) => Err(fault(format!(
-                "tensor {} of {} is not listed",
-                printable(name),
-                tensor.file.path.display()
-            ))),
+            Some((name, file)) => {
+                Err(fault(format!("tensor {name} of {} is not listed", file.path.display())))
+            }
         }
     }
 
@@ -326,10 +354,18 @@ impl WeightMap {
         self.tensors.get(name).cloned()
     }
 
+    /// The codes of the matrix called `name`, where it is stored in them.
+    #[must_use]
+    pub fn codes(&self, name: &str) -> Option<&Codes> {
+        self.codes.get(name)
+    }
+
     /// All names, sorted.
     #[must_use]
     pub fn names(&self) -> Vec<String> {
-        self.tensors.keys().cloned().collect()
+        let mut names: Vec<String> = self.tensors.keys().chain(self.codes.keys()).cloned().collect();
+        names.sort();
+        names
     }
 
     /// The mapped files, sorted by name.

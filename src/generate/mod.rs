@@ -12,12 +12,12 @@ pub use defaults::Defaults;
 pub use sampling::Sampling;
 
 use crate::config::{CpuIsa, DeviceChoice, Dtype, Settings};
+use crate::device::{Chosen, Devices};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Result};
 use crate::formats::publish::MadeFrom;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
-use crate::train::devices::{Chosen, Devices};
 use std::borrow::Cow;
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
@@ -164,7 +164,7 @@ impl Generator {
             ))
             .hint("make it fit with a smaller --batch-size or --max-new-tokens"));
         }
-        let mut device = chosen.device(&planner, options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, options.threads)?;
         decoder.upload(&mut device, &model.adapter)?;
         Ok(Generator { device, decoder, options, vocab: model.spec.vocab, longest: most })
     }

@@ -28,7 +28,7 @@ impl Adapter {
     pub fn read(folder: &Path, model: &Spec) -> Result<Self> {
         let peft = peft::read(folder).map_err(|error| run_hint(folder, error))?;
         let spec = AdapterSpec::from_peft(&peft.config);
-        let fitted = Layout::new(model, &spec).and_then(|layout| Ok((layout.from_peft(&peft)?, layout)));
+        let fitted = Layout::new(model, &spec).and_then(|layout| Ok((layout.values_of(&peft)?, layout)));
         let (values, layout) = fitted.map_err(|error| unfit(folder, error))?;
         Ok(Adapter { spec, layout, values })
     }

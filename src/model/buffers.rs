@@ -5,8 +5,10 @@
 //! The same holds for what a layer keeps where it is computed again before its backward pass, or has none. So blocks are
 //! asked for their buffers twice: first to learn these sizes, then for places.
 
+use super::block::Pass;
 use crate::config::Recompute;
-use crate::device::{Planner, Purpose, Region, Storage};
+use crate::device::{Device, Planner, Purpose, Region, Storage};
+use crate::ops::rows;
 
 /// What passes are planned for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Areas {
     fn take(&mut self, storage: Storage, len: usize) -> Region {
         match storage {
             Storage::Activation => self.activation.take(storage, len),
-            Storage::F32 | Storage::Copy | Storage::Integer => {
+            Storage::F32 | Storage::Kept | Storage::Copy | Storage::Integer => {
                 assert_eq!(storage, Storage::F32, "only activations and f32 are shared");
                 self.f32.take(storage, len)
             }
@@ -71,6 +73,32 @@ impl Areas {
         };
         place(&mut self.activation, Storage::Activation);
         place(&mut self.f32, Storage::F32);
+    }
+}
+
+/// What a layer computes, and keeps from its forward to its backward pass in the type that the device keeps.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Saved {
+    /// Computed and read here; whoever computes it rounds it to what is kept.
+    pub values: Region,
+    /// Where it waits, if not there.
+    copy: Option<Region>,
+    width: usize,
+}
+
+impl Saved {
+    /// Ends its computation.
+    pub fn save(&self, dev: &mut Device, pass: &Pass<'_>) {
+        if let Some(copy) = self.copy {
+            rows::copy(dev, pass.rows(self.values, self.width), pass.rows(copy, self.width));
+        }
+    }
+
+    /// Begins its use in a backward pass.
+    pub fn restore(&self, dev: &mut Device, pass: &Pass<'_>) {
+        if let Some(copy) = self.copy {
+            rows::copy(dev, pass.rows(copy, self.width), pass.rows(self.values, self.width));
+        }
     }
 }
 
@@ -146,22 +174,41 @@ impl<'a> Buffers<'a> {
 
     /// [rows, width], kept from the layer's forward to its backward pass.
     pub fn kept(&mut self, storage: Storage, width: usize) -> Region {
-        let full = matches!(self.passes, Passes::Training { recompute: Recompute::Full, .. });
-        let keeps = !full && self.goes_back_to(self.layer);
+        let keeps = self.keeps(&[Recompute::Full]);
         self.kept_if(keeps, storage, width)
+    }
+
+    /// Activations that are kept in the type that the device keeps.
+    pub fn saved(&mut self, width: usize) -> Saved {
+        let keeps = self.keeps(&[Recompute::Full]);
+        self.saved_if(keeps, width)
+    }
+
+    /// As [`Buffers::saved`], of an MLP: computed again before the backward pass where that is asked for.
+    pub fn saved_of_mlp(&mut self, width: usize) -> Saved {
+        let keeps = self.keeps(&[Recompute::Full, Recompute::Mlp]);
+        self.saved_if(keeps, width)
+    }
+
+    fn saved_if(&mut self, keeps: bool, width: usize) -> Saved {
+        let device = self.planner.capabilities();
+        if !keeps || device.kept == device.activation {
+            return Saved { values: self.kept_if(keeps, Storage::Activation, width), copy: None, width };
+        }
+        let copy = self.own(Purpose::SavedActivations, Storage::Kept, width);
+        Saved { values: self.work(Storage::Activation, width), copy: Some(copy), width }
+    }
+
+    /// Whether a backward pass reaches the layer, under a policy that is none of `again`.
+    fn keeps(&self, again: &[Recompute]) -> bool {
+        let computes =
+            matches!(self.passes, Passes::Training { recompute, .. } if again.contains(&recompute));
+        !computes && self.goes_back_to(self.layer)
     }
 
     /// Whether a backward pass reaches the layer of that number; the head counts as one.
     pub fn goes_back_to(&self, layer: usize) -> bool {
         matches!(self.passes, Passes::Training { first, .. } if layer >= first)
-    }
-
-    /// As [`Buffers::kept`], of an MLP: computed again before the backward pass where that is asked for.
-    pub fn kept_of_mlp(&mut self, storage: Storage, width: usize) -> Region {
-        match self.passes {
-            Passes::Training { recompute: Recompute::Mlp, .. } => self.kept_if(false, storage, width),
-            _ => self.kept(storage, width),
-        }
     }
 
     fn kept_if(&mut self, keeps: bool, storage: Storage, width: usize) -> Region {

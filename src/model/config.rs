@@ -1,6 +1,7 @@
 //! Reading of a `config.json`: typed keys with their limits, and what no family supports.
 
 use super::arch;
+use crate::encoding;
 use crate::error::{Error, Result};
 use crate::formats::json::{self, Object};
 use serde_json::Value;
@@ -265,12 +266,41 @@ fn is_off(value: &Value) -> bool {
 // ---- what no family supports ------------------------------------------------------------------------------
 
 impl Config {
+    /// Refuses every way of quantising but float8 in blocks, which the files themselves tell: here it is only confirmed.
+    /// Rows of activations stay as they are, whatever `activation_scheme` says for inference.
+    fn check_quantisation(&self) -> Result<()> {
+        let Some(value) = self.value("quantization_config") else { return Ok(()) };
+        let fault = |what: String| {
+            self.fault(format_args!("quantization_config: {what}"))
+                .hint("use the unquantised model, or one in float8 with blocks of 128 x 128")
+        };
+        let wanted: [(&str, Value); 2] =
+            [("quant_method", "fp8".into()), ("weight_block_size", vec![encoding::BLOCK; 2].into())];
+        for (key, wanted) in &wanted {
+            if value.get(key) != Some(wanted) {
+                let found = value.get(key).map_or("missing".into(), brief);
+                return Err(fault(format!("{key} is {found}, {wanted} is supported")));
+            }
+        }
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let known = match key.as_str() {
+                "fmt" => value == "e4m3",
+                "activation_scheme" => value == "dynamic",
+                "modules_to_not_convert" | "ignored_layers" => true,
+                other => wanted.iter().any(|(key, _)| *key == other),
+            };
+            if !known {
+                return Err(fault(format!("{key} {} is not supported", brief(value))));
+            }
+        }
+        Ok(())
+    }
+
     /// Refuses, by name, what none of the families of language models has.
     pub fn refuse_unsupported(&self) -> Result<()> {
         let supported = arch::supported();
         let supported = supported.as_str();
         let named = [
-            ("quantization_config", "quantised weights are not supported", "use the unquantised model"),
             ("num_experts", "mixture of experts is not supported", supported),
             ("num_local_experts", "mixture of experts is not supported", supported),
             ("vision_config", "vision models are not supported", supported),
@@ -282,6 +312,7 @@ impl Config {
                 return Err(self.fault(format_args!("{key}: {why}")).hint(remedy));
             }
         }
+        self.check_quantisation()?;
         self.only("use_sliding_window", false, "sliding-window attention is not supported")?;
         self.only("mlp_bias", false, "biases in the MLP are not supported")?;
         self.only("is_causal", true, "attention that looks ahead is not supported")?;

@@ -84,7 +84,7 @@ impl Decoder {
         limits: Limits,
     ) -> Result<Self> {
         let state = State::plan_reading(planner, &adapter.layout);
-        let adapters = Adapters::plan(planner, &adapter.layout, state);
+        let adapters = Adapters::plan(planner, &adapter.layout, state)?;
         let Limits { slots, capacity, rows } = limits;
         let stack =
             Stack::plan(planner, spec, weights, adapters, Passes::Decoding { rows, slots, capacity })?;

@@ -28,7 +28,8 @@ pub fn fold(weights: &mut Weights, adapter: &Adapter) -> Result<()> {
 
 fn folded(weight: &Matrix, slot: &Slot, values: &[f32]) -> Result<Matrix> {
     let [rows, cols] = slot.shape;
-    let width = cols * weight.element().bytes();
+    let element = folded_element(weight);
+    let width = cols * element.bytes();
     let mut bytes = vec![0; rows * width];
     let bad: usize =
         bytes.par_chunks_exact_mut(width).enumerate().map(|(i, out)| row(weight, slot, values, i, out)).sum();
@@ -37,10 +38,15 @@ fn folded(weight: &Matrix, slot: &Slot, values: &[f32]) -> Result<Matrix> {
         return Err(Error::input(format!("{name}: {bad} elements leave the range of the base's type"))
             .hint("the adapter's values are too large to be folded into this base"));
     }
-    Ok(Matrix::new(Arc::new(bytes), 0, weight.element(), rows, cols))
+    Ok(Matrix::new(Arc::new(bytes), 0, element, rows, cols))
 }
 
-/// Row `row` of `W + scale · B·A`, into `out` in the encoding of W: `B·A` by fused multiply-add in the order of the
+/// The type of a sum with `weight`: its own, bf16 where it has no element type.
+fn folded_element(weight: &Matrix) -> Element {
+    weight.encoding().plain().unwrap_or(Element::Bf16)
+}
+
+/// Row `row` of `W + scale · B·A`, into `out` in the type of W, bf16 where W is in codes: `B·A` by fused multiply-add in the order of the
 /// rank, times the scale, plus W, all in f32 and rounded once to W's type, as PEFT's `merge` does. `values` is the
 /// adapter's flat buffer. Gives the number of elements that are not finite.
 pub fn row(weight: &Matrix, slot: &Slot, values: &[f32], row: usize, out: &mut [u8]) -> usize {
@@ -62,7 +68,7 @@ pub fn row(weight: &Matrix, slot: &Slot, values: &[f32], row: usize, out: &mut [
             }
         },
     );
-    encode(&sum, weight.element(), out)
+    encode(&sum, folded_element(weight), out)
 }
 
 /// Rounds to nearest even; counts what is not finite afterwards.

@@ -46,7 +46,7 @@ impl Head {
         let row = capabilities.row_len(self.matrix.rows());
         let (last, chunk, scored) = match b.passes() {
             Passes::Training { tokens, .. } | Passes::Evaluation { tokens } => {
-                (tokens, (capabilities.logits / row).clamp(1, tokens), tokens)
+                (tokens, capabilities.logit_rows(self.matrix.rows(), tokens), tokens)
             }
             Passes::Decoding { slots, .. } => (slots, slots, 0),
         };

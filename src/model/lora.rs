@@ -207,12 +207,6 @@ impl Layout {
         out
     }
 
-    /// Ranges of the B matrices (LoRA+ trains them at a higher rate), as (first, length) in flat order.
-    #[must_use]
-    pub fn b_ranges(&self) -> Vec<(usize, usize)> {
-        self.slots.iter().map(|s| (s.b, s.lens()[1])).collect()
-    }
-
     /// PyTorch's initial values: A uniform within ±1/sqrt(in) (kaiming-uniform with a = sqrt 5), B zero.
     /// Element i of the flat buffer draws from (seed, i): independent of everything else.
     #[must_use]
@@ -232,7 +226,7 @@ impl Layout {
     ///
     /// # Errors
     /// Names the tensor that is missing, unexpected or of another shape.
-    pub fn from_peft(&self, adapter: &Adapter) -> Result<Vec<f32>> {
+    pub fn values_of(&self, adapter: &Adapter) -> Result<Vec<f32>> {
         let mut values = vec![0.0; self.len];
         let expected = self.tensors();
         for (name, shape, start) in &expected {

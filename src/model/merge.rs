@@ -81,6 +81,13 @@ pub fn merge(
 ) -> Result<Merged> {
     check_free(out)?;
     let weights = Weights::open(folder, spec)?;
+    if let Some(encoding) = weights.encodings().iter().find(|name| name.contains("blocks")) {
+        return Err(Error::input(format!(
+            "{}: weights that are stored as {encoding} are not merged into",
+            folder.display()
+        ))
+        .hint("merge into the model that is not quantised, or serve the adapter beside its base"));
+    }
     let target = FolderDraft::beside(out)?;
     let map = &weights.map;
     let mut names = carried(folder)?;

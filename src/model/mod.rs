@@ -26,5 +26,6 @@ pub use decode::Decoder;
 pub use lora::{AdapterSpec, Layout};
 pub use network::Network;
 pub use spec::Spec;
+#[cfg(feature = "internals")]
 pub use state::State;
 pub use weights::Weights;

@@ -81,7 +81,7 @@ impl Network {
         recompute: Recompute,
     ) -> Result<Self> {
         let state = State::plan(planner, layout);
-        let adapters = Adapters::plan(planner, layout, state);
+        let adapters = Adapters::plan(planner, layout, state)?;
         let first = layout.slots.first().map_or(spec.layers.len(), |slot| slot.layer);
         let passes = Passes::Training { tokens, recompute, first };
         let stack = Stack::plan(planner, spec, weights, adapters, passes)?;
@@ -101,7 +101,7 @@ impl Network {
         tokens: usize,
     ) -> Result<Self> {
         let state = State::plan_reading(planner, layout);
-        let adapters = Adapters::plan(planner, layout, state);
+        let adapters = Adapters::plan(planner, layout, state)?;
         let stack = Stack::plan(planner, spec, weights, adapters, Passes::Evaluation { tokens })?;
         let inputs = planner.region(Purpose::Inputs, Storage::Integer, Extra::most(tokens));
         Ok(Network { stack, recompute: Recompute::None, dropout: 0.0, trains: false, inputs, state })

@@ -273,6 +273,7 @@ impl Spec {
     }
 
     /// Elements of the base model's weights, a tied head counted once.
+    #[cfg(feature = "internals")]
     #[must_use]
     pub fn parameter_count(&self) -> u64 {
         let elements = |t: &TensorSpec| t.shape.iter().map(|n| *n as u64).product::<u64>();

@@ -2,6 +2,7 @@
 
 use super::lora::{Layout, Slot};
 use crate::device::{Planner, Purpose, Region, Storage};
+use crate::error::{Error, Result};
 use crate::ops::linear::Lora;
 use crate::ops::reduce;
 
@@ -48,24 +49,40 @@ pub(super) struct Adapters<'a> {
     /// The copies: see [`Lora::packed`].
     pub packed: Region,
     used: usize,
+    /// Whether the device has copies: else nobody reads the table.
+    copies: bool,
     /// What [`crate::ops::linear::pack`] reads.
     pub table: Vec<u32>,
 }
 
 impl<'a> Adapters<'a> {
-    pub fn plan(planner: &mut Planner, layout: &'a Layout, state: State) -> Self {
+    /// Plans the copies.
+    ///
+    /// # Errors
+    /// More values than the table's integers count, on a device that has copies.
+    pub fn plan(planner: &mut Planner, layout: &'a Layout, state: State) -> Result<Self> {
         let device = planner.capabilities();
         let copies = |s: &Slot| device.row_len(s.rank) * (s.shape[0] + s.shape[1]);
-        let len = layout.slots.iter().map(copies).sum();
+        let len: usize = layout.slots.iter().map(copies).sum();
+        let most = len.max(layout.len);
+        if device.own_memory && u32::try_from(most).is_err() {
+            return Err(Error::usage(format!(
+                "the adapters have {most} values, this device takes {}",
+                u32::MAX
+            ))
+            .hint("lower --lora-r, or train fewer layers: --lora-target"));
+        }
         let packed = planner.region(Purpose::TrainableState, Storage::Copy, len);
-        Adapters { layout, state, packed, used: 0, table: Vec::new() }
+        Ok(Adapters { layout, state, packed, used: 0, copies: device.own_memory, table: Vec::new() })
     }
 
     /// The place of a copy of `rows` × `columns` elements of the [rows, columns] matrix at `source`.
     fn copy(&mut self, source: usize, matrix: [usize; 2], copy: [usize; 2]) -> Region {
         let place = self.packed.slice(self.used, copy[0] * copy[1]);
         let entry = [source, self.used, matrix[0], matrix[1], copy[0], copy[1]];
-        self.table.extend(entry.map(|v| v as u32));
+        if self.copies {
+            self.table.extend(entry.map(|v| u32::try_from(v).expect("the plan looked at the lengths")));
+        }
         self.used += place.len;
         place
     }

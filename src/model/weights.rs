@@ -2,12 +2,14 @@
 
 use super::spec::{LinearSpec, STORED_HEAD, Spec, TensorSpec};
 use crate::device::Matrix;
+use crate::device::matrix::SharedBytes;
 use crate::element::Element;
+use crate::encoding::{Encoding, Scales, e4m3_not_numbers};
 use crate::error::{Error, Result};
-use crate::formats::weight_map::{Tensor, WeightMap};
+use crate::formats::weight_map::{Codes, Tensor, WeightMap};
 use crate::philox::{Stream, uniform};
 use rayon::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -60,25 +62,67 @@ struct Loader {
 
 impl Loader {
     fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        if self.map.codes(name).is_some() {
+            return Err(Error::input(format!(
+                "model: {name} is stored in float8 codes; only the matrices of layers may be"
+            ))
+            .hint("use the unquantised model"));
+        }
         let tensor = self.map.get(name).ok_or_else(|| missing(name))?;
         if tensor.shape != shape {
-            let found = &tensor.shape;
-            return Err(Error::input(format!(
-                "model: {name} has shape {found:?}, config.json says {shape:?}"
-            )));
+            return Err(other_shape(name, &tensor.shape, shape));
         }
         let bad = WeightMap::non_finite(&tensor);
         if bad > 0 {
-            return Err(Error::input(format!("model: {name} has {bad} elements that are NaN or infinite"))
-                .hint("the file is damaged or was saved from a diverged run; get it again"));
+            return Err(not_finite(name, bad));
         }
         self.bytes += (shape.iter().product::<usize>() * tensor.element.bytes()) as u64;
         Ok(tensor)
     }
 }
 
+impl Loader {
+    /// A matrix of float8 codes with the scales that belong to it.
+    fn coded(&mut self, name: &str, codes: &Codes, rows: usize, cols: usize) -> Result<Matrix> {
+        if codes.shape != [rows, cols] {
+            return Err(other_shape(name, &codes.shape, &[rows, cols]));
+        }
+        let file: SharedBytes = codes.file.clone();
+        let bad = e4m3_not_numbers(&(*file).as_ref()[codes.offset..][..rows * cols]);
+        if bad > 0 {
+            return Err(not_finite(name, bad));
+        }
+        let shape = Scales::shape(rows, cols);
+        let values = self.small(&TensorSpec { name: scales_of(name), shape: shape.to_vec() })?;
+        self.bytes += (rows * cols) as u64;
+        let encoding = Encoding::E4m3(Arc::new(Scales::new(values, rows, cols)));
+        Ok(Matrix::encoded(file, codes.offset, encoding, rows, cols))
+    }
+}
+
+/// The tensor that holds the scales of a matrix of codes.
+fn scales_of(name: &str) -> String {
+    format!("{name}_scale_inv")
+}
+
+fn other_shape(name: &str, found: &[usize], shape: &[usize]) -> Error {
+    Error::input(format!("model: {name} has shape {found:?}, config.json says {shape:?}"))
+}
+
+fn not_finite(name: &str, bad: usize) -> Error {
+    Error::input(format!("model: {name} has {bad} elements that are NaN or infinite"))
+        .hint("the file is damaged or was saved from a diverged run; get it again")
+}
+
 impl Source for Loader {
     fn matrix(&mut self, name: &str, rows: usize, cols: usize) -> Result<Matrix> {
+        if let Some(codes) = self.map.codes(name).cloned() {
+            return self.coded(name, &codes, rows, cols);
+        }
+        if self.map.get(&scales_of(name)).is_some() {
+            let what = format!("model: {} is there, but {name} is not stored in codes", scales_of(name));
+            return Err(Error::input(what).hint("the file was saved by a tool that mixes both; get it again"));
+        }
         let t = self.tensor(name, &[rows, cols])?;
         Ok(Matrix::new(t.file, t.offset, t.element, rows, cols))
     }
@@ -140,10 +184,19 @@ impl Weights {
     /// What is lost on a device that keeps its copies in bf16; `None` for weights stored in it.
     #[must_use]
     pub fn rounding(&self) -> Option<String> {
-        let mut matrices = self.linears.values().map(|l| &l.weight).chain([&self.embedding, &self.head]);
-        let rounded = |m: &&Matrix| m.element() != Element::Bf16;
-        let element = matrices.find(rounded)?.element();
-        Some(format!("the model's {element:?} weights are rounded to bf16 on this device"))
+        let rounded = self.matrices().find(|m| m.encoding().plain() != Some(Element::Bf16))?;
+        Some(format!("the model's {} weights are rounded to bf16 on this device", rounded.encoding()))
+    }
+
+    /// All matrices.
+    fn matrices(&self) -> impl Iterator<Item = &Matrix> {
+        [&self.embedding, &self.head].into_iter().chain(self.linears.values().map(|linear| &linear.weight))
+    }
+
+    /// The names of the encodings of its matrices.
+    #[must_use]
+    pub fn encodings(&self) -> BTreeSet<String> {
+        self.matrices().map(|matrix| matrix.encoding().to_string()).collect()
     }
 
     /// Maps `folder` and checks every tensor `spec` needs: presence, shape, finite values.

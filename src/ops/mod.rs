@@ -16,6 +16,9 @@ pub mod rope;
 pub mod rows;
 pub mod swiglu;
 
+use crate::device::{Chosen, Device, Planner};
+use crate::error::Result;
+
 /// All operations.
 pub const OPERATIONS: &[check::Operation] = &[
     adamw::check::OPERATION,
@@ -31,6 +34,19 @@ pub const OPERATIONS: &[check::Operation] = &[
     rows::check::OPERATION,
     swiglu::check::OPERATION,
 ];
+
+/// Allocates the planned memory on the chosen device; a GPU gets the kernels of all operations.
+///
+/// # Errors
+/// As [`Chosen::device`].
+pub fn device(chosen: Chosen, plan: &Planner, threads: Option<usize>) -> Result<Device> {
+    chosen.device(
+        plan,
+        threads,
+        #[cfg(feature = "cuda")]
+        &kernels(),
+    )
+}
 
 /// All kernels of a GPU.
 #[cfg(feature = "cuda")]

@@ -17,7 +17,7 @@ pub struct Line {
 impl Line {
     /// The line with its newline. All floats must be finite, `seconds` included.
     #[must_use]
-    pub fn to_json(&self) -> String {
+    pub fn json(&self) -> String {
         // Plain numbers always serialise.
         serde_json::to_string(self).unwrap_or_default() + "\n"
     }

@@ -6,9 +6,9 @@ pub mod tiny;
 mod training;
 
 use crate::config::DeviceChoice;
+use crate::device::{Chosen, Devices};
 use crate::error::Result;
 use crate::identity::Engine;
-use crate::train::devices::{Chosen, Devices};
 use std::path::Path;
 
 /// What is tested.

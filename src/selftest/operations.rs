@@ -5,7 +5,7 @@ use crate::device::Capabilities;
 use crate::element::Element;
 use crate::error::Result;
 use crate::ops::OPERATIONS;
-use crate::ops::check::{Case, Operation, Rig};
+use crate::ops::check::{Case, Operation, Rig, described};
 
 pub(super) fn check(settings: &Settings) -> Result<Vec<Row>> {
     let device = settings.chosen()?.capabilities();
@@ -26,7 +26,7 @@ fn check_case(
     device: &'static Capabilities,
 ) -> Result<Vec<Row>> {
     let rig = Rig::new(case, device);
-    let mut dev = settings.chosen()?.device(rig.plan(), None)?;
+    let mut dev = crate::ops::device(settings.chosen()?, rig.plan(), None)?;
     rig.load(&mut dev)?;
     let first = rig.run(&mut dev)?;
     let mut identical = true;
@@ -36,18 +36,11 @@ fn check_case(
     let findings = rig.judge(&first, device.activation == Element::Bf16);
     let row = |found: crate::ops::check::Finding| Row {
         operation: operation.name,
-        case: format!("{} of {}", found.name, plain(case)),
+        case: format!("{} of {}", found.name, described(case)),
         error: Some(found.error),
         limit: Some(found.limit),
         identical: Some(identical),
         bits: found.bits,
     };
     Ok(findings.into_iter().map(row).collect())
-}
-
-/// A case's fields without its type's name.
-fn plain(case: &dyn Case) -> String {
-    let text = format!("{case:?}");
-    let fields = text.split_once(" { ").and_then(|(_, rest)| rest.strip_suffix(" }"));
-    fields.unwrap_or(&text).to_owned()
 }

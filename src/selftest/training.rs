@@ -5,13 +5,13 @@ use super::{Row, Settings as Options};
 use crate::checkpoint::state::PlanOrigin;
 use crate::config::{Recompute, ResumeFrom, Settings};
 use crate::device::cpu::Rounding;
+use crate::device::{Chosen, OnCpu};
 use crate::device::{Device, Planner};
 use crate::error::{Error, Kind, Result};
 use crate::files;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Spec, Weights};
 use crate::report::event::Event;
-use crate::train::devices::{Chosen, OnCpu};
 use crate::train::setup::Setup;
 use crate::train::start::history;
 use crate::train::trainer::Trainer;
@@ -166,7 +166,7 @@ fn generated(model: &Path, device: Chosen, rounding: Rounding, prompts: &[&[u32]
     let mut planner = Planner::new(device.capabilities());
     let adapter = Adapter::none();
     let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-    let mut dev = device.device(&planner, None)?;
+    let mut dev = crate::ops::device(device, &planner, None)?;
     if let Some(cpu) = dev.cpu_mut() {
         cpu.rounding = rounding;
     }

@@ -297,6 +297,6 @@ impl Engine for NetworkEngine {
     }
 
     fn values_of(&self, adapter: &peft::Adapter) -> Option<Vec<f32>> {
-        self.layout.from_peft(adapter).ok()
+        self.layout.values_of(adapter).ok()
     }
 }

@@ -1,12 +1,12 @@
 //! Loss and perplexity of a file: the base model's, and an adapter's beside it.
 
-use super::devices::Devices;
 use super::engine::Engine;
 use super::setup::{Ready, Setup};
 use super::start::weights_in;
 use super::trainer::{Source, mean_loss};
 use crate::checkpoint::storage::FileSystem;
 use crate::config::Settings;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};

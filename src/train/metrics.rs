@@ -87,7 +87,7 @@ impl Metrics {
     pub fn push(&mut self, line: Line) -> Result<Option<(u64, u64)>> {
         let now = line.logged;
         let Some(before) = self.ahead.pop_front() else {
-            let text = line.to_json();
+            let text = line.json();
             self.failed |= storage::write_all(&*self.file, self.end, text.as_bytes()).is_err();
             self.end += text.len() as u64;
             self.lines.push(line);
@@ -133,5 +133,5 @@ impl Metrics {
 }
 
 fn text(lines: &[Line]) -> String {
-    lines.iter().map(Line::to_json).collect()
+    lines.iter().map(Line::json).collect()
 }

@@ -1,11 +1,11 @@
 //! Runs: new, continued, extended; the loop, its schedule, its evaluation and its files.
 
-pub mod devices;
 pub mod engine;
 pub mod evaluate;
 pub mod exchange;
 pub mod folder;
 mod initial;
+pub mod merge;
 pub mod metrics;
 pub mod objective;
 pub mod publish;
@@ -18,8 +18,13 @@ pub mod setup;
 pub mod start;
 pub mod trainer;
 
-pub use devices::Devices;
+pub use crate::device::Devices;
 pub use start::{Request, import, plan, resume, settled, train};
+
+use crate::config::Settings;
+use crate::data::dataset::Row;
+use crate::error::Result;
+use crate::model::Spec;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,6 +71,15 @@ impl Control {
     pub fn begin(&self) {
         self.begun.store(true, Ordering::SeqCst);
     }
+}
+
+/// Each row as the tokens that it would be if a data file held it: a JSON object with `messages`, `prompt` and `completion`,
+/// `text`, or `input_ids`, as `docs/data.md` says. Model, template, masks and length limits are those of `settings`.
+///
+/// # Errors
+/// Names the row, counted from 1: it is wrong, too long, or nothing in it is scored; a model without tokenizer or template.
+pub fn tokenise(settings: &Settings, rows: &[serde_json::Value]) -> Result<Vec<Row>> {
+    crate::data::memory::tokenise(settings, Spec::read(&settings.model)?.vocab, rows)
 }
 
 /// How a run ended.

@@ -59,7 +59,7 @@ impl<'a> Run<'a> {
         self.observer.on_event(&Event::Started { step, total, logging_steps });
         let ended = self.check_next_loss().and_then(|()| self.train_to_the_end(owed));
         // Whatever ended the run: a save that has begun is ended and told, and the page shows what was logged.
-        let (_, engine) = self.begun.trainer.to_save();
+        let (_, engine) = self.begun.trainer.saving();
         let saved = self.begun.saver.finish(engine, self.observer);
         let ended = ended.and(saved);
         self.write_report();
@@ -171,7 +171,7 @@ impl<'a> Run<'a> {
         self.check_base()?;
         self.begun.metrics.sync();
         self.with_saver(|saver, trainer, observer| {
-            let (state, engine) = trainer.to_save();
+            let (state, engine) = trainer.saving();
             saver.begin(state, engine, observer)
         })
     }
@@ -180,7 +180,7 @@ impl<'a> Run<'a> {
         self.check_base()?;
         self.begun.metrics.sync();
         self.with_saver(|saver, trainer, observer| {
-            let (state, engine) = trainer.to_save();
+            let (state, engine) = trainer.saving();
             saver.save(state, engine, observer)
         })
     }

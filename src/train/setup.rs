@@ -1,7 +1,6 @@
 //! From settings to a trainer: model, data, plan, identity, memory. Shared by `run` and `plan`.
 
 use super::PlanReport;
-use super::devices::{Chosen, Devices};
 use super::engine::{NetworkEngine, Parts};
 use super::initial::initial_adapter;
 use super::objective;
@@ -10,6 +9,7 @@ use crate::checkpoint::state::{History, PlanOrigin, State};
 use crate::config::{self, Recompute, Settings, Strategy};
 use crate::data::dataset::{self, Rows};
 use crate::data::plan::Plan;
+use crate::device::{Chosen, Devices};
 use crate::device::{Planner, Purpose};
 use crate::element::Element;
 use crate::error::{Error, Kind, Result};
@@ -302,7 +302,7 @@ impl Setup {
         if let (Element::Bf16, Some(text)) = (planner.capabilities().activation, self.weights.rounding()) {
             observer.on_event(&Event::Warning(text));
         }
-        let device = self.device.device(&planner, self.settings.threads)?;
+        let device = crate::ops::device(self.device, &planner, self.settings.threads)?;
         let mut progress = |done, total| {
             observer.on_event(&Event::Progress { what: "copying the model to the device", done, total });
         };
@@ -469,6 +469,6 @@ fn base_model(s: &Settings, weights: &Weights, observer: &mut dyn Observer) -> R
         weights.map.digests(cache.as_ref(), &mut progress)?.into_iter().collect();
     let config = files::read(&s.model.join("config.json"), crate::model::MAX_CONFIG_BYTES)?;
     files.insert("config.json".into(), blake3::hash(&config).to_hex().to_string());
-    let encoding = format!("{:?}", weights.embedding.element()).to_lowercase();
+    let encoding = weights.encodings().into_iter().collect::<Vec<_>>().join(", ");
     Ok(BaseModel { files, encoding })
 }

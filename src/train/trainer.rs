@@ -137,7 +137,7 @@ impl Trainer {
     }
 
     /// State and engine at once, for saving.
-    pub fn to_save(&mut self) -> (&State, &mut dyn Engine) {
+    pub fn saving(&mut self) -> (&State, &mut dyn Engine) {
         (&self.state, &mut *self.engine)
     }
 
@@ -200,12 +200,6 @@ impl Trainer {
     fn total_so_far(&self) -> u64 {
         let length = self.state.history.at(self.step().saturating_sub(1));
         length.map_or_else(|| self.total_steps(), |length| length.total_steps)
-    }
-
-    /// The evaluation rows.
-    #[must_use]
-    pub fn evaluation_rows(&self) -> Option<&Dataset> {
-        self.eval.as_ref().map(|source| &source.rows)
     }
 
     /// Runs the next optimizer step. `None` when cancelled: the state is then still that of the last step.

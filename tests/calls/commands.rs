@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+#[cfg(feature = "text")]
 const QUICKSTART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/quickstart");
 const TRAIN: &str = "train --model model --train-file train.jsonl --valid-file dev.jsonl --output-dir run \
     --cache-dir cache --lora-r 2 --per-device-train-batch-size 2 --gradient-accumulation-steps 1 --max-steps 4 \
@@ -57,6 +58,7 @@ fn prepare_killed(folder: &Path) {
     }
 }
 
+#[cfg(feature = "text")]
 fn prepare_generation(folder: &Path) {
     let text = std::fs::read_to_string(Path::new(QUICKSTART).join("test.jsonl")).unwrap();
     let rows: String = text.lines().take(3).map(|line| format!("{line}\n")).collect();

@@ -3,10 +3,10 @@
 
 use super::driver::Emulated;
 use super::library::MODES;
+use qwentune::device::Chosen;
 use qwentune::device::{Device, Planner, Purpose, Region, Storage};
 use qwentune::ops::adamw::{self, AdamW};
 use qwentune::ops::rows;
-use qwentune::train::devices::Chosen;
 
 const LEN: usize = 3000;
 const ADAMW: AdamW =
@@ -31,7 +31,7 @@ fn what_would_change_a_copied_region_waits_for_the_copy() {
             let chosen = Chosen::Cuda(Some(Box::new(Emulated::new(mode))));
             let mut planner = Planner::new(chosen.capabilities());
             let regions = [(); 4].map(|()| planner.region(Purpose::TrainableState, Storage::F32, LEN));
-            let mut dev = chosen.device(&planner, None).unwrap();
+            let mut dev = qwentune::ops::device(chosen, &planner, None).unwrap();
             for (seed, region) in regions.into_iter().enumerate() {
                 dev.write(region, &values(seed)).unwrap();
             }

@@ -8,7 +8,7 @@ use qwentune::device::cuda::driver::{
     Address, Driver, Event, Facts, Function, Graph, HostBuffer, Launch, Module, Stream,
 };
 use qwentune::error::{Error, Result};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, OnceLock};
 
@@ -27,6 +27,13 @@ pub struct Supply {
     pub locked: usize,
     /// Graphs that can be made.
     pub graphs: usize,
+    /// Bytes of memory that are left once something was allocated.
+    pub left: u64,
+}
+
+impl Supply {
+    /// Enough of everything.
+    pub const ENOUGH: Supply = Supply { locked: usize::MAX, graphs: usize::MAX, left: u64::MAX };
 }
 
 /// Something that was recorded.
@@ -52,6 +59,27 @@ struct State {
 
 thread_local! {
     static LAUNCHED: RefCell<BTreeSet<String>> = RefCell::default();
+    static CAPTURES: Cell<usize> = const { Cell::new(0) };
+    static LISTED: RefCell<Vec<Listed>> = RefCell::default();
+}
+
+/// The captures that this thread's devices have begun since this was last asked for.
+pub fn captures() -> usize {
+    CAPTURES.take()
+}
+
+/// A launch as a device that counts was asked for it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Listed {
+    /// The kernel.
+    pub kernel: String,
+    /// Blocks, threads of one and its shared memory.
+    pub shape: ([u32; 3], u32, u32),
+}
+
+/// The launches of this thread's counting devices since this was last asked for, in order.
+pub fn listed() -> Vec<Listed> {
+    LISTED.take()
 }
 
 /// The kernels that this thread's devices have launched since this was last asked for.
@@ -64,8 +92,22 @@ pub struct Emulated {
     facts: Facts,
     mode: Mode,
     supply: Supply,
+    /// Kernels that are counted, not computed: memory is there when it is touched, and large copies are not made.
+    counting: Option<Counting>,
     state: Mutex<State>,
 }
+
+/// What becomes of the launches of a device that counts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Counting {
+    /// They are listed.
+    Listed,
+    /// They are run too: by a library that counts, as far as it is asked to.
+    Run,
+}
+
+/// Copies and fills of more bytes are weights and activations, which no count depends on.
+const COUNTED_COPY: usize = 1 << 20;
 
 impl Emulated {
     /// A device whose lanes run in one of [`MODES`].
@@ -84,8 +126,15 @@ impl Emulated {
             cuda: (13, 0),
             driver: String::new(),
         };
-        let supply = Supply { locked: usize::MAX, graphs: usize::MAX };
-        Emulated { facts, mode: MODES[mode], supply, state: Mutex::default() }
+        let supply = Supply::ENOUGH;
+        Emulated { facts, mode: MODES[mode], supply, counting: None, state: Mutex::default() }
+    }
+
+    /// A device that counts, of any size.
+    pub fn that_counts(counting: Counting) -> Self {
+        let mut device = Self::with_memory(0, 1 << 40);
+        device.counting = Some(counting);
+        device
     }
 
     /// The same with so little.
@@ -189,7 +238,19 @@ impl Emulated {
         match work {
             Work::Launch(name, launch, params) => {
                 LAUNCHED.with_borrow_mut(|all| all.insert(name.clone()));
+                if let Some(counting) = self.counting {
+                    let shape = (launch.grid, launch.threads, launch.shared_bytes);
+                    LISTED.with_borrow_mut(|all| all.push(Listed { kernel: name.clone(), shape }));
+                    if counting == Counting::Listed {
+                        return Ok(());
+                    }
+                }
                 Library::get().launch(name, *launch, params, self.mode).map_err(Error::device)
+            }
+            Work::Copy(_, _, bytes) | Work::Fill(_, bytes, _)
+                if self.counting.is_some() && *bytes > COUNTED_COPY =>
+            {
+                Ok(())
             }
             Work::Copy(to, from, bytes) => {
                 // SAFETY: both ranges are inside live allocations (`check`) and do not overlap (the trait's contract).
@@ -207,6 +268,11 @@ impl Emulated {
     }
 
     fn host(&self, bytes: usize) -> *mut u8 {
+        if self.counting.is_some() {
+            let start = lazy_memory(bytes);
+            self.state.lock().unwrap().allocations.push((start as u64, bytes));
+            return start;
+        }
         let layout = std::alloc::Layout::from_size_align(bytes.max(1), 256).unwrap();
         // SAFETY: the size is not zero. Freed by `drop`, which walks through the allocations.
         let start = unsafe { std::alloc::alloc(layout) };
@@ -216,6 +282,16 @@ impl Emulated {
         self.state.lock().unwrap().allocations.push((start as u64, bytes));
         start
     }
+}
+
+/// Zeros that take memory only where they are touched.
+fn lazy_memory(bytes: usize) -> *mut u8 {
+    let (access, kind) =
+        (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
+    // SAFETY: a new mapping of no file, wherever there is room.
+    let start = unsafe { libc::mmap(std::ptr::null_mut(), bytes.max(1), access, kind, -1, 0) };
+    assert!(start != libc::MAP_FAILED, "no room for {bytes} bytes");
+    start.cast()
 }
 
 /// The most registers of a thread that any target's compiler gave the kernel; few for the tests' own kernels.
@@ -245,6 +321,11 @@ impl Drop for Emulated {
     fn drop(&mut self) {
         for (start, bytes) in std::mem::take(&mut self.state.lock().unwrap().allocations) {
             Library::get().unregister(start);
+            if self.counting.is_some() {
+                // SAFETY: mapped by `lazy_memory` with this length.
+                unsafe { libc::munmap(start as *mut libc::c_void, bytes.max(1)) };
+                continue;
+            }
             let layout = std::alloc::Layout::from_size_align(bytes.max(1), 256).unwrap();
             // SAFETY: allocated by `host` with this layout.
             unsafe { std::alloc::dealloc(start as *mut u8, layout) };
@@ -264,7 +345,8 @@ unsafe impl Driver for Emulated {
     }
 
     fn memory_free(&self) -> Result<u64> {
-        Ok(self.facts.memory)
+        let allocated = !self.state.lock().unwrap().allocations.is_empty();
+        Ok(if allocated { self.facts.memory.min(self.supply.left) } else { self.facts.memory })
     }
 
     fn allocate(&self, bytes: usize) -> Result<Address> {
@@ -414,6 +496,7 @@ unsafe impl Driver for Emulated {
 
     fn begin_capture(&self, stream: Stream) -> Result<()> {
         self.not_in_capture(Some(stream), "a second capture")?;
+        CAPTURES.set(CAPTURES.get() + 1);
         let (work, events) = (Vec::new(), Vec::new());
         self.state.lock().unwrap().capture = Some(Capture { stream, work, events, spoiled: None });
         Ok(())

@@ -260,10 +260,6 @@ impl Memory {
         memory
     }
 
-    pub fn bf16(values: &[f32]) -> Self {
-        Self::new(&values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect::<Vec<u8>>())
-    }
-
     /// `len` bytes of NaN in any format.
     pub fn poisoned(len: usize) -> Self {
         Self::new(&vec![0xFF; len])

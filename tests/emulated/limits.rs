@@ -1,13 +1,18 @@
 //! What a GPU refuses, the emulated device refuses; and what a run does when a GPU has too little of something.
 
-use super::driver::{Emulated, Supply};
+use super::driver::{Emulated, Supply, captures};
 use super::selftest::{devices, run_on};
 use crate::common::{assert_same, results, scratch};
-use qwentune::config::{DeviceChoice, Settings};
+use qwentune::bench::shape;
+use qwentune::config::{DeviceChoice, Recompute, Settings};
+use qwentune::device::cuda::Cuda;
 use qwentune::device::cuda::driver::{Address, Driver, Function, Launch, Stream};
-use qwentune::error::Result;
+use qwentune::device::{Capabilities, Cpu, Planner};
+use qwentune::error::{Kind, Result};
+use qwentune::model::{AdapterSpec, Layout, Network, Spec, Weights};
 use qwentune::selftest::tiny;
 use qwentune::train::Devices;
+use serde_json::Value;
 
 const ONE: Launch = Launch { grid: [1, 1, 1], threads: 32, shared_bytes: 0 };
 
@@ -47,6 +52,28 @@ fn registers_of_a_block_are_counted_from_the_recorded_table() {
     // SAFETY: it is refused before anything runs.
     let error = unsafe { device.launch(stream, function, launch, &[0; 8]) }.unwrap_err();
     assert!(error.what.contains("registers"), "{error}");
+}
+
+/// The places of the adapters' values are 32-bit integers on a device that has copies of them.
+#[test]
+fn more_values_than_the_table_of_copies_counts_are_refused_when_memory_is_planned() {
+    let Value::Object(config) = shape::config("tiny").unwrap() else { panic!("an object") };
+    let spec = Spec::given("tiny", config.into_iter().collect()).unwrap();
+    let weights = Weights::random(&spec, 1).unwrap();
+    let plan = |rank: usize, device: &'static Capabilities| {
+        let adapter = AdapterSpec::from_settings(&Settings { lora_r: rank, ..Settings::default() });
+        let layout = Layout::new(&spec, &adapter).unwrap();
+        let mut planner = Planner::new(device);
+        Network::plan(&mut planner, &spec, &weights, &layout, &adapter, 8, Recompute::None)
+            .map(|_| (layout.len, planner.bytes()))
+    };
+    // More than 2^32 values, 17 GB of them: only planned.
+    let (values, bytes) = plan(460_000, Cpu::CAPABILITIES).unwrap();
+    assert!(values > 1 << 32 && bytes > 4 * values, "{values} values");
+    let error = plan(460_000, Cuda::CAPABILITIES).map(|_| ()).unwrap_err();
+    assert_eq!(error.kind, Kind::Usage);
+    assert!(error.what.contains(&values.to_string()) && error.remedy.contains("--lora-r"), "{error}");
+    assert!(plan(450_000, Cuda::CAPABILITIES).is_ok());
 }
 
 type Call = fn(&Emulated, Stream, Stream, Address) -> Result<()>;
@@ -96,9 +123,20 @@ fn a_capture_takes_no_calls_that_wait_and_no_work_of_others() -> Result<()> {
     Ok(())
 }
 
-fn short_of<const GRAPHS: usize, const LOCKED: usize>(_: u32) -> Result<Box<dyn Driver>> {
-    Ok(Box::new(Emulated::with_supply(2, Supply { graphs: GRAPHS, locked: LOCKED })))
+fn short_of<const SUPPLY: usize>(_: u32) -> Result<Box<dyn Driver>> {
+    Ok(Box::new(Emulated::with_supply(2, SUPPLIES[SUPPLY].1)))
 }
+
+/// What there may be too little of, and whether work is recorded then. The two buffers through which weights are copied are
+/// there before any snapshot.
+const SUPPLIES: [(&str, Supply, bool); 5] = [
+    ("enough", Supply::ENOUGH, true),
+    ("no snapshots", Supply { locked: 2, ..Supply::ENOUGH }, true),
+    ("no graphs", Supply { graphs: 0, ..Supply::ENOUGH }, true),
+    ("one graph", Supply { graphs: 1, ..Supply::ENOUGH }, true),
+    // The driver needs memory for graphs that no plan has: below a floor none is begun.
+    ("little memory", Supply { left: 100 << 20, ..Supply::ENOUGH }, false),
+];
 
 /// Neither graphs nor page-locked memory is what a run needs: without them it is slower and gives the same bytes.
 #[test]
@@ -106,16 +144,11 @@ fn a_run_without_memory_for_graphs_or_snapshots_gives_the_same_bytes() {
     let folder = scratch("shortage-emulated");
     tiny::write_model(&tiny::FAMILIES[2], &folder.join("model")).unwrap();
     tiny::write_rows(&folder.join("rows.jsonl"), 6, 3).unwrap();
-    let enough = devices::<2>();
-    let rows = [
-        ("enough", enough),
-        // The two buffers through which weights are copied are there before any snapshot.
-        ("no snapshots", Devices { open: short_of::<{ usize::MAX }, 2>, ..enough }),
-        ("no graphs", Devices { open: short_of::<0, { usize::MAX }>, ..enough }),
-        ("one graph", Devices { open: short_of::<1, { usize::MAX }>, ..enough }),
-    ];
+    let opens = [short_of::<0>, short_of::<1>, short_of::<2>, short_of::<3>, short_of::<4>];
     let mut first = None;
-    for (name, devices) in rows {
+    for ((name, _, records), open) in SUPPLIES.into_iter().zip(opens) {
+        let devices = Devices { open, ..devices::<2>() };
+        captures();
         let settings = Settings {
             device: DeviceChoice::Cuda(0),
             save_steps: 1.0,
@@ -124,6 +157,7 @@ fn a_run_without_memory_for_graphs_or_snapshots_gives_the_same_bytes() {
         };
         let run = settings.output_dir.clone();
         run_on(devices, settings).unwrap();
+        assert_eq!(captures() > 0, records, "{name}");
         let got = results(&run).unwrap();
         let first = first.get_or_insert_with(|| got.clone());
         assert_same(first, &got, name);

@@ -5,7 +5,9 @@
 mod bindings;
 mod copies;
 pub mod driver;
+mod instructions;
 pub mod library;
 mod limits;
 mod selftest;
 mod shim;
+mod view;

@@ -56,7 +56,7 @@ fn operations_are_right_and_their_bits_do_not_depend_on_the_schedule() {
 }
 
 /// Digests of every result. `emulated_bits.tsv` has those of kernels without tensor cores, which a GPU's must be too:
-/// `scripts/gpu_proof.py` compares. Both tables change when a kernel's arithmetic or a case does, and only then.
+/// `tools/gpu/proof` compares. Both tables change when a kernel's arithmetic or a case does, and only then.
 #[test]
 fn digests_are_as_recorded() {
     let scalar = |row: &Row| OPERATIONS.iter().any(|o| o.name == row.operation && o.scalar);

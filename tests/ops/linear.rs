@@ -34,7 +34,7 @@ fn operands(dropout: Option<Dropout>) -> (Rig, Operands) {
         let [x, scratch] = [1.0, 0.0].map(|size| rig.random(storage, TOKENS * INPUT, size));
         let dy = rig.random(storage, TOKENS * 24, 1.0);
         let [y, s, ds, dx] = [24, 4, 4, INPUT].map(|n| rig.space(storage, TOKENS * n));
-        let forward = Forward { x, y, s, residual: None, dropout, scratch };
+        let forward = Forward { x, y, s, residual: None, kept: false, dropout, scratch };
         let partial = rig.space(Storage::F32, group.partial_len(Cpu::CAPABILITIES, TOKENS));
         let backward = linear::Backward { x, s, dy, ds, dx: Some(dx), dropout, scratch, partial };
         *made.borrow_mut() = Some(Operands { group, forward, backward });

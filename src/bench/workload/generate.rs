@@ -1,6 +1,6 @@
 //! Reading a prompt and writing an answer, one text at a time.
 
-use super::{Case, Model, SEED};
+use super::{Case, SEED};
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
 use crate::device::{Device, Planner};
@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder, Weights};
 use crate::philox::{Stream, uniform};
+use crate::train::setup::Base;
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -27,22 +28,27 @@ struct Text {
     _weights: Weights,
     prompt: Vec<u32>,
     weight_bytes: u64,
+    /// Floating-point operations of the products with frozen weights, for each token.
+    flops_per_token: f64,
 }
 
 impl Text {
     fn build(case: &Case) -> Result<Self> {
-        let Model { spec, weights, .. } = case.model()?;
+        let Base { spec, weights } = case.model()?;
         let chosen = case.chosen()?;
         let adapter = Adapter::none();
         let limits = Limits { slots: 1, capacity: case.tokens + ANSWER, rows: case.tokens };
         let mut planner = Planner::new(chosen.capabilities());
         let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-        let mut device = chosen.device(&planner, case.options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, case.threads)?;
+        device.record(case.graphs);
         decoder.upload(&mut device, &adapter)?;
         let draw = |i: usize| (uniform(SEED, Stream::Benchmark, i as u64) * spec.vocab as f64) as u32;
         let prompt = (0..case.tokens).map(draw).collect();
         let weight_bytes = weights.bytes;
-        Ok(Text { device, decoder, _weights: weights, prompt, weight_bytes })
+        let elements = |[output, input]: [usize; 2]| (output * input) as f64;
+        let flops_per_token = 2.0 * spec.linears().map(|(_, linear)| elements(linear.shape)).sum::<f64>();
+        Ok(Text { device, decoder, _weights: weights, prompt, weight_bytes, flops_per_token })
     }
 
     fn read(&mut self) -> Result<Vec<f32>> {
@@ -124,12 +130,11 @@ impl Workload for Generate {
     }
 
     fn details(&mut self, median: f64) -> Result<BTreeMap<String, Value>> {
-        let mut details = BTreeMap::new();
-        if self.part == Part::Decode {
+        let text = self.text.borrow();
+        Ok(BTreeMap::from([match self.part {
             // Every weight is read once a token.
-            let bytes = self.text.borrow().weight_bytes as f64;
-            details.insert("weights_gb_per_second".into(), json!(bytes * median / 1e9));
-        }
-        Ok(details)
+            Part::Decode => ("weights_gb_per_second".into(), json!(text.weight_bytes as f64 * median / 1e9)),
+            Part::Prefill => ("tflops_per_second".into(), json!(text.flops_per_token * median / 1e12)),
+        }]))
     }
 }

@@ -1,12 +1,13 @@
 //! From a model folder to a device that is ready: mapping, checks, copies.
 
-use super::{Case, Model};
+use super::Case;
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
 use crate::device::Planner;
 use crate::error::{Error, Result};
 use crate::model::decode::Limits;
 use crate::model::{Adapter, Decoder};
+use crate::train::setup::Base;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -23,7 +24,7 @@ impl Load {
     /// # Errors
     /// Without a folder.
     pub fn build(case: &Case) -> Result<Self> {
-        if case.options.model.is_none() {
+        if case.model_folder().is_none() {
             return Err(Error::usage("bench load reads a model's files").hint("give --model DIR"));
         }
         Ok(Load { case: case.clone(), bytes: 0 })
@@ -37,13 +38,13 @@ impl Workload for Load {
 
     fn pass(&mut self) -> Result<Pass> {
         let begin = Instant::now();
-        let Model { spec, weights, .. } = self.case.model()?;
+        let Base { spec, weights } = self.case.model()?;
         let chosen = self.case.chosen()?;
         let adapter = Adapter::none();
         let mut planner = Planner::new(chosen.capabilities());
         let limits = Limits { slots: 1, capacity: 16, rows: 16 };
         let mut decoder = Decoder::plan(&mut planner, &spec, &weights, &adapter, limits)?;
-        let mut device = chosen.device(&planner, self.case.options.threads)?;
+        let mut device = crate::ops::device(chosen, &planner, self.case.threads)?;
         decoder.upload(&mut device, &adapter)?;
         self.bytes = weights.bytes;
         Ok(Pass { work: 1.0, seconds: begin.elapsed().as_secs_f64() })

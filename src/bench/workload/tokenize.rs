@@ -27,7 +27,7 @@ impl Tokenize {
     /// # Errors
     /// Without a folder, or one without a tokenizer.
     pub fn build(case: &Case) -> Result<Self> {
-        let folder = case.options.model.as_ref().ok_or_else(|| {
+        let folder = case.model_folder().ok_or_else(|| {
             Error::usage("bench tokenize needs the folder of a tokenizer").hint("give --model DIR")
         })?;
         let tokenizer = Tokenizer::open(folder)?;

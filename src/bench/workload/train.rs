@@ -1,6 +1,6 @@
 //! Training steps of a model on random tokens.
 
-use super::{Case, Model, SEED};
+use super::{Case, SEED, split};
 use crate::bench::conditions;
 use crate::bench::report::{Better, Measurement};
 use crate::bench::sampling::{Pass, Workload};
@@ -13,7 +13,7 @@ use crate::model::spec::MixerSpec;
 use crate::model::{Spec, Weights};
 use crate::philox::{Stream, uniform};
 use crate::report::event::Event;
-use crate::train::setup::{Base, Setup};
+use crate::train::setup::Setup;
 use crate::train::start::history;
 use crate::train::trainer::Trainer;
 use serde_json::{Value, json};
@@ -22,9 +22,6 @@ use std::time::Instant;
 
 /// Steps whose losses and adapter are digested; they are part of the warm-up.
 const DIGESTED: usize = 3;
-
-/// Longest row: longer micro-batches hold several.
-const LONGEST_ROW: usize = 4096;
 
 /// Rows in memory; an epoch of them comes again and again.
 const ROWS: usize = 64;
@@ -41,46 +38,60 @@ pub struct Train {
     tokens: [u64; 3],
 }
 
+/// Settings of a run over [`rows`] that never ends.
+pub(super) fn settings(case: &Case) -> Settings {
+    let (row, rows) = split(case.tokens);
+    Settings {
+        model: case.model_folder().cloned().unwrap_or_default(),
+        per_device_train_batch_size: rows,
+        num_train_epochs: 1e6,
+        learning_rate: 1e-4,
+        lr_scheduler_type: Scheduler::Constant,
+        cutoff_len: row,
+        lora_r: case.rank,
+        lora_alpha: 2.0 * case.rank as f64,
+        save_strategy: Strategy::No,
+        device: case.device,
+        dtype: case.dtype,
+        recompute: case.recompute,
+        threads: case.threads,
+        ..Settings::default()
+    }
+}
+
+/// Rows of random tokens, all scored but the first of each.
+pub(super) fn rows(case: &Case, spec: &Spec) -> Rows {
+    let (row, rows) = split(case.tokens);
+    let draw = |at: usize| (uniform(SEED, Stream::Benchmark, at as u64) * spec.vocab as f64) as u32;
+    let ids = |index: usize| (0..row).map(|i| draw(index * row + i)).collect::<Vec<u32>>();
+    Rows { train: (0..ROWS.max(rows)).map(|index| row_of(ids(index))).collect(), eval: Vec::new() }
+}
+
 impl Train {
     /// Reads or makes the model and allocates everything.
     ///
     /// # Errors
     /// As a run of these settings.
     pub fn build(case: &Case) -> Result<Self> {
-        let Model { spec, weights, folder } = case.model()?;
-        let (row, rows) = split(case.tokens);
-        let settings = Settings {
-            model: folder.unwrap_or_default(),
-            per_device_train_batch_size: rows,
-            num_train_epochs: 1e6,
-            learning_rate: 1e-4,
-            lr_scheduler_type: Scheduler::Constant,
-            cutoff_len: row,
-            lora_r: case.rank,
-            lora_alpha: 2.0 * case.rank as f64,
-            save_strategy: Strategy::No,
-            device: case.options.device,
-            dtype: case.options.dtype,
-            recompute: case.options.recompute,
-            threads: case.options.threads,
-            ..Settings::default()
-        };
-        let draw = |at: usize| (uniform(SEED, Stream::Benchmark, at as u64) * spec.vocab as f64) as u32;
-        let ids = |index: usize| (0..row).map(|i| draw(index * row + i)).collect::<Vec<u32>>();
-        let train = (0..ROWS.max(rows)).map(|index| row_of(ids(index))).collect();
-        let flops_per_token = flops_per_token(&spec, case.rank, row);
-        let device = case.chosen()?;
+        let (base, settings) = (case.model()?, settings(case));
+        let rows = rows(case, &base.spec);
+        let flops_per_token = flops_per_token(&base.spec, case.rank, split(case.tokens).0);
         let mut silent = |_: &Event| {};
-        let base = Base { spec, weights };
-        let (rows, origin) = (Rows { train, eval: Vec::new() }, |_: &Identity| PlanOrigin::default());
-        let setup = Setup::over(base, &settings, Some(rows), None, &origin, device, &mut silent)?;
+        let origin = |_: &Identity| PlanOrigin::default();
+        let setup = Setup::over(base, &settings, Some(rows), None, &origin, case.chosen()?, &mut silent)?;
         let planned_bytes = setup.report()?.arena.iter().map(|(_, bytes)| bytes).sum();
-        let ready = setup.allocate(&mut silent)?;
+        let mut ready = setup.allocate(&mut silent)?;
+        ready.engine.device.record(case.graphs);
         let history = history::new(&ready.settings, ready.train.plan.total_steps());
         let (trainer, weights) = ready.trainer(history)?;
         let labels = case.labels("tokens_per_second", "tokens/s", Better::Higher);
         let tokens = [case.tokens as u64, 0, 0];
         Ok(Train { labels, trainer, _weights: weights, flops_per_token, planned_bytes, digest: None, tokens })
+    }
+
+    /// The trainer.
+    pub(super) fn trainer(&mut self) -> &mut Trainer {
+        &mut self.trainer
     }
 
     /// One optimizer step of one micro-batch; its loss and gradient norm.
@@ -96,12 +107,6 @@ impl Train {
 fn row_of(ids: Vec<u32>) -> Row {
     let labels = ids.iter().map(|id| *id as i32).collect();
     Row { ids, labels }
-}
-
-/// A micro-batch of `tokens` as equally long rows: (tokens of a row, rows).
-fn split(tokens: usize) -> (usize, usize) {
-    let rows = (tokens.div_ceil(LONGEST_ROW)..=tokens).find(|rows| tokens.is_multiple_of(*rows)).unwrap_or(1);
-    (tokens / rows, rows)
 }
 
 /// Floating-point operations of a step for each token: a frozen matrix is multiplied forward and for the gradient of its
@@ -156,7 +161,7 @@ impl Workload for Train {
             ("scored_tokens_per_second".into(), json!(scored / step)),
             ("step_seconds".into(), json!(step)),
             ("model_flops_per_token".into(), json!(self.flops_per_token)),
-            ("model_tflops_per_second".into(), json!(self.flops_per_token * median / 1e12)),
+            ("tflops_per_second".into(), json!(self.flops_per_token * median / 1e12)),
             ("planned_bytes".into(), json!(self.planned_bytes)),
         ]);
         if let Some(peak) = conditions::peak_memory() {

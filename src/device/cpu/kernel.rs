@@ -33,6 +33,15 @@ impl Arithmetic {
         }
     }
 
+    /// Its version in this device: changes whenever a result's bits do.
+    #[must_use]
+    pub const fn version(self) -> &'static str {
+        match self {
+            Arithmetic::F32 => "cpu-2",
+            Arithmetic::Bf16 => "cpu-bf16-1",
+        }
+    }
+
     /// Length of a block of the inner dimension.
     pub(super) const fn block(self) -> usize {
         match self {

@@ -32,6 +32,16 @@ fn power_of_two(n: i32) -> f32 {
     f32::from_bits((n.wrapping_add(127) as u32) << 23)
 }
 
+/// The nearest bf16, to even where two are as near.
+#[inline(always)]
+#[must_use]
+pub fn bf16(x: f32) -> f32 {
+    let bits = x.to_bits();
+    let near = bits.wrapping_add(0x7fff + (bits >> 16 & 1));
+    // What is no number stays none, however few of its bits remain.
+    f32::from_bits(if x.is_nan() { bits | 0x40_0000 } else { near } & 0xffff_0000)
+}
+
 /// 1 / (1 + e^-x).
 #[inline(always)]
 #[must_use]

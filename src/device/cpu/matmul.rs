@@ -7,13 +7,14 @@
 use super::buffer::Buffer;
 use super::isa::{Isa, Job};
 use super::kernel::{self, Arithmetic, BLOCK, Depth, LeftView, ROWS, RightPanel, Target, VECTORS};
+use super::math::bf16;
 use super::pack::{self, Part};
 use super::simd::{Bf16, F16, F32, Form, Simd, Swapped};
+use super::tasks::Threads;
 use super::thin::{self, Weight};
 use crate::device::Matrix;
 use crate::element::Element;
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Left factor [M, K], f32: element (i, k) is `values[i * row + k * step]`.
 #[derive(Clone, Copy)]
@@ -42,6 +43,8 @@ impl<'a> Left<'a> {
 pub(super) enum Source<'a> {
     Values(&'a [f32]),
     Weight(&'a [u8], Element),
+    /// A weight that is not stored element after element: the part that is needed is widened first.
+    Coded(&'a Matrix),
 }
 
 /// Right factor [K, N] in whatever form it lies in memory.
@@ -68,7 +71,10 @@ impl<'a> Right<'a> {
     /// A frozen weight [out, in] summed over its rows (backward pass).
     #[must_use]
     pub fn weight(weight: &'a Matrix) -> Self {
-        let source = Source::Weight(weight.bytes(), weight.element());
+        let source = match weight.encoding().plain() {
+            Some(element) => Source::Weight(weight.bytes(), element),
+            None => Source::Coded(weight),
+        };
         Right { source, stride: weight.cols(), transposed: false }
     }
 
@@ -118,6 +124,8 @@ pub struct Product<'a> {
     pub residual: Option<&'a [f32]>,
     /// Adds to what the result holds, instead of starting from zero.
     pub accumulate: bool,
+    /// Rounds the result to bf16 at last.
+    pub rounds: bool,
 }
 
 /// f32 of packed left factors held at a time; more rows are computed in several rounds.
@@ -134,12 +142,14 @@ const PACK_ROWS: usize = 32;
 thread_local! {
     /// A task's packed right factor.
     static PANELS: RefCell<Buffer> = RefCell::new(Buffer::zeroed(pack::right_len(COLUMNS, BLOCK)));
+    /// The part of a coded weight that a task packs next.
+    static WIDENED: RefCell<Buffer> = RefCell::new(Buffer::zeroed(0));
 }
 
 /// What a product runs on.
 pub struct Engine<'a> {
     /// Threads.
-    pub pool: &'a rayon::ThreadPool,
+    pub threads: &'a Threads,
     /// Instruction set.
     pub isa: Isa,
     /// Of products with frozen weights; the others are f32.
@@ -268,7 +278,7 @@ impl Engine<'_> {
                     rest = after;
                     let (to, isa) = (Shared(packed.as_mut_ptr()), self.isa);
                     // Packing an element costs about as much as eight multiply-adds.
-                    spread(self.pool, 8 * packed.len(), panels, |index| {
+                    spread(self.threads, 8 * packed.len(), panels, |index| {
                         let to = to.get().wrapping_add(index * ROWS * units);
                         isa.dispatch(PackLeft { left, rows, index, factor, units, to });
                     });
@@ -280,9 +290,13 @@ impl Engine<'_> {
     }
 
     fn compute(&self, round: &Round<'_>) {
-        let tasks = round.tasks(self.pool.current_num_threads());
-        spread(self.pool, round.work(), tasks.len(), |i| {
-            PANELS.with_borrow_mut(|panels| self.isa.dispatch(Compute { round, task: tasks[i], panels }));
+        let tasks = round.tasks(self.threads.count());
+        spread(self.threads, round.work(), tasks.len(), |i| {
+            PANELS.with_borrow_mut(|panels| {
+                WIDENED.with_borrow_mut(|widened| {
+                    self.isa.dispatch(Compute { round, task: tasks[i], panels, widened });
+                });
+            });
         });
     }
 }
@@ -299,26 +313,17 @@ impl Term<'_> {
     fn arithmetic(&self, weights: Arithmetic) -> Arithmetic {
         match self.right.source {
             Source::Values(_) => Arithmetic::F32,
-            Source::Weight(..) => weights,
+            Source::Weight(..) | Source::Coded(_) => weights,
         }
     }
 }
 
 /// Calls `f` for every index below `count`, on all threads when there is enough `work` (multiply-adds).
-fn spread(pool: &rayon::ThreadPool, work: usize, count: usize, f: impl Fn(usize) + Sync) {
-    if work < ALONE || count == 1 || pool.current_num_threads() == 1 {
+fn spread(threads: &Threads, work: usize, count: usize, f: impl Fn(usize) + Sync) {
+    if work < ALONE {
         return (0..count).for_each(f);
     }
-    let next = AtomicUsize::new(0);
-    pool.broadcast(|_| {
-        loop {
-            let index = next.fetch_add(1, Ordering::Relaxed);
-            if index >= count {
-                break;
-            }
-            f(index);
-        }
-    });
+    threads.each(count, f);
 }
 
 /// A pointer that threads share; each writes its own part.
@@ -432,6 +437,7 @@ struct Compute<'a> {
     round: &'a Round<'a>,
     task: Task,
     panels: &'a mut Buffer,
+    widened: &'a mut Buffer,
 }
 
 impl Job for Compute<'_> {
@@ -447,7 +453,8 @@ impl Compute<'_> {
     /// The operands fit the shapes, and no other thread touches this task's part of the result.
     #[inline(always)]
     unsafe fn sum<S: Simd>(self) {
-        let Compute { round, task, panels } = self;
+        let Compute { round, task, panels, widened } = self;
+        let is_thin = round.p.is_thin();
         let output = &round.p.outputs[task.output];
         // SAFETY: the task's first column lies inside the result.
         let base = unsafe { round.result.get().add(output.column + task.column) };
@@ -457,8 +464,8 @@ impl Compute<'_> {
             // SAFETY: passed on from the caller.
             unsafe {
                 match arithmetic {
-                    Arithmetic::F32 => add_term::<S, false>(left, task, term, round.p.is_thin(), panels, to),
-                    Arithmetic::Bf16 => add_term::<S, true>(left, task, term, round.p.is_thin(), panels, to),
+                    Arithmetic::F32 => add_term::<S, false>(left, task, term, is_thin, panels, widened, to),
+                    Arithmetic::Bf16 => add_term::<S, true>(left, task, term, is_thin, panels, widened, to),
                 }
             }
             to.accumulate |= term.depth > 0;
@@ -479,20 +486,79 @@ unsafe fn add_term<S: Simd, const BF16: bool>(
     term: &Term<'_>,
     is_thin: bool,
     panels: &mut Buffer,
+    widened: &mut Buffer,
     mut to: Target,
 ) {
     let right = &term.right;
-    if is_thin && let Source::Weight(bytes, element) = right.source {
-        // SAFETY: passed on from the caller.
-        return unsafe { thin_term::<S, BF16>(left, task, (bytes, element), term, to) };
+    match right.source {
+        Source::Weight(bytes, element) if is_thin => {
+            // SAFETY: passed on from the caller.
+            return unsafe { thin_term::<S, BF16>(left, task, (bytes, element), term, to) };
+        }
+        Source::Coded(matrix) if is_thin => {
+            // SAFETY: passed on from the caller.
+            return unsafe { thin_coded_term::<S, BF16>(left, task, matrix, term, widened, to) };
+        }
+        _ => {}
     }
     let block = if BF16 { Arithmetic::Bf16.block() } else { Arithmetic::F32.block() };
     for k0 in (0..term.depth).step_by(block) {
         let depth = block.min(term.depth - k0);
         let part = Part { k0, depth, column: task.column, columns: task.columns };
+        let widened = widened_part(right, part, widened);
         // SAFETY: passed on from the caller.
-        unsafe { add_block::<S, BF16>(left, task, right, part, panels, to) };
+        unsafe {
+            match &widened {
+                None => add_block::<S, BF16>(left, task, right, part, k0, panels, to),
+                Some((right, part)) => add_block::<S, BF16>(left, task, right, *part, k0, panels, to),
+            }
+        }
         to.accumulate = true;
+    }
+}
+
+/// The part of a coded weight as f32 values, a factor by itself; nothing for other factors.
+fn widened_part<'a>(right: &Right<'_>, part: Part, buffer: &'a mut Buffer) -> Option<(Right<'a>, Part)> {
+    let Source::Coded(matrix) = right.source else { return None };
+    let Part { k0, depth, column, columns } = part;
+    let (first, rows, begin, len) =
+        if right.transposed { (column, columns, k0, depth) } else { (k0, depth, column, columns) };
+    buffer.reserve(rows * len);
+    let values = &mut buffer[..rows * len];
+    for (row, values) in values.chunks_exact_mut(len).enumerate() {
+        matrix.read_part(first + row, begin, values);
+    }
+    let right = Right { source: Source::Values(values), stride: len, transposed: right.transposed };
+    Some((right, Part { k0: 0, column: 0, ..part }))
+}
+
+/// [`thin_term`] of a coded weight, some of its rows at a time.
+///
+/// # Safety
+/// As for [`thin_term`].
+#[inline(always)]
+unsafe fn thin_coded_term<S: Simd, const BF16: bool>(
+    left: LeftView,
+    task: Task,
+    matrix: &Matrix,
+    term: &Term<'_>,
+    widened: &mut Buffer,
+    to: Target,
+) {
+    /// Rows of the weight that are widened together.
+    const ROWS: usize = 32;
+    let depth = term.depth;
+    widened.reserve(ROWS * depth);
+    for column in (0..task.columns).step_by(ROWS) {
+        let columns = ROWS.min(task.columns - column);
+        for (row, values) in widened.chunks_exact_mut(depth).take(columns).enumerate() {
+            matrix.read_part(task.column + column + row, 0, values);
+        }
+        let weight =
+            Weight { from: widened.as_ptr().cast(), stride: depth * size_of::<f32>(), columns, depth };
+        let to = Target { base: to.base.wrapping_add(column), ..to };
+        // SAFETY: the rows were just widened; the rest is passed on from the caller.
+        unsafe { thin_rows::<S, BF16>(left, task, weight, Element::F32, to) };
     }
 }
 
@@ -509,6 +575,22 @@ unsafe fn thin_term<S: Simd, const BF16: bool>(
     let stride = term.right.stride * element.bytes();
     let from = bytes.as_ptr().wrapping_add(task.column * stride);
     let weight = Weight { from, stride, columns: task.columns, depth: term.depth };
+    // SAFETY: passed on from the caller.
+    unsafe { thin_rows::<S, BF16>(left, task, weight, element, to) };
+}
+
+/// The task's rows of a thin product.
+///
+/// # Safety
+/// As for [`thin_term`]; the weight has the task's columns.
+#[inline(always)]
+unsafe fn thin_rows<S: Simd, const BF16: bool>(
+    left: LeftView,
+    task: Task,
+    weight: Weight,
+    element: Element,
+    to: Target,
+) {
     let base = left.base.wrapping_add(task.row * left.row);
     let left = LeftView { base, rows: task.rows, ..left };
     let to = Target { base: to.base.wrapping_add(task.row * to.stride), ..to };
@@ -522,6 +604,8 @@ unsafe fn thin_term<S: Simd, const BF16: bool>(
     }
 }
 
+/// Adds the products with `part` of a right factor, which is the one from `k0` on of the left factor's.
+///
 /// # Safety
 /// As for [`Compute::sum`].
 #[inline(always)]
@@ -530,12 +614,13 @@ unsafe fn add_block<S: Simd, const BF16: bool>(
     task: Task,
     right: &Right<'_>,
     part: Part,
+    k0: usize,
     panels: &mut Buffer,
     target: Target,
 ) {
     let width = VECTORS * S::LANES;
     let full = part.columns / width * width;
-    let direct = right.in_place().filter(|_| task.rows < PACK_ROWS);
+    let direct = right.in_place().filter(|_| !BF16 && task.rows < PACK_ROWS);
     let direct = direct.map(|v| v.as_ptr().wrapping_add(part.k0 * right.stride + part.column));
     let skipped = if direct.is_some() { full } else { 0 };
     let rest = Part { column: part.column + skipped, columns: part.columns - skipped, ..part };
@@ -557,18 +642,19 @@ unsafe fn add_block<S: Simd, const BF16: bool>(
         })
     };
     let rows = task.row..task.row + task.rows;
-    let depth = Depth { left: if BF16 && S::PAIRS { part.k0 / 2 } else { part.k0 }, units };
+    let depth = Depth { left: if BF16 && S::PAIRS { k0 / 2 } else { k0 }, units };
     // SAFETY: passed on from the caller; the panels above cover the part.
     unsafe { kernel::block::<S, BF16>(left, rows, depth, panel, target) };
 }
 
-/// Scale, bias and residual, or zeros where nothing was summed.
+/// Scale, bias, residual and rounding, or zeros where nothing was summed.
 ///
 /// # Safety
 /// As for [`Compute::sum`].
 #[inline(always)]
 unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut f32, summed: bool) {
-    if summed && output.scale == 1.0 && output.bias.is_none() && round.residual.is_none() {
+    let plain = output.scale == 1.0 && output.bias.is_none() && round.residual.is_none();
+    if summed && plain && !round.p.rounds {
         return;
     }
     for row in task.row..task.row + task.rows {
@@ -587,6 +673,9 @@ unsafe fn finish(round: &Round<'_>, task: Task, output: &Output<'_>, base: *mut 
         if let Some(residual) = round.residual {
             let residual = &residual[row * round.stride + output.column + task.column..];
             line.iter_mut().zip(residual).for_each(|(v, r)| *v += r);
+        }
+        if round.p.rounds {
+            line.iter_mut().for_each(|v| *v = bf16(*v));
         }
     }
 }
@@ -612,6 +701,7 @@ impl<'a> Right<'a> {
         match self.source {
             Source::Values(v) => (v.as_ptr().cast(), Element::F32),
             Source::Weight(b, element) => (b.as_ptr(), element),
+            Source::Coded(_) => unreachable!("coded weights are widened before they are packed"),
         }
     }
 
@@ -619,6 +709,7 @@ impl<'a> Right<'a> {
         match self.source {
             Source::Values(v) => v.len(),
             Source::Weight(b, element) => b.len() / element.bytes(),
+            Source::Coded(matrix) => matrix.rows() * matrix.cols(),
         }
     }
 }
@@ -628,7 +719,7 @@ impl Product<'_> {
     fn is_thin(&self) -> bool {
         let passes_by = |t: &Term<'_>| match t.right.source {
             Source::Values(_) => true,
-            Source::Weight(..) => t.right.transposed && self.lefts[t.left].step == 1,
+            Source::Weight(..) | Source::Coded(_) => t.right.transposed && self.lefts[t.left].step == 1,
         };
         self.rows <= thin::ROWS && self.outputs.iter().flat_map(|o| &o.terms).all(passes_by)
     }

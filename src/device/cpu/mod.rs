@@ -3,6 +3,7 @@
 
 mod buffer;
 pub mod isa;
+pub mod kept;
 mod kernel;
 pub mod lanes;
 pub mod math;
@@ -17,11 +18,11 @@ pub use isa::Isa;
 pub use kernel::{Arithmetic, BLOCK};
 pub use matmul::Engine;
 
-use super::{Capabilities, Planner, Region};
+use super::{Capabilities, Planner, Region, Storage};
 use crate::element::Element;
 use crate::error::Result;
-use crate::sys;
 use buffer::Buffer;
+use tasks::Threads;
 
 /// Where activations are rounded to bf16, for comparing with a bf16 device. Tests only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +39,8 @@ pub struct Cpu {
     packed: Buffer,
     /// Copied regions that were not asked for yet.
     copied: Option<[Vec<f32>; 3]>,
-    pool: rayon::ThreadPool,
+    threads: Threads,
+    capabilities: &'static Capabilities,
     /// Rounding of stored activations.
     pub rounding: Rounding,
     /// Instruction set in use; all give the same bits.
@@ -52,6 +54,7 @@ impl Cpu {
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cpu",
         activation: Element::F32,
+        kept: Element::F32,
         own_memory: false,
         queued: false,
         sums_in_parts: false,
@@ -60,35 +63,98 @@ impl Cpu {
         logits: 1 << 25,
     };
 
-    /// Allocates the planned arena, zeroed, and a pool of `threads` (`None`: all cores).
+    /// With [`Arithmetic::Bf16`]: what layers keep for the backward pass is rounded.
+    const WITH_BF16: &'static Capabilities = &Capabilities { kept: Element::Bf16, ..*Self::CAPABILITIES };
+
+    /// What it can in an arithmetic.
+    #[must_use]
+    pub const fn capabilities_in(arithmetic: Arithmetic) -> &'static Capabilities {
+        match arithmetic {
+            Arithmetic::F32 => Self::CAPABILITIES,
+            Arithmetic::Bf16 => Self::WITH_BF16,
+        }
+    }
+
+    /// Allocates the planned arena, zeroed, and `threads` (`None`: one for each core). Products are in f32, whatever is kept.
     ///
     /// # Errors
     /// When the pool or the memory cannot be had.
     pub fn new(plan: &Planner, threads: Option<usize>) -> Result<Self> {
-        let pool = sys::pool(threads)?;
+        let threads = Threads::new(threads)?;
         Ok(Cpu {
             arena: Buffer::zeroed(plan.bytes() / size_of::<f32>()),
             packed: Buffer::zeroed(0),
             copied: None,
-            pool,
+            threads,
+            capabilities: plan.capabilities(),
             rounding: Rounding::None,
             isa: Isa::best(),
             arithmetic: Arithmetic::F32,
         })
     }
 
+    /// What it can, as it was planned for.
+    #[must_use]
+    pub fn capabilities(&self) -> &'static Capabilities {
+        self.capabilities
+    }
+
+    /// Its threads.
+    #[must_use]
+    pub fn threads(&self) -> &Threads {
+        &self.threads
+    }
+
+    /// Whether what layers keep is rounded to bf16.
+    pub(crate) fn keeps_bf16(&self) -> bool {
+        self.capabilities.kept == Element::Bf16
+    }
+
+    /// A region of [`Storage::Kept`] as f32, of which each is a pair of bf16 where the device keeps those.
+    #[must_use]
+    pub fn words(&self, kept: Region) -> Region {
+        assert_eq!(kept.storage, Storage::Kept, "a region of what is kept");
+        let (start, len) = match self.keeps_bf16() {
+            true => (kept.start / 2, kept.len.div_ceil(2)),
+            false => (kept.start, kept.len),
+        };
+        Region { storage: Storage::F32, start, len }
+    }
+
     /// The elements of `region`.
     #[must_use]
     pub fn read(&self, region: Region) -> &[f32] {
+        assert_ne!(region.storage, Storage::Kept, "read as words");
         &self.arena[region.start..region.start + region.len]
     }
 
     /// The elements of `region`, to be written.
     pub fn write(&mut self, region: Region) -> &mut [f32] {
+        assert_ne!(region.storage, Storage::Kept, "written as words");
         &mut self.arena[region.start..region.start + region.len]
     }
 
-    /// Several regions at once: `reads` shared, `writes` exclusive, with the pool to work in.
+    /// Copies `values` to a region of any storage.
+    pub(super) fn put(&mut self, region: Region, values: &[f32]) {
+        assert_eq!(region.len, values.len(), "as many values as elements");
+        if region.storage != Storage::Kept {
+            return self.write(region).copy_from_slice(values);
+        }
+        let words = self.words(region);
+        kept::store(self.keeps_bf16(), values, self.write(words));
+    }
+
+    /// Appends the elements of a region of any storage.
+    pub(super) fn get(&self, region: Region, out: &mut Vec<f32>) {
+        if region.storage != Storage::Kept {
+            return out.extend_from_slice(self.read(region));
+        }
+        let first = out.len();
+        out.resize(first + region.len, 0.0);
+        kept::load(self.keeps_bf16(), self.read(self.words(region)), &mut out[first..]);
+    }
+
+    /// Several regions at once: `reads` shared, `writes` exclusive, with the threads to work on.
     ///
     /// # Panics
     /// When a written region overlaps any other, or one lies outside the arena.
@@ -96,7 +162,7 @@ impl Cpu {
         &mut self,
         reads: [Region; R],
         writes: [Region; W],
-    ) -> (&rayon::ThreadPool, [&[f32]; R], [&mut [f32]; W]) {
+    ) -> (&Threads, [&[f32]; R], [&mut [f32]; W]) {
         self.check(&reads, &writes);
         let base = self.arena.as_mut_ptr();
         // SAFETY: all regions are inside the arena, which `&mut self` borrows exclusively for the lifetime of
@@ -105,7 +171,7 @@ impl Cpu {
             reads.map(|r| unsafe { std::slice::from_raw_parts(base.add(r.start).cast_const(), r.len) });
         // SAFETY: as above.
         let exclusive = writes.map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
-        (&self.pool, shared, exclusive)
+        (&self.threads, shared, exclusive)
     }
 
     /// As [`Cpu::split`] for any number of regions, with what matrix products need.
@@ -127,7 +193,12 @@ impl Cpu {
         let exclusive =
             writes.iter().map(|r| unsafe { std::slice::from_raw_parts_mut(base.add(r.start), r.len) });
         (
-            Engine { pool: &self.pool, isa: self.isa, arithmetic: self.arithmetic, packed: &mut self.packed },
+            Engine {
+                threads: &self.threads,
+                isa: self.isa,
+                arithmetic: self.arithmetic,
+                packed: &mut self.packed,
+            },
             shared.collect(),
             exclusive.collect(),
         )
@@ -151,13 +222,16 @@ impl Cpu {
     pub fn round(&mut self, region: Region) {
         if self.rounding == Rounding::Bf16 {
             for v in self.write(region) {
-                *v = half::bf16::from_f32(*v).to_f32();
+                *v = math::bf16(*v);
             }
         }
     }
 
     fn check(&self, reads: &[Region], writes: &[Region]) {
-        let inside = |r: &Region| r.start.checked_add(r.len).is_some_and(|end| end <= self.arena.len());
+        let inside = |r: &Region| {
+            let end = r.start.checked_add(r.len).filter(|_| r.storage != Storage::Kept);
+            end.is_some_and(|end| end <= self.arena.len())
+        };
         let apart = |a: &Region, b: &Region| {
             a.len == 0 || b.len == 0 || a.start + a.len <= b.start || b.start + b.len <= a.start
         };

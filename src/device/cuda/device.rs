@@ -88,6 +88,8 @@ pub struct Cuda {
     stream: Stream,
     staging: Staging,
     copier: Option<Box<Copier>>,
+    /// Around what is measured.
+    timing: Option<[Event; 2]>,
     functions: BTreeMap<&'static str, Function>,
     known: BTreeMap<Recording, Known>,
     /// Whether work that comes again is recorded; the bits are the same.
@@ -96,10 +98,14 @@ pub struct Cuda {
 }
 
 impl Cuda {
+    /// Version of the arithmetic around the kernels, which have a fingerprint of their own.
+    pub const VERSION: &'static str = "cuda-1";
+
     /// bf16 in a memory of its own; the kernels' head sizes, and rows in 16-byte pieces.
     pub const CAPABILITIES: &'static Capabilities = &Capabilities {
         kind: "cuda",
         activation: Element::Bf16,
+        kept: Element::Bf16,
         own_memory: true,
         queued: true,
         sums_in_parts: true,
@@ -140,6 +146,7 @@ impl Cuda {
             stream,
             staging,
             copier: None,
+            timing: None,
             functions,
             known: BTreeMap::new(),
             graphs: true,
@@ -156,7 +163,7 @@ impl Cuda {
     fn place(&self, region: Region) -> (Address, usize) {
         let size = match region.storage {
             Storage::F32 | Storage::Integer => 4,
-            Storage::Activation | Storage::Copy => 2,
+            Storage::Activation | Storage::Kept | Storage::Copy => 2,
         };
         let (first, bytes) = (region.start * size, region.len * size);
         assert!(first + bytes <= self.bytes, "region outside the arena");
@@ -297,22 +304,24 @@ impl Cuda {
         })
     }
 
-    /// Queues copying a frozen matrix to its place, f16 and f32 rounded to bf16.
+    /// Queues copying a frozen matrix to its place, rounded to bf16 where it is stored otherwise.
     ///
     /// # Errors
     /// When the device failed.
     pub fn upload(&mut self, matrix: &Matrix) -> Result<()> {
         let (to, bytes) = self.place(matrix.copy());
-        let source = matrix.bytes();
-        if matrix.element() == Element::Bf16 {
+        if matrix.encoding().plain() == Some(Element::Bf16) {
+            let source = matrix.bytes();
             return self.stage(to, bytes, |first, buffer| {
                 buffer.copy_from_slice(&source[first..first + buffer.len()]);
             });
         }
+        let mut values = Vec::new();
         self.stage(to, bytes, |first, buffer| {
-            for (i, out) in buffer.chunks_exact_mut(2).enumerate() {
-                let value = matrix.element().widen(&source[(first / 2 + i) * matrix.element().bytes()..]);
-                out.copy_from_slice(&half::bf16::from_f32(value).to_le_bytes());
+            values.resize(buffer.len() / 2, 0.0);
+            matrix.read_span(first / 2, &mut values);
+            for (out, value) in buffer.chunks_exact_mut(2).zip(&values) {
+                out.copy_from_slice(&half::bf16::from_f32(*value).to_le_bytes());
             }
         })
     }
@@ -443,6 +452,37 @@ impl Cuda {
             values = rest;
         }
         Ok(into)
+    }
+
+    // ---- time ------------------------------------------------------------------------------------------------------
+
+    /// Puts an event behind the work queued so far.
+    ///
+    /// # Errors
+    /// When the device failed.
+    pub fn begin_timing(&mut self) -> Result<()> {
+        self.check()?;
+        let events = match self.timing {
+            Some(events) => events,
+            None => [self.driver.event()?, self.driver.event()?],
+        };
+        self.timing = Some(events);
+        self.driver.record(events[0], self.stream)
+    }
+
+    /// Waits for the work queued since [`Cuda::begin_timing`]; its seconds.
+    ///
+    /// # Errors
+    /// When the device failed.
+    ///
+    /// # Panics
+    /// When nothing was begun.
+    pub fn end_timing(&mut self) -> Result<f64> {
+        let [begin, end] = self.timing.expect("a time that was begun");
+        self.driver.record(end, self.stream)?;
+        self.driver.wait_for(end)?;
+        self.check()?;
+        Ok(f64::from(self.driver.elapsed_ms(begin, end)?) / 1e3)
     }
 
     // ---- recordings ------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ pub mod nvidia;
 pub mod parameters;
 
 pub use device::{Cuda, Recorded};
-pub use driver::{Address, Driver, Launch};
+pub use driver::Driver;
+#[cfg(feature = "internals")]
+pub use driver::{Address, Launch};
 pub use kernel::{AnyKernel, Kernel, Kernels};
 pub use parameters::Parameters;

@@ -4,7 +4,7 @@ use super::projection::{Projection, SharedBuffers};
 use super::{Backward, Block, Forward, Kept, Pass, Reads};
 use crate::device::{Device, Region, Storage};
 use crate::error::Result;
-use crate::model::buffers::Buffers;
+use crate::model::buffers::{Buffers, Saved};
 use crate::model::builder::Builder;
 use crate::model::spec::AttentionSpec;
 use crate::ops::attention::{self, Attention};
@@ -24,10 +24,10 @@ pub(super) struct AttentionBlock {
 
 #[derive(Clone, Copy, Default)]
 struct AttentionBuffers {
-    qkv: Region,
+    qkv: Saved,
     /// Rotated.
     qk: Region,
-    attended: Region,
+    attended: Saved,
     lse: Region,
     cache: Option<Cache>,
     dqkv: Region,
@@ -61,7 +61,7 @@ impl AttentionBlock {
     }
 
     fn rotate(&self, dev: &mut Device, pass: &Pass<'_>) -> [Region; 2] {
-        let qkv = pass.rows(self.buffers.qkv, self.rope.qkv_width());
+        let qkv = pass.rows(self.buffers.qkv.values, self.rope.qkv_width());
         let qk = pass.rows(self.buffers.qk, self.rope.qk_width());
         rope::forward(dev, &self.rope, qkv, pass.angles, qk);
         [qk, qkv]
@@ -98,9 +98,9 @@ impl Block for AttentionBlock {
         let kv = self.attention.kv_heads * self.attention.head_dim;
         let cache = b.cache(kv).zip(b.cache(kv)).map(|(k, v)| Cache { k, v });
         self.buffers = AttentionBuffers {
-            qkv: b.kept(Activation, qkv),
+            qkv: b.saved(qkv),
             qk: b.work(Activation, qk),
-            attended: b.kept(Activation, attended),
+            attended: b.saved(attended),
             lse: b.kept(F32, heads),
             cache,
             dqkv: b.gradient(Activation, qkv),
@@ -115,9 +115,9 @@ impl Block for AttentionBlock {
 
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Forward) {
         let p = &self.attention;
-        self.input.forward(dev, pass, o.x, self.buffers.qkv, None);
+        self.input.forward(dev, pass, o.x, &self.buffers.qkv);
         let [qk, qkv] = self.rotate(dev, pass);
-        let attended = pass.rows(self.buffers.attended, self.output.group.input);
+        let attended = pass.rows(self.buffers.attended.values, self.output.group.input);
         let lse = pass.rows(self.buffers.lse, p.heads);
         match &pass.reads {
             Reads::Texts(segments) => attention::forward(dev, p, segments, qk, qkv, attended, lse),
@@ -130,23 +130,26 @@ impl Block for AttentionBlock {
                 decode_attention::forward(dev, p, qk, seen, cache, attended);
             }
         }
-        self.output.forward(dev, pass, self.buffers.attended, o.y, Some(o.residual));
+        self.buffers.attended.save(dev, pass);
+        self.output.forward_onto(dev, pass, self.buffers.attended.values, o.y, o.residual);
     }
 
     fn backward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Backward, stop: Option<usize>) {
         let buffers = &self.buffers;
         let dattended = (stop != Some(1)).then_some(buffers.dattended);
-        self.output.backward(dev, pass, buffers.attended, o.dy, dattended);
+        buffers.attended.restore(dev, pass);
+        self.output.backward(dev, pass, buffers.attended.values, o.dy, dattended);
         if dattended.is_none() {
             return;
         }
+        buffers.qkv.restore(dev, pass);
         let Reads::Texts(segments) = &pass.reads else { unreachable!("a backward pass is over whole texts") };
         let [qk, qkv] = self.rotate(dev, pass);
         let (attended, heads) = (self.output.group.input, self.attention.heads);
         let operands = attention::Backward {
             qk,
             qkv,
-            out: pass.rows(buffers.attended, attended),
+            out: pass.rows(buffers.attended.values, attended),
             lse: pass.rows(buffers.lse, heads),
             dout: pass.rows(buffers.dattended, attended),
             delta: pass.rows(buffers.delta, heads),

@@ -3,7 +3,7 @@
 use super::{Pass, site};
 use crate::device::{Device, Region, Storage};
 use crate::error::Result;
-use crate::model::buffers::Buffers;
+use crate::model::buffers::{Buffers, Saved};
 use crate::model::builder::Builder;
 use crate::model::spec::LinearSpec;
 use crate::ops::linear::{self, Group};
@@ -71,8 +71,18 @@ impl Projection {
         self.shared = shared;
     }
 
+    /// `y` of `x`, which the layer keeps.
+    pub fn forward(&self, dev: &mut Device, pass: &Pass<'_>, x: Region, y: &Saved) {
+        self.compute(dev, pass, x, y.values, None);
+        y.save(dev, pass);
+    }
+
     /// `y` of `x`, with `residual` added to it.
-    pub fn forward(&self, dev: &mut Device, pass: &Pass<'_>, x: Region, y: Region, residual: Option<Region>) {
+    pub fn forward_onto(&self, dev: &mut Device, pass: &Pass<'_>, x: Region, y: Region, residual: Region) {
+        self.compute(dev, pass, x, y, Some(residual));
+    }
+
+    fn compute(&self, dev: &mut Device, pass: &Pass<'_>, x: Region, y: Region, residual: Option<Region>) {
         let Group { input, output, .. } = self.group;
         let dropout = pass.dropout(self.layer, self.site);
         let forward = linear::Forward {
@@ -80,6 +90,7 @@ impl Projection {
             y: pass.rows(y, output),
             s: pass.rows(self.s, self.group.rank_sum()),
             residual: residual.map(|r| pass.rows(r, output)),
+            kept: residual.is_none(),
             dropout,
             scratch: self.scratch(pass),
         };

@@ -4,7 +4,7 @@ use super::projection::{Projection, SharedBuffers};
 use super::{Backward, Block, Forward, Pass};
 use crate::device::{Device, Region, Storage};
 use crate::error::Result;
-use crate::model::buffers::Buffers;
+use crate::model::buffers::{Buffers, Saved};
 use crate::model::builder::Builder;
 use crate::model::spec::SwiGluSpec;
 use crate::ops::linear::Group;
@@ -20,7 +20,7 @@ pub(super) struct SwiGluBlock {
 #[derive(Clone, Copy, Default)]
 struct SwiGluBuffers {
     /// Gate and up; in the backward pass their gradients.
-    gate_up: Region,
+    gate_up: Saved,
     inner: Region,
     dinner: Region,
 }
@@ -37,7 +37,7 @@ impl SwiGluBlock {
     }
 
     fn activate(&self, dev: &mut Device, pass: &Pass<'_>) {
-        let gate_up = pass.rows(self.buffers.gate_up, 2 * self.width);
+        let gate_up = pass.rows(self.buffers.gate_up.values, 2 * self.width);
         swiglu::forward(dev, gate_up, self.width, pass.rows(self.buffers.inner, self.width));
     }
 }
@@ -49,7 +49,7 @@ impl Block for SwiGluBlock {
 
     fn plan(&mut self, b: &mut Buffers<'_>) {
         self.buffers = SwiGluBuffers {
-            gate_up: b.kept_of_mlp(Storage::Activation, 2 * self.width),
+            gate_up: b.saved_of_mlp(2 * self.width),
             inner: b.work(Storage::Activation, self.width),
             dinner: b.gradient(Storage::Activation, self.width),
         };
@@ -61,15 +61,17 @@ impl Block for SwiGluBlock {
     fn forward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Forward) {
         self.recompute(dev, pass, o.x);
         self.activate(dev, pass);
-        self.output.forward(dev, pass, self.buffers.inner, o.y, Some(o.residual));
+        self.output.forward_onto(dev, pass, self.buffers.inner, o.y, o.residual);
     }
 
     fn recompute(&self, dev: &mut Device, pass: &Pass<'_>, x: Region) {
-        self.input.forward(dev, pass, x, self.buffers.gate_up, None);
+        self.input.forward(dev, pass, x, &self.buffers.gate_up);
     }
 
     fn backward(&self, dev: &mut Device, pass: &Pass<'_>, o: &Backward, stop: Option<usize>) {
         let SwiGluBuffers { gate_up, inner, dinner } = self.buffers;
+        gate_up.restore(dev, pass);
+        let gate_up = gate_up.values;
         if self.output.group.rank_sum() > 0 {
             self.activate(dev, pass);
         }

@@ -70,7 +70,7 @@ fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
         heads: s.heads,
         kv_heads: s.kv_heads,
         head_dim: s.head_dim,
-        segments: Cow::Owned(vec![s.tokens as u32]),
+        segments: Cow::Owned(vec![s.row as u32; s.tokens / s.row]),
         peak: 1.0,
     }])
 }

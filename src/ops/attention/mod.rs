@@ -33,6 +33,7 @@ pub struct Segments<'a> {
 }
 
 impl<'a> Segments<'a> {
+    #[cfg(feature = "internals")]
     /// Segments for the CPU.
     #[must_use]
     pub fn host(list: &'a [Segment]) -> Self {
@@ -100,7 +101,7 @@ impl Attention {
 }
 
 /// `out` [T, heads·D] from `qk` [T, (heads+kv_heads)·D] (rotated) and the v columns of `qkv`
-/// [T, (heads+2·kv_heads)·D]; `lse` [heads, T] f32 is kept.
+/// [T, (heads+2·kv_heads)·D]; `lse` [heads, T] f32 is kept. `out` is one that the device keeps without loss.
 pub fn forward(
     dev: &mut Device,
     p: &Attention,

@@ -2,6 +2,9 @@
 //! and on the emulated device, and the benchmarks read. An operation's part is its `check.rs`: its cases, each with its
 //! operands, its f64 form, that form's gradient, and the work of its calls.
 
+// The tests read all of it, the program less.
+#![cfg_attr(not(feature = "internals"), allow(dead_code, unused_imports))]
+
 pub mod forms;
 mod rig;
 
@@ -37,6 +40,14 @@ pub trait Case: std::fmt::Debug {
     fn set_up(&self, rig: &mut Rig);
 }
 
+/// A case's fields without its type's name.
+#[must_use]
+pub fn described(case: &dyn Case) -> String {
+    let text = format!("{case:?}");
+    let fields = text.split_once(" { ").and_then(|(_, rest)| rest.strip_suffix(" }"));
+    fields.unwrap_or(&text).to_owned()
+}
+
 /// The cases of a table.
 pub fn boxed<C: Case + Clone + 'static>(cases: &[C]) -> Vec<Box<dyn Case>> {
     cases.iter().map(|case| Box::new(case.clone()) as Box<dyn Case>).collect()
@@ -55,8 +66,12 @@ pub(in crate::ops) fn takes_heads(device: &Capabilities, head_dim: usize) -> boo
 /// What a model asks of its operations in a training step.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Tokens of a micro-batch, one segment.
+    /// Tokens of a micro-batch.
     pub tokens: usize,
+    /// Tokens of each of its rows, which see nothing of each other.
+    pub row: usize,
+    /// Rows of logits held at once.
+    pub chunk: usize,
     /// Hidden size.
     pub hidden: usize,
     /// Query heads.

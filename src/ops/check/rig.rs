@@ -67,6 +67,7 @@ pub struct Rig {
     planner: Planner,
     seed: u64,
     quick: bool,
+    /// What regions hold at first; shorter ones come again until the region is full.
     values: Vec<(Region, Vec<f32>)>,
     guards: Vec<Region>,
     lists: Vec<(Region, Vec<u32>)>,
@@ -81,8 +82,8 @@ pub struct Rig {
 /// What stands between regions.
 const GUARD: [f32; 64] = [-1.5e30; 64];
 
-/// Values before they come again, where only time is asked for.
-const QUICK: usize = 4099;
+/// Values before they come again, where only time is asked for; a model's matrices are larger than what is worth drawing.
+const PERIOD: usize = (1 << 18) + 3;
 
 impl Rig {
     /// The case with its operands.
@@ -125,6 +126,12 @@ impl Rig {
         self.planner.capabilities()
     }
 
+    /// Whether only time is asked for: operands are then those of released models.
+    #[must_use]
+    pub fn measures(&self) -> bool {
+        self.quick
+    }
+
     /// The plan, for what operations reserve themselves.
     pub fn planner(&mut self) -> &mut Planner {
         &mut self.planner
@@ -137,21 +144,29 @@ impl Rig {
 
     /// About normal, with the given deviation, rounded to bf16.
     pub fn normal(&mut self, len: usize, size: f32) -> Vec<f32> {
+        let drawn = self.drawn(self.period(len), size);
+        repeated(drawn, len)
+    }
+
+    fn drawn(&mut self, len: usize, size: f32) -> Vec<f32> {
         self.seed += 1;
         let draw = |i: u64| uniform(self.seed, Stream::LoraInit, i);
         let sum = |i: u64| (0..4).map(|j| draw(4 * i + j)).sum::<f64>() - 2.0;
-        let drawn = if self.quick { len.min(QUICK) } else { len };
-        let mut values: Vec<f32> =
-            (0..drawn as u64).map(|i| bf16((sum(i) * 3.0f64.sqrt()) as f32 * size)).collect();
-        for at in drawn..len {
-            values.push(values[at - drawn]);
-        }
-        values
+        (0..len as u64).map(|i| bf16((sum(i) * 3.0f64.sqrt()) as f32 * size)).collect()
+    }
+
+    /// How many of `len` values are made.
+    fn period(&self, len: usize) -> usize {
+        if self.quick { len.min(PERIOD) } else { len }
     }
 
     /// A region that holds `values` at first.
     pub fn holding(&mut self, storage: Storage, values: Vec<f32>) -> Region {
-        let region = self.planner.region(Purpose::Workspace, storage, values.len());
+        self.region(storage, values.len(), values)
+    }
+
+    fn region(&mut self, storage: Storage, len: usize, values: Vec<f32>) -> Region {
+        let region = self.planner.region(Purpose::Workspace, storage, len);
         self.values.push((region, values));
         self.guard();
         region
@@ -166,25 +181,26 @@ impl Rig {
 
     /// A region of random values.
     pub fn random(&mut self, storage: Storage, len: usize, size: f32) -> Region {
-        let values = self.normal(len, size);
-        self.holding(storage, values)
+        let values = self.drawn(self.period(len), size);
+        self.region(storage, len, values)
     }
 
     /// A region to be written: NaN where the operation leaves something out.
     pub fn space(&mut self, storage: Storage, len: usize) -> Region {
-        self.holding(storage, vec![f32::NAN; len])
+        self.region(storage, len, vec![f32::NAN; self.period(len)])
     }
 
     /// A region of zeros.
     pub fn zeros(&mut self, storage: Storage, len: usize) -> Region {
-        self.holding(storage, vec![0.0; len])
+        self.region(storage, len, vec![0.0; self.period(len)])
     }
 
     /// A frozen matrix of random values, with its place on the device.
     pub fn matrix(&mut self, element: Element, rows: usize, cols: usize, size: f32) -> Matrix {
-        let values = self.normal(rows * cols, size);
-        let matrix = Matrix::new(Arc::new(encoded(&values, element)), 0, element, rows, cols)
-            .planned(&mut self.planner);
+        let len = rows * cols;
+        let drawn = self.drawn(self.period(len), size);
+        let bytes = repeated(encoded(&drawn, element), len * element.bytes());
+        let matrix = Matrix::new(Arc::new(bytes), 0, element, rows, cols).planned(&mut self.planner);
         self.matrices.push(matrix.clone());
         matrix
     }
@@ -276,7 +292,12 @@ impl Rig {
     /// When the device failed.
     pub fn reset(&self, dev: &mut Device) -> Result<()> {
         self.guards.iter().try_for_each(|guard| dev.write(*guard, &GUARD))?;
-        self.values.iter().try_for_each(|(region, values)| dev.write(*region, values))
+        self.values.iter().try_for_each(|(region, values)| {
+            (0..region.len).step_by(values.len().max(1)).try_for_each(|first| {
+                let len = values.len().min(region.len - first);
+                dev.write(region.slice(first, len), &values[..len])
+            })
+        })
     }
 
     /// Does `work` with the lists in their places.
@@ -345,6 +366,18 @@ impl Results {
         let numbers = |r: &Results| r.numbers.iter().map(|v| v.to_bits()).collect::<Vec<u64>>();
         regions(self) == regions(other) && numbers(self) == numbers(other)
     }
+
+    /// BLAKE3 of all of them, hexadecimal.
+    #[must_use]
+    pub fn digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for region in &self.regions {
+            let bytes: Vec<u8> = region.iter().flat_map(|v| v.to_le_bytes()).collect();
+            hasher.update(&bytes);
+        }
+        self.numbers.iter().for_each(|v| _ = hasher.update(&v.to_le_bytes()));
+        hasher.finalize().to_hex().to_string()
+    }
 }
 
 /// What a device made of the case.
@@ -408,6 +441,16 @@ fn distance(got: &[f64], want: &[f64]) -> f64 {
     let whole = norm(&mut want.iter().copied());
     let error = if whole > 0.0 { difference / whole } else { difference };
     if error.is_nan() { f64::INFINITY } else { error }
+}
+
+/// `values` again and again until there are `len`.
+fn repeated<T: Copy>(mut values: Vec<T>, len: usize) -> Vec<T> {
+    values.reserve_exact(len - values.len());
+    while values.len() < len {
+        let more = values.len().min(len - values.len());
+        values.extend_from_within(..more);
+    }
+    values
 }
 
 fn bf16(value: f32) -> f32 {

@@ -2,7 +2,7 @@
 
 use super::Cache;
 use crate::device::cpu::lanes::{self, LANES};
-use crate::device::cpu::math::exp;
+use crate::device::cpu::math::{bf16, exp};
 use crate::device::cpu::tasks;
 use crate::device::{Cpu, Region};
 use crate::ops::attention::{Attention, Segment};
@@ -23,7 +23,7 @@ pub(super) fn append(cpu: &mut Cpu, p: &Attention, qk: Region, qkv: Region, to: 
 }
 
 pub(super) fn forward(cpu: &mut Cpu, p: &Attention, qk: Region, seen: &[Segment], cache: Cache, out: Region) {
-    let (isa, d, kv_heads) = (cpu.isa, p.head_dim, p.kv_heads);
+    let (isa, d, kv_heads, rounds) = (cpu.isa, p.head_dim, p.kv_heads, cpu.keeps_bf16());
     let (width, group) = (qk_width(p), p.heads / p.kv_heads * p.head_dim);
     let (pool, [qk, k, v], [y]) = cpu.split([qk, cache.k, cache.v], [out]);
     assert_eq!(y.len(), seen.len() * p.heads * d, "one run of rows for each query");
@@ -36,6 +36,9 @@ pub(super) fn forward(cpu: &mut Cpu, p: &Attention, qk: Region, seen: &[Segment]
             let (row, head) = (task / kv_heads, task % kv_heads);
             let rows = Rows { first: seen[row], stride: kv_heads * d, column: head * d, width: d };
             attend(&qk[row * width + head * group..][..group], rows, p.scale, k, v, y);
+            if rounds {
+                y.iter_mut().for_each(|v| *v = bf16(*v));
+            }
         },
     );
     cpu.round(out);

@@ -132,7 +132,8 @@ impl Layers {
         let mut all = Layers { group, params, packed, table: Vec::new() };
         let (mut used, mut copied) = (0, 0);
         for (at, &(output, rank, bias)) in case.layers.iter().enumerate() {
-            let element = [Element::Bf16, Element::F32, Element::F16][at % 3];
+            let mixed = [Element::Bf16, Element::F32, Element::F16][at % 3];
+            let element = if rig.measures() { Element::Bf16 } else { mixed };
             let weight = rig.matrix(element, output, case.input, (1.0 / case.input as f32).sqrt());
             let bias = bias.then(|| rig.random(F32, output, 0.5));
             let lora = (rank > 0)
@@ -223,13 +224,15 @@ impl check::Case for Case {
             clock: clock.region,
         });
         let (params, packed) = (l.params, l.packed);
-        rig.call("pack", Cost { words: 2 * params.len, ..Cost::default() }, move |dev, lists| {
-            super::pack(dev, &Packing { params, packed, table: lists[table.at] });
-            Ok(())
-        });
+        if rig.device().own_memory {
+            rig.call("pack", Cost { words: 2 * params.len, ..Cost::default() }, move |dev, lists| {
+                super::pack(dev, &Packing { params, packed, table: lists[table.at] });
+                Ok(())
+            });
+        }
         let group = l.group.clone();
         rig.call("forward", self.cost(), move |dev, _| {
-            super::forward(dev, &group, &Forward { x, y, s, residual, dropout, scratch });
+            super::forward(dev, &group, &Forward { x, y, s, residual, kept: false, dropout, scratch });
             Ok(())
         });
         // The adapters' products twice: for the input's gradient and for their own.

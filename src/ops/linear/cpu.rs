@@ -5,7 +5,6 @@ use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
 use crate::device::cpu::tasks;
 use crate::device::{Cpu, Region};
 use crate::philox::philox4x32;
-use rayon::prelude::*;
 
 pub(super) fn forward(cpu: &mut Cpu, g: &Group, o: &Forward) {
     let rows = o.x.len / g.input;
@@ -33,6 +32,7 @@ pub(super) fn forward(cpu: &mut Cpu, g: &Group, o: &Forward) {
             outputs: &outputs,
             residual: None,
             accumulate: false,
+            rounds: false,
         };
         engine.multiply(&p, w[0], width);
         cpu.round(o.s);
@@ -50,6 +50,7 @@ fn forward_outputs(cpu: &mut Cpu, g: &Group, o: &Forward, rows: usize) {
         reads.push(layer.lora.map_or(empty, |lora| lora.b));
     }
     let width = g.rank_sum();
+    let rounds = o.kept && cpu.keeps_bf16();
     let (mut engine, r, mut w) = cpu.engine(&reads, &[o.y]);
     let mut first = 0;
     let mut outputs = Vec::with_capacity(g.layers.len());
@@ -67,7 +68,7 @@ fn forward_outputs(cpu: &mut Cpu, g: &Group, o: &Forward, rows: usize) {
     }
     let lefts = [Left::new(r[0], g.input), Left::new(r[1], width)];
     let residual = o.residual.map(|_| r[2]);
-    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual, accumulate: false };
+    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual, accumulate: false, rounds };
     engine.multiply(&p, w[0], g.output);
 }
 
@@ -122,6 +123,7 @@ fn rank_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, adapters: &[(&Linear, 
         outputs: &outputs,
         residual: None,
         accumulate: false,
+        rounds: false,
     };
     engine.multiply(&p, w[0], g.rank_sum());
 }
@@ -134,11 +136,16 @@ fn a_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, input: Region, adapters: 
     let (mut engine, r, mut w) = cpu.engine(&[o.ds, input], &[partial]);
     let lefts = [Left::transposed(r[0], width)];
     let outputs = [over_tokens(0, g.input, tokens, 0, Right::new(r[1], g.input))];
-    let p = Product { rows: width, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p = Product {
+        rows: width,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: false,
+        rounds: false,
+    };
     engine.multiply(&p, w[0], g.input);
-    for (_, lora, first) in adapters {
-        add(cpu, partial.slice(first * g.input, lora.rank * g.input), lora.grad_a);
-    }
+    add_parts(cpu, g, partial, adapters);
 }
 
 /// `dB += dyᵀ·s` of adapters of one rank, summed as [`a_gradients`]: transposed, which reads dy as it lies.
@@ -152,7 +159,14 @@ fn b_gradients(cpu: &mut Cpu, g: &Group, o: &Backward, adapters: &[(&Linear, Lor
         let right = Right::new(&r[1][layer.column..], g.output);
         outputs.push(over_tokens(layer.column, layer.weight.rows(), tokens, index, right));
     }
-    let p = Product { rows: rank, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p = Product {
+        rows: rank,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: false,
+        rounds: false,
+    };
     engine.multiply(&p, w[0], g.output);
     for (layer, lora, _) in adapters {
         let (_, [from], [to]) = cpu.split([partial], [lora.grad_b]);
@@ -176,15 +190,18 @@ fn over_tokens<'a>(
     Output { column, columns, terms, scale: 1.0, bias: None }
 }
 
-/// `to += from`.
-fn add(cpu: &mut Cpu, from: Region, to: Region) {
+/// `dA += partial`, for all adapters at once.
+fn add_parts(cpu: &mut Cpu, g: &Group, partial: Region, adapters: &[(&Linear, Lora, usize)]) {
     let isa = cpu.isa;
-    let (pool, [from], [to]) = cpu.split([from], [to]);
-    let n = tasks::rows(1);
+    let parts = adapters.iter().map(|(_, a, first)| partial.slice(first * g.input, a.rank * g.input));
+    let (from, to): (Vec<_>, Vec<_>) = parts.zip(adapters.iter().map(|(_, a, _)| a.grad_a)).unzip();
+    let (engine, from, to) = cpu.engine(&from, &to);
+    let n = tasks::ELEMENTS;
+    let pieces = to.into_iter().zip(from).flat_map(|(to, from)| to.chunks_mut(n).zip(from.chunks(n)));
     tasks::run(
-        pool,
+        engine.threads,
         isa,
-        to.chunks_mut(n).zip(from.chunks(n)).collect(),
+        pieces.collect(),
         #[inline(always)]
         |(to, from)| to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
     );
@@ -219,8 +236,14 @@ fn input_gradient(cpu: &mut Cpu, g: &Group, o: &Backward, dx: Region, part: Part
     let outputs = [Output { column: 0, columns: g.input, terms, scale: 1.0, bias: None }];
     let lefts = [Left::new(r[0], g.rank_sum()), Left::new(r[1], g.output)];
     let rows = o.dy.len / g.output;
-    let p =
-        Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: part == Part::Frozen };
+    let p = Product {
+        rows,
+        lefts: &lefts,
+        outputs: &outputs,
+        residual: None,
+        accumulate: part == Part::Frozen,
+        rounds: false,
+    };
     engine.multiply(&p, w[0], g.input);
 }
 
@@ -230,13 +253,16 @@ fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, scratch: Region) 
     let out = scratch.slice(0, x.len);
     let isa = cpu.isa;
     let (pool, [source], [target]) = cpu.split([x], [out]);
-    in_pieces(pool, target, |first, piece| {
-        piece.copy_from_slice(&source[first..first + piece.len()]);
-        isa.run(
-            #[inline(always)]
-            || dropout.apply(first, piece),
-        );
-    });
+    tasks::run(
+        pool,
+        isa,
+        pieces(target),
+        #[inline(always)]
+        |(first, piece)| {
+            piece.copy_from_slice(&source[first..first + piece.len()]);
+            dropout.apply(first, piece);
+        },
+    );
     cpu.round(out);
     out
 }
@@ -245,23 +271,19 @@ fn dropped(cpu: &mut Cpu, dropout: Option<Dropout>, x: Region, scratch: Region) 
 fn mask(cpu: &mut Cpu, dropout: &Dropout, dx: Region) {
     let isa = cpu.isa;
     let (pool, [], [target]) = cpu.split([], [dx]);
-    in_pieces(pool, target, |first, piece| {
-        isa.run(
-            #[inline(always)]
-            || dropout.apply(first, piece),
-        );
-    });
+    tasks::run(
+        pool,
+        isa,
+        pieces(target),
+        #[inline(always)]
+        |(first, piece)| dropout.apply(first, piece),
+    );
 }
 
-/// Elements of a piece that one thread takes; a multiple of what [`Dropout::apply`] does at once.
-const PIECE: usize = 8192;
-
-/// Calls `f` with pieces of `values` and the index of each one's first element; in parallel when they are many.
-fn in_pieces(pool: &rayon::ThreadPool, values: &mut [f32], f: impl Fn(usize, &mut [f32]) + Sync) {
-    if values.len() <= 4 * PIECE {
-        return values.chunks_mut(PIECE).enumerate().for_each(|(i, piece)| f(i * PIECE, piece));
-    }
-    pool.install(|| values.par_chunks_mut(PIECE).enumerate().for_each(|(i, piece)| f(i * PIECE, piece)));
+/// Pieces of `values` that begin where a counter does, with the index of each one's first element.
+fn pieces(values: &mut [f32]) -> Vec<(usize, &mut [f32])> {
+    let pieces = values.chunks_mut(tasks::ELEMENTS).enumerate();
+    pieces.map(|(i, piece)| (i * tasks::ELEMENTS, piece)).collect()
 }
 
 /// Counters whose words are computed side by side.

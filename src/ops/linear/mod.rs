@@ -136,6 +136,8 @@ pub struct Forward {
     pub s: Region,
     /// Added to the output when given, [T, output].
     pub residual: Option<Region>,
+    /// Whether the output is kept for the backward pass: it is then one that the device keeps without loss.
+    pub kept: bool,
     /// Dropout of the adapters' input; `None` at probability 0 and in evaluation.
     pub dropout: Option<Dropout>,
     /// Scratch [T, in] for the dropped input; read only with dropout.

@@ -28,7 +28,7 @@ pub const CASES: &[Case] = &[
     Case { rows: 50, hidden: 64, vocab: 157, chunk: 20, spread: 1.0 },
     Case { rows: 9, hidden: 136, vocab: 2600, chunk: 9, spread: 12.0 },
     Case { rows: 3, hidden: 40, vocab: 1025, chunk: 2, spread: 0.01 },
-    Case { rows: 4, hidden: 8, vocab: 152_064, chunk: 4, spread: 4.0 },
+    Case { rows: 64, hidden: 8, vocab: 152_064, chunk: 64, spread: 4.0 },
     Case { rows: 11, hidden: 12, vocab: 37, chunk: 3, spread: 1.0 },
     Case { rows: 1, hidden: 1, vocab: 5, chunk: 3, spread: 1.0 },
     Case { rows: 5, hidden: 16, vocab: 4500, chunk: 3, spread: 3.0 },
@@ -46,7 +46,7 @@ pub const OPERATION: Operation = Operation {
 };
 
 fn in_model(s: &Shape) -> Vec<Box<dyn check::Case>> {
-    boxed(&[Case { rows: s.tokens, hidden: s.hidden, vocab: s.vocab, chunk: 512.min(s.tokens), spread: 1.0 }])
+    boxed(&[Case { rows: s.tokens, hidden: s.hidden, vocab: s.vocab, chunk: s.chunk, spread: 1.0 }])
 }
 
 const GRAD_SCALE: f32 = 0.125;

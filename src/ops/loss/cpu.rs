@@ -5,8 +5,8 @@ use crate::device::cpu::BLOCK;
 use crate::device::cpu::lanes::{self, LANES};
 use crate::device::cpu::math::{exp, ln};
 use crate::device::cpu::matmul::{Left, Output, Product, Right, Term};
+use crate::device::cpu::tasks;
 use crate::device::{Cpu, Matrix, Region};
-use rayon::prelude::*;
 
 /// Columns of the gradient of the logits multiplied at a time: bounds the packed copy of them.
 const DEPTH: usize = 16 * BLOCK;
@@ -38,7 +38,8 @@ pub(in crate::ops) fn logits(cpu: &mut Cpu, head: &Matrix, x: Region, logits: Re
     let outputs = [Output { column: 0, columns: head.rows(), terms, scale: 1.0, bias: None }];
     let lefts = [Left::new(r[0], head.cols())];
     let rows = x.len / head.cols();
-    let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false };
+    let p =
+        Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: false, rounds: false };
     engine.multiply(&p, w[0], head.rows());
 }
 
@@ -55,7 +56,14 @@ fn hidden_gradient(cpu: &mut Cpu, head: &Matrix, dlogits: Region, scale: f32, dx
         let outputs = [Output { column: 0, columns: hidden, terms, scale, bias: None }];
         let lefts = [Left::new(&r[0][first..], vocab)];
         let rows = dx.len / hidden;
-        let p = Product { rows, lefts: &lefts, outputs: &outputs, residual: None, accumulate: first > 0 };
+        let p = Product {
+            rows,
+            lefts: &lefts,
+            outputs: &outputs,
+            residual: None,
+            accumulate: first > 0,
+            rounds: false,
+        };
         engine.multiply(&p, w[0], hidden);
     }
 }
@@ -71,20 +79,19 @@ fn score_rows(
 ) {
     let isa = cpu.isa;
     let (pool, [], [logits]) = cpu.split([], [logits]);
-    let score = |((row, loss), target): ((&mut [f32], &mut f32), &u32)| {
-        isa.run(
-            #[inline(always)]
-            || *loss = score_row(row, *target as usize, gradient),
-        );
-    };
-    if logits.len() < ALONE {
-        return logits.chunks_mut(vocab).zip(losses).zip(targets).for_each(score);
-    }
-    pool.install(|| logits.par_chunks_mut(vocab).zip(losses).zip(targets).for_each(score));
+    let n = tasks::rows(vocab);
+    tasks::run(
+        pool,
+        isa,
+        logits.chunks_mut(n * vocab).zip(losses.chunks_mut(n)).zip(targets.chunks(n)).collect(),
+        #[inline(always)]
+        |((rows, losses), targets)| {
+            for ((row, loss), target) in rows.chunks_exact_mut(vocab).zip(losses).zip(targets) {
+                *loss = score_row(row, *target as usize, gradient);
+            }
+        },
+    );
 }
-
-/// Logits below which waking other threads costs more than it saves.
-const ALONE: usize = 1 << 14;
 
 /// `ln Σ exp(l - max) - (l[target] - max)`, stable for any finite logits.
 #[inline(always)]

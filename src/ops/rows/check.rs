@@ -1,7 +1,7 @@
 //! Moved rows: one element, odd widths, and rows of a model, of which some are taken.
 
 use crate::device::Capabilities;
-use crate::device::Storage::Activation;
+use crate::device::Storage::{Activation, Kept};
 use crate::ops::check::{self, Cost, Limit, Operation, Rig, Shape, boxed, takes_rows};
 
 /// Rows moved by index.
@@ -56,7 +56,8 @@ impl check::Case for Case {
         let x = rig.random(Activation, len, 1.0);
         let taken = self.index();
         let some = rig.space(Activation, taken.len() * width);
-        let [back, copied] = [(); 2].map(|()| rig.space(Activation, len));
+        let [back, copied, restored] = [(); 3].map(|()| rig.space(Activation, len));
+        let kept = rig.space(Kept, len);
         let index = rig.list(taken);
         let (moved, all) = (2 * some.len, 2 * len);
         rig.call("gather", Cost { activations: moved, ..Cost::default() }, move |dev, lists| {
@@ -71,7 +72,12 @@ impl check::Case for Case {
             super::copy(dev, x, copied);
             Ok(())
         });
-        rig.wants(&[some, back, copied], move |o| {
+        rig.call("keep and restore", Cost { activations: 2 * all, ..Cost::default() }, move |dev, _| {
+            super::copy(dev, x, kept);
+            super::copy(dev, kept, restored);
+            Ok(())
+        });
+        rig.wants(&[some, back, copied, restored], move |o| {
             let values = o.given(x);
             let kept = |i: usize| (i / width).is_multiple_of(every);
             let picked: Vec<f64> = (0..values.len()).filter(|i| kept(*i)).map(|i| values[i]).collect();
@@ -80,6 +86,7 @@ impl check::Case for Case {
                 o.finding("gathered", some, &picked, Limit::SAME),
                 o.finding("scattered", back, &spread, Limit::SAME),
                 o.finding("copied", copied, &values, Limit::SAME),
+                o.finding("restored", restored, &values, Limit::SAME),
             ]
         });
     }

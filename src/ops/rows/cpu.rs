@@ -1,7 +1,7 @@
 //! Moved rows on the CPU.
 
-use crate::device::cpu::tasks;
-use crate::device::{Cpu, Region};
+use crate::device::cpu::{kept, tasks};
+use crate::device::{Cpu, Region, Storage};
 
 pub(super) fn gather(cpu: &mut Cpu, x: Region, index: &[u32], width: usize, out: Region) {
     let isa = cpu.isa;
@@ -24,17 +24,45 @@ pub(super) fn scatter(cpu: &mut Cpu, x: Region, index: &[u32], width: usize, out
     }
 }
 
+/// Elements of a task of [`copy`], an even number.
+const PIECE: usize = tasks::ELEMENTS;
+
 pub(super) fn copy(cpu: &mut Cpu, x: Region, out: Region) {
-    let isa = cpu.isa;
-    let (pool, [x], [out]) = cpu.split([x], [out]);
-    assert_eq!(x.len(), out.len(), "copy between different lengths");
-    let n = tasks::rows(1);
-    let parts = out.chunks_mut(n).zip(x.chunks(n)).collect();
-    tasks::run(pool, isa, parts, |(out, x)| out.copy_from_slice(x));
+    assert_eq!(x.len, out.len, "copy between different lengths");
+    let (isa, pairs) = (cpu.isa, cpu.keeps_bf16());
+    let words = if pairs { PIECE / 2 } else { PIECE };
+    match (x.storage, out.storage) {
+        (Storage::Kept, Storage::Kept) => copy(cpu, cpu.words(x), cpu.words(out)),
+        (Storage::Kept, _) => {
+            let (pool, [x], [out]) = cpu.split([cpu.words(x)], [out]);
+            tasks::run(
+                pool,
+                isa,
+                out.chunks_mut(PIECE).zip(x.chunks(words)).collect(),
+                #[inline(always)]
+                |(out, x)| kept::load(pairs, x, out),
+            );
+        }
+        (_, Storage::Kept) => {
+            let (pool, [x], [out]) = cpu.split([x], [cpu.words(out)]);
+            tasks::run(
+                pool,
+                isa,
+                out.chunks_mut(words).zip(x.chunks(PIECE)).collect(),
+                #[inline(always)]
+                |(out, x)| kept::store(pairs, x, out),
+            );
+        }
+        _ => {
+            let (pool, [x], [out]) = cpu.split([x], [out]);
+            let parts = out.chunks_mut(PIECE).zip(x.chunks(PIECE)).collect();
+            tasks::run(pool, isa, parts, |(out, x)| out.copy_from_slice(x));
+        }
+    }
 }
 
 pub(super) fn zero(cpu: &mut Cpu, out: Region) {
     let isa = cpu.isa;
     let (pool, [], [out]) = cpu.split([], [out]);
-    tasks::run(pool, isa, out.chunks_mut(tasks::rows(1)).collect(), |out| out.fill(0.0));
+    tasks::run(pool, isa, out.chunks_mut(PIECE).collect(), |out| out.fill(0.0));
 }

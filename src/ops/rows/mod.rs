@@ -26,7 +26,7 @@ pub fn scatter(dev: &mut Device, x: Region, index: Indices<'_>, width: usize, ou
     }
 }
 
-/// `out = x`, same length.
+/// `out = x`, same length; to what layers keep, rounded as the device keeps it, and from there.
 pub fn copy(dev: &mut Device, x: Region, out: Region) {
     match dev {
         Device::Cpu(cpu) => cpu::copy(cpu, x, out),

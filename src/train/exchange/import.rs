@@ -118,7 +118,7 @@ fn refuse_occupied(disk: &dyn Disk, asked: &Asked, step: u64) -> Result<()> {
 fn state_of(foreign: &Foreign, setup: &mut Setup) -> Result<(State, Vec<String>)> {
     let progress = &foreign.progress;
     let step = progress.step;
-    let weights = setup.layout.from_peft(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
+    let weights = setup.layout.values_of(&foreign.adapter).map_err(|e| e.at(foreign.folder.display()))?;
     let flat = foreign.moments(&setup.layout)?;
     let total_steps = progress.max_steps;
     let mut history: History = history::new(&setup.settings, total_steps);

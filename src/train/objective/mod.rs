@@ -23,9 +23,6 @@ pub struct Pass<'a> {
 
 /// What is minimised.
 pub trait Objective {
-    /// Its name in checkpoints.
-    fn name(&self) -> identity::Objective;
-
     /// A micro-batch of these rows.
     ///
     /// # Errors

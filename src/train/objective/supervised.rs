@@ -6,7 +6,6 @@ use crate::data::batch::{self, MicroBatch};
 use crate::data::dataset::Dataset;
 use crate::device::{Device, Region};
 use crate::error::{Error, Result};
-use crate::identity;
 use crate::model::network::{Input, Network};
 use crate::ops::attention::Segment;
 
@@ -28,10 +27,6 @@ fn input<'a>(batch: &'a MicroBatch, segments: &'a [Segment]) -> Input<'a> {
 }
 
 impl Objective for Supervised {
-    fn name(&self) -> identity::Objective {
-        identity::Objective::Supervised
-    }
-
     fn batch(&self, rows: &Dataset, indices: &[u32]) -> Result<MicroBatch> {
         let batch = batch::assemble(rows, indices)?;
         if batch.scored.is_empty() {

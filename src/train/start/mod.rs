@@ -15,20 +15,23 @@ pub mod policy;
 pub(super) mod request;
 
 pub use commands::Commands;
+#[cfg(feature = "internals")]
 pub use decide::Start;
 pub use launcher::refuse_several;
-pub use locate::{complete_state, is_trainer_checkpoint, weights_in};
+#[cfg(feature = "internals")]
+pub use locate::complete_state;
+pub use locate::{is_trainer_checkpoint, weights_in};
 pub use request::Request;
 
 use self::decide::{Decision, decide};
 use self::request::{Asked, Beginning, Source};
-use super::devices::Devices;
 use super::exchange::{self, Imported};
 use super::setup::{Prepare, Setup};
 use super::{Control, PlanReport, Summary};
 use crate::checkpoint::state::PlanOrigin;
 use crate::checkpoint::storage::{Disk, FileSystem};
 use crate::config::Settings;
+use crate::device::Devices;
 use crate::error::{Error, Result};
 use crate::report::event::{Event, Observer};
 use std::path::Path;
@@ -50,6 +53,7 @@ pub struct World<'a> {
 /// Faults this program had. The tests put one back into a world of theirs, to show that they would notice it.
 #[doc(hidden)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "internals"), allow(dead_code))]
 pub enum Fault {
     /// The store holds the folder of the checkpoints before it is moved aside.
     LateMove,

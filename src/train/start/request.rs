@@ -3,8 +3,8 @@
 use crate::config::fields::{self, Class, FIELDS};
 use crate::config::{self, Layer, ResumeFrom, Settings};
 use crate::data::dataset::Rows;
+use crate::device::Devices;
 use crate::error::{Error, Result};
-use crate::train::devices::Devices;
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
 

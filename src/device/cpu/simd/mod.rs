@@ -9,6 +9,7 @@ pub(super) use portable::Portable;
 #[cfg(target_arch = "x86_64")]
 pub(super) use x86::{Avx2, Avx512, Avx512Bf16};
 
+use super::math::bf16;
 use crate::element::Element;
 
 /// Vectors of 32-bit elements: f32, or pairs of bf16 of which the lower half is the even one. Every implementation rounds
@@ -250,6 +251,6 @@ const SMALLEST: f32 = f32::from_bits((127 - 56) << 23);
 /// Nearest bf16, to even where two are as near; zero below [`SMALLEST`].
 #[inline(always)]
 pub(super) fn rounded(x: f32) -> f32 {
-    let near = half::bf16::from_f32(x).to_f32();
+    let near = bf16(x);
     if near.abs() < SMALLEST { 0.0 } else { near }
 }

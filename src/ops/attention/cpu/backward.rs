@@ -1,7 +1,9 @@
 //! Attention on the CPU, backward: dQ with queries in the lanes, dK and dV with keys in the lanes. The scores
 //! are computed in both, which costs two products of seven and needs no sum between tasks.
 
-use super::blocks::{Block, Columns, blocks, cut, hide_keys_in_lanes, hide_keys_in_rows, write_rows};
+use super::blocks::{
+    Block, Columns, blocks, cut, cut_statistic, hide_keys_in_lanes, hide_keys_in_rows, write_rows,
+};
 use super::{KEYS, QUERIES, STEP};
 use crate::device::Cpu;
 use crate::device::cpu::Isa;
@@ -13,34 +15,10 @@ use crate::ops::attention::{Attention, Backward, Segment};
 
 /// Writes the gradients of rotated q and k, and of v.
 pub(in super::super) fn run(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Backward) {
-    deltas(cpu, p, o);
     query_gradient(cpu, p, segments, o);
     key_value_gradient(cpu, p, segments, o);
     cpu.round(o.dqk);
     cpu.round(o.dqkv);
-}
-
-/// `delta[h, t] = Σ dout∘out` of each row and head.
-fn deltas(cpu: &mut Cpu, p: &Attention, o: &Backward) {
-    let (isa, d) = (cpu.isa, p.head_dim);
-    let (pool, [out, dout], [delta]) = cpu.split([o.out, o.dout], [o.delta]);
-    let tokens = out.len() / (p.heads * d);
-    if tokens == 0 {
-        return;
-    }
-    tasks::run(
-        pool,
-        isa,
-        delta.chunks_mut(tokens).enumerate().collect(),
-        #[inline(always)]
-        |(head, delta)| {
-            let out = Columns::head(out, p.heads * d, head, d);
-            let dout = Columns::head(dout, p.heads * d, head, d);
-            for (row, delta) in delta.iter_mut().enumerate() {
-                *delta = lanes::dot(out.row(row), dout.row(row)) as f32;
-            }
-        },
-    );
 }
 
 /// What the gradients of one query head are computed from.
@@ -50,13 +28,12 @@ struct Operands<'a> {
     v: Columns<'a>,
     dout: Columns<'a>,
     lse: &'a [f32],
-    delta: &'a [f32],
     scale: f32,
 }
 
 impl<'a> Operands<'a> {
-    /// Those of query head `head`; the slices are `qk`, `qkv`, `dout`, `lse` and `delta`.
-    fn of(p: &Attention, [qk, qkv, dout, lse, delta]: [&'a [f32]; 5], head: usize) -> Self {
+    /// Those of query head `head`; the slices are `qk`, `qkv`, `dout` and `lse`.
+    fn of(p: &Attention, [qk, qkv, dout, lse]: [&'a [f32]; 4], head: usize) -> Self {
         let (kv, d) = (head / p.group(), p.head_dim);
         let tokens = dout.len() / (p.heads * d);
         Operands {
@@ -65,24 +42,33 @@ impl<'a> Operands<'a> {
             v: Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d),
             dout: Columns::head(dout, p.heads * d, head, d),
             lse: &lse[head * tokens..][..tokens],
-            delta: &delta[head * tokens..][..tokens],
             scale: p.scale,
         }
     }
 }
 
+/// `dQ`, and `delta[h, t] = Σ dout∘out` of each row and head.
 fn query_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Backward) {
     let (isa, d) = (cpu.isa, p.head_dim);
-    let (pool, sources, [dqk]) = cpu.split([o.qk, o.qkv, o.dout, o.lse, o.delta], [o.dqk]);
+    let reads = [o.qk, o.qkv, o.dout, o.lse, o.out];
+    let (pool, [qk, qkv, dout, lse, out], [dqk, delta]) = cpu.split(reads, [o.dqk, o.delta]);
     let blocks = blocks(segments, QUERIES, dqk.len() / p.qk_width());
+    let deltas = cut_statistic(delta, p.heads, &blocks);
     let dqs = cut(Tile::new(dqk, p.qk_width()), p.heads, d, &blocks);
     let places = (0..p.heads).flat_map(|h| blocks.iter().map(move |b| (h, *b)));
     tasks::run(
         pool,
         isa,
-        places.zip(dqs).collect(),
+        places.zip(dqs.into_iter().zip(deltas)).collect(),
         #[inline(always)]
-        |((head, block), dq)| query_block(isa, &Operands::of(p, sources, head), block, dq),
+        |((head, block), (dq, delta))| {
+            let o = Operands::of(p, [qk, qkv, dout, lse], head);
+            let out = Columns::head(out, p.heads * d, head, d);
+            for (row, delta) in (block.first..).zip(delta.iter_mut()) {
+                *delta = lanes::dot(out.row(row), o.dout.row(row)) as f32;
+            }
+            query_block(isa, &o, block, delta, dq);
+        },
     );
 }
 
@@ -99,11 +85,11 @@ struct QueryPanel {
 
 impl QueryPanel {
     #[inline(always)]
-    fn new(o: &Operands<'_>, first: usize, rows: usize) -> Self {
-        let rows = rows.min(LANES);
+    fn new(o: &Operands<'_>, first: usize, deltas: &[f32]) -> Self {
+        let rows = deltas.len();
         let (mut lse, mut delta) = ([0.0; LANES], [0.0; LANES]);
         lse[..rows].copy_from_slice(&o.lse[first..first + rows]);
-        delta[..rows].copy_from_slice(&o.delta[first..first + rows]);
+        delta[..rows].copy_from_slice(deltas);
         let dq = vec![[0.0; LANES]; o.q.width];
         QueryPanel { first, rows, q: o.q.panel(first, rows), dout: o.dout.panel(first, rows), dq, lse, delta }
     }
@@ -123,10 +109,11 @@ impl QueryPanel {
 
 /// `dQ = Σ dS·K`, with dS = P∘(dout·Vᵀ - delta)·scale.
 #[inline(always)]
-fn query_block(isa: Isa, o: &Operands<'_>, block: Block, mut out: Tile<'_>) {
+fn query_block(isa: Isa, o: &Operands<'_>, block: Block, delta: &[f32], mut out: Tile<'_>) {
     let d = o.q.width;
+    let firsts = (block.first..).step_by(LANES);
     let mut panels: Vec<QueryPanel> =
-        (0..block.rows).step_by(LANES).map(|r| QueryPanel::new(o, block.first + r, block.rows - r)).collect();
+        firsts.zip(delta.chunks(LANES)).map(|(first, delta)| QueryPanel::new(o, first, delta)).collect();
     let (mut keys, mut values) = (vec![0.0; STEP * d], vec![0.0; STEP * d]);
     let (mut scores, mut dweights) = ([[0.0; LANES]; STEP], [[0.0; LANES]; STEP]);
     let end = block.first + block.rows;
@@ -153,8 +140,8 @@ fn key_value_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Ba
     let (isa, d) = (cpu.isa, p.head_dim);
     let reads = [o.qk, o.qkv, o.dout, o.lse, o.delta];
     let (pool, [qk, qkv, dout, lse, delta], [dqk, dqkv]) = cpu.split(reads, [o.dqk, o.dqkv]);
-    let sources = [qk, qkv, dout, lse, delta];
-    let blocks = blocks(segments, KEYS, dqk.len() / p.qk_width());
+    let (sources, tokens) = ([qk, qkv, dout, lse], dqk.len() / p.qk_width());
+    let blocks = blocks(segments, KEYS, tokens);
     let (_, dk) = Tile::new(dqk, p.qk_width()).split_cols(p.heads * d);
     let (_, dv) = Tile::new(dqkv, p.qkv_width()).split_cols(p.qk_width());
     let tiles = cut(dk, p.kv_heads, d, &blocks).into_iter().zip(cut(dv, p.kv_heads, d, &blocks));
@@ -168,7 +155,8 @@ fn key_value_gradient(cpu: &mut Cpu, p: &Attention, segments: &[Segment], o: &Ba
             let first = Operands::of(p, sources, kv * p.group());
             let mut panels = KeyPanel::all(&first, block);
             for head in kv * p.group()..(kv + 1) * p.group() {
-                key_block(isa, &Operands::of(p, sources, head), block, &mut panels);
+                let delta = &delta[head * tokens..][..tokens];
+                key_block(isa, &Operands::of(p, sources, head), delta, block, &mut panels);
             }
             write_key_panels(&panels, block, dk, dv);
         },
@@ -202,8 +190,15 @@ impl KeyPanel {
     /// Replaces the products with the queries from `first` on by the weights, and the products with their
     /// output gradients by the gradients of the scaled scores.
     #[inline(always)]
-    fn differentiate(&self, o: &Operands<'_>, scores: &mut [Lanes], dweights: &mut [Lanes], first: usize) {
-        let statistics = o.lse[first..].iter().zip(&o.delta[first..]);
+    fn differentiate(
+        &self,
+        o: &Operands<'_>,
+        delta: &[f32],
+        scores: &mut [Lanes],
+        dweights: &mut [Lanes],
+        first: usize,
+    ) {
+        let statistics = o.lse[first..].iter().zip(&delta[first..]);
         for ((scores, dweights), (lse, delta)) in scores.iter_mut().zip(dweights.iter_mut()).zip(statistics) {
             for l in 0..LANES {
                 scores[l] = exp(scores[l] * o.scale - lse);
@@ -217,7 +212,7 @@ impl KeyPanel {
 
 /// One query head's part of `dK = Σ dSᵀ·Q` and `dV = Σ Pᵀ·dout`.
 #[inline(always)]
-fn key_block(isa: Isa, o: &Operands<'_>, block: Block, panels: &mut [KeyPanel]) {
+fn key_block(isa: Isa, o: &Operands<'_>, delta: &[f32], block: Block, panels: &mut [KeyPanel]) {
     let d = o.q.width;
     let (mut queries, mut douts) = (vec![0.0; STEP * d], vec![0.0; STEP * d]);
     let (mut scores, mut dweights) = ([[0.0; LANES]; STEP], [[0.0; LANES]; STEP]);
@@ -229,7 +224,7 @@ fn key_block(isa: Isa, o: &Operands<'_>, block: Block, panels: &mut [KeyPanel]) 
             let (scores, dweights) = (&mut scores[..count], &mut dweights[..count]);
             row_products(isa, &queries, &panel.k, scores);
             row_products(isa, &douts, &panel.v, dweights);
-            panel.differentiate(o, scores, dweights, first);
+            panel.differentiate(o, delta, scores, dweights, first);
             column_products(isa, &douts, scores, &mut panel.dv);
             column_products(isa, &queries, dweights, &mut panel.dk);
         }

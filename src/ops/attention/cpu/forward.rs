@@ -5,7 +5,7 @@ use super::blocks::{Block, Columns, blocks, cut, cut_statistic, hide_keys_in_row
 use super::{QUERIES, STEP};
 use crate::device::cpu::Isa;
 use crate::device::cpu::lanes::{LANES, Lanes, column_products, row_products};
-use crate::device::cpu::math::{exp, ln};
+use crate::device::cpu::math::{bf16, exp, ln};
 use crate::device::cpu::tasks;
 use crate::device::cpu::tile::Tile;
 use crate::device::{Cpu, Region};
@@ -19,7 +19,7 @@ pub(in super::super) fn run(
     reads: [Region; 2],
     writes: [Region; 2],
 ) {
-    let (isa, d) = (cpu.isa, p.head_dim);
+    let (isa, d, rounds) = (cpu.isa, p.head_dim, cpu.keeps_bf16());
     let (pool, [qk, qkv], [out, lse]) = cpu.split(reads, writes);
     let tokens = out.len() / (p.heads * d);
     let blocks = blocks(segments, QUERIES, tokens);
@@ -36,7 +36,8 @@ pub(in super::super) fn run(
             let q = Columns::head(qk, p.qk_width(), head, d);
             let k = Columns::head(qk, p.qk_width(), p.heads + kv, d);
             let v = Columns::head(qkv, p.qkv_width(), p.heads + p.kv_heads + kv, d);
-            forward_block(isa, [q, k, v], p.scale, block, out, lse);
+            let panels = forward_block(isa, [q, k, v], p.scale, block, lse);
+            finish(panels, block, rounds, out);
         },
     );
     cpu.round(writes[0]);
@@ -60,9 +61,8 @@ fn forward_block(
     [q, k, v]: [Columns<'_>; 3],
     scale: f32,
     block: Block,
-    mut out: Tile<'_>,
     lse: &mut [f32],
-) {
+) -> Vec<Softmax> {
     let d = q.width;
     let mut panels: Vec<Softmax> = (0..block.rows)
         .step_by(LANES)
@@ -91,16 +91,27 @@ fn forward_block(
             }
         }
     }
-    for (panel, lse) in panels.iter_mut().zip(lse.chunks_mut(LANES)) {
+    for (panel, lse) in panels.iter().zip(lse.chunks_mut(LANES)) {
+        for (l, lse) in lse.iter_mut().enumerate() {
+            *lse = panel.max[l] + ln(panel.sum[l]);
+        }
+    }
+    panels
+}
+
+/// Divides by the sums, rounds where that is asked for, and writes.
+#[inline(always)]
+fn finish(panels: Vec<Softmax>, block: Block, rounds: bool, mut out: Tile<'_>) {
+    for mut panel in panels {
         for row in &mut panel.out {
             for (v, sum) in row.iter_mut().zip(&panel.sum) {
                 *v /= sum;
             }
+            if rounds {
+                row.iter_mut().for_each(|v| *v = bf16(*v));
+            }
         }
         write_rows(&mut out, &panel.out, panel.first - block.first, panel.rows);
-        for (l, lse) in lse.iter_mut().enumerate() {
-            *lse = panel.max[l] + ln(panel.sum[l]);
-        }
     }
 }
 

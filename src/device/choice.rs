@@ -1,26 +1,13 @@
 //! Which device a run uses, and what of that stands in its checkpoints.
 
+use super::cpu::{Arithmetic, Isa};
+use super::{Capabilities, Cpu, Device, Planner};
 use crate::config::{DeviceChoice, Dtype, Settings};
-use crate::device::cpu::{Arithmetic, Isa};
-use crate::device::{Capabilities, Cpu, Device, Planner};
 use crate::error::{Error, Result};
 use crate::identity::{Engine, Identity};
 
 #[cfg(feature = "cuda")]
-use crate::device::cuda::{Cuda, Driver, nvidia};
-
-/// The version of an arithmetic of the CPU device: changes whenever a result's bits do.
-#[must_use]
-pub fn cpu_version(arithmetic: Arithmetic) -> &'static str {
-    match arithmetic {
-        Arithmetic::F32 => "cpu-2",
-        Arithmetic::Bf16 => "cpu-bf16-1",
-    }
-}
-
-/// The arithmetic around the kernels of a GPU, which have a fingerprint of their own.
-#[cfg(feature = "cuda")]
-pub const CUDA_ENGINE: &str = "cuda-1";
+use super::cuda::{AnyKernel, Cuda, Driver, nvidia};
 
 /// How GPUs are found: those of NVIDIA's driver, unless a caller brings another one.
 #[derive(Clone, Copy, Debug)]
@@ -173,7 +160,7 @@ impl Chosen {
     #[must_use]
     pub fn capabilities(&self) -> &'static Capabilities {
         match self {
-            Chosen::Cpu(_) => Cpu::CAPABILITIES,
+            Chosen::Cpu(cpu) => Cpu::capabilities_in(cpu.arithmetic),
             #[cfg(feature = "cuda")]
             Chosen::Cuda(_) => Cuda::CAPABILITIES,
         }
@@ -188,7 +175,7 @@ impl Chosen {
             Chosen::Cpu(OnCpu { arithmetic, .. }) => Ok(Engine {
                 device: "cpu".into(),
                 arithmetic: arithmetic.name().into(),
-                version: cpu_version(*arithmetic).into(),
+                version: arithmetic.version().into(),
                 kernels: None,
             }),
             #[cfg(feature = "cuda")]
@@ -196,7 +183,7 @@ impl Chosen {
                 let mut engine = Engine {
                     device: "cuda".into(),
                     arithmetic: "bf16".into(),
-                    version: CUDA_ENGINE.into(),
+                    version: Cuda::VERSION.into(),
                     kernels: None,
                 };
                 if let Some(driver) = driver {
@@ -233,6 +220,16 @@ impl Chosen {
         }
     }
 
+    /// The GPU's name, as its driver has it.
+    #[must_use]
+    pub fn card(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "cuda")]
+            Chosen::Cuda(Some(driver)) => Some(driver.facts().name.clone()),
+            _ => None,
+        }
+    }
+
     /// One line on the device.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -252,11 +249,16 @@ impl Chosen {
         }
     }
 
-    /// Allocates the planned memory.
+    /// Allocates the planned memory. A GPU gets `kernels`.
     ///
     /// # Errors
     /// When it cannot be had.
-    pub fn device(self, plan: &Planner, threads: Option<usize>) -> Result<Device> {
+    pub fn device(
+        self,
+        plan: &Planner,
+        threads: Option<usize>,
+        #[cfg(feature = "cuda")] kernels: &[&'static dyn AnyKernel],
+    ) -> Result<Device> {
         match self {
             Chosen::Cpu(OnCpu { arithmetic, isa, .. }) => {
                 let mut cpu = Cpu::new(plan, threads)?;
@@ -266,9 +268,7 @@ impl Chosen {
             #[cfg(feature = "cuda")]
             Chosen::Cuda(None) => Err(Error::device("there is no GPU to run on")),
             #[cfg(feature = "cuda")]
-            Chosen::Cuda(Some(driver)) => {
-                Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, &crate::ops::kernels())?)))
-            }
+            Chosen::Cuda(Some(driver)) => Ok(Device::Cuda(Box::new(Cuda::new(driver, plan, kernels)?))),
         }
     }
 }
