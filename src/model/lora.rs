@@ -125,8 +125,6 @@ pub struct Slot {
     pub shape: [usize; 2],
     /// Rank.
     pub rank: usize,
-    /// Alpha.
-    pub alpha: f64,
     /// The factor of B·A.
     pub scale: f32,
     /// First element of A [r, in].
@@ -172,7 +170,7 @@ impl Layout {
         for (layer, linear) in all.iter().filter(|(layer, l)| selection.adapts(*layer, &l.module)) {
             let rank = ranks.get(&linear.module)?.unwrap_or(adapter.rank);
             let alpha = alphas.get(&linear.module)?.unwrap_or(adapter.alpha);
-            layout.push(*layer, linear, (rank, alpha), adapter.scale(rank, alpha));
+            layout.push(*layer, linear, rank, adapter.scale(rank, alpha));
         }
         let modules = layout.slots.iter().map(|slot| slot.module.as_str());
         ranks.check_used(modules.clone())?;
@@ -184,10 +182,9 @@ impl Layout {
         Ok(layout)
     }
 
-    fn push(&mut self, layer: usize, linear: &LinearSpec, (rank, alpha): (usize, f64), scale: f32) {
+    fn push(&mut self, layer: usize, linear: &LinearSpec, rank: usize, scale: f32) {
         let (module, shape) = (linear.module.clone(), linear.shape);
-        let slot =
-            Slot { layer, module, shape, rank, alpha, scale, a: self.len, b: self.len + rank * shape[1] };
+        let slot = Slot { layer, module, shape, rank, scale, a: self.len, b: self.len + rank * shape[1] };
         self.len = slot.b + slot.lens()[1];
         self.slots.push(slot);
     }
@@ -263,7 +260,6 @@ impl Layout {
             })
             .collect();
         tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let (rank_pattern, alpha_pattern) = self.patterns(spec);
         let config = AdapterConfig {
             r: spec.rank,
             lora_alpha: spec.alpha,
@@ -271,26 +267,12 @@ impl Layout {
             target_modules: Targets::Names(self.targets.clone()),
             exclude_modules: None,
             use_rslora: spec.rslora,
-            rank_pattern,
-            alpha_pattern,
+            rank_pattern: spec.rank_pattern.clone(),
+            alpha_pattern: spec.alpha_pattern.clone(),
             layers_to_transform: spec.layers.clone(),
             base_model_name_or_path: base.to_owned(),
         };
         Adapter { config, tensors }
-    }
-
-    /// The patterns as every PEFT that knows them (0.6 and later) reads them. Before 0.15 it looked one key up in both
-    /// tables and matched it behind a dot only: where that may give other numbers, each layer stands under its name.
-    fn patterns(&self, spec: &AdapterSpec) -> (BTreeMap<String, usize>, BTreeMap<String, f64>) {
-        let (ranks, alphas) = (&spec.rank_pattern, &spec.alpha_pattern);
-        let one_key = ranks.is_empty() || alphas.is_empty() || ranks.keys().eq(alphas.keys());
-        if one_key && !ranks.keys().chain(alphas.keys()).any(|key| key.contains('^')) {
-            return (ranks.clone(), alphas.clone());
-        }
-        let named = |slot: &Slot| slot.module.clone();
-        let ranks = self.slots.iter().filter(|slot| slot.rank != spec.rank);
-        let alphas = self.slots.iter().filter(|slot| slot.alpha != spec.alpha);
-        (ranks.map(|s| (named(s), s.rank)).collect(), alphas.map(|s| (named(s), s.alpha)).collect())
     }
 
     /// The distinct module names below the block, sorted, as PEFT lists them; `c_proj` of Qwen v1 keeps its
