@@ -22,6 +22,7 @@ mod formats;
 mod generate;
 mod golden;
 mod house;
+mod launch;
 mod limits;
 mod linear;
 mod llama_factory;
