@@ -26,6 +26,7 @@ mod generate;
 mod gguf;
 mod golden;
 mod house;
+mod launch;
 mod limits;
 mod linear;
 mod llama_factory;
