@@ -54,7 +54,8 @@ fn every_rank_of_a_launcher_is_refused_before_a_folder_is_touched() {
 
 /// A run that would go on for long, once its first steps are done. `shell` stands before it.
 fn begun(folder: &Path, shell: &str, flags: &str) -> (Child, BufReader<std::process::ChildStdout>) {
-    let line = format!("{shell} exec '{}' {TRAIN} --max-steps 10000000 {flags}", env!("CARGO_BIN_EXE_qwentune"));
+    let line =
+        format!("{shell} exec '{}' {TRAIN} --max-steps 10000000 {flags}", env!("CARGO_BIN_EXE_qwentune"));
     let mut command = Command::new("sh");
     command.args(["-c", &line]).current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -175,7 +176,10 @@ fn the_command_that_a_divergence_names_works_when_it_is_pasted() {
     let mut tries = 0;
     while !output.status.success() {
         let command = offered(&output);
-        assert!(tries > 0 || command.contains("--branch") && command.contains("step-00000001.qckpt"), "{command}");
+        assert!(
+            tries > 0 || command.contains("--branch") && command.contains("step-00000001.qckpt"),
+            "{command}"
+        );
         output = pasted(&folder, &command);
         tries += 1;
         assert!(tries < 12, "{command}: {}", text_of(&output));
