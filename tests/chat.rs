@@ -1,5 +1,8 @@
 //! A conversation: what was said before counts, `/reset` forgets it, and a terminal obeys nothing that a model says.
 
+use qwentune::config::{Settings, Template};
+use qwentune::data::prompts::{Dialogue, Prompter};
+use qwentune::model::Spec;
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
 
@@ -37,9 +40,26 @@ fn a_first_answer_is_that_of_generate_and_reset_brings_it_back() {
     let (same, _) = chat(&format!("{question}\n/reset\n{question}"));
     assert_eq!(same.len() % 2, 0);
     assert_eq!(same[..same.len() / 2], same[same.len() / 2..]);
-    // Asked again in the same conversation, the question stands behind what was said.
-    let (again, _) = chat(&format!("{question}{question}"));
-    assert_ne!(again, same);
+}
+
+#[test]
+fn what_was_said_before_is_in_the_prompt() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let settings = Settings { model: root.join(MODEL), template: Template::Qwen, ..Settings::default() };
+    let prompter = Prompter::open(&settings, Spec::read(&settings.model).unwrap().vocab).unwrap();
+    let mut dialogue = Dialogue::default();
+    dialogue.ask("one");
+    assert_eq!(prompter.dialogue(&dialogue).unwrap(), prompter.question("one").unwrap());
+    dialogue.answer("two");
+    dialogue.ask("three");
+    let text = prompter.tokenizer().decode(&prompter.dialogue(&dialogue).unwrap());
+    let turns = "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>\n<|im_start|>user\nthree<|im_end|>\n\
+        <|im_start|>assistant\n";
+    assert!(text.ends_with(turns), "{text}");
+    dialogue.take_back();
+    dialogue.ask("four");
+    let text = prompter.tokenizer().decode(&prompter.dialogue(&dialogue).unwrap());
+    assert!(text.contains("two") && text.contains("four") && !text.contains("three"), "{text}");
 }
 
 #[test]

@@ -91,6 +91,7 @@ fn bash(program: &Command) -> String {
     let mut values = String::new();
     for (words, command) in all_commands(program) {
         let below = command.get_subcommands().filter(|c| !c.is_hide_set()).map(|c| c.get_name().to_owned());
+        let below = below.chain(command.get_positionals().flat_map(choices));
         let all: Vec<String> = below.chain(flags(command).flat_map(spellings)).collect();
         cases += &format!("            \"{}\") words=\"{}\"; break ;;\n", words.join(" "), all.join(" "));
         for arg in flags(command) {
@@ -182,7 +183,11 @@ fn zsh(program: &Command) -> String {
             }
         }
         if below.is_empty() {
-            text += "        '*:file:_files'\n}\n";
+            let list: Vec<String> = command.get_positionals().flat_map(choices).collect();
+            text += &match list.is_empty() {
+                true => "        '*:file:_files'\n}\n".to_owned(),
+                false => format!("        '1:value:({})'\n}}\n", list.join(" ")),
+            };
             continue;
         }
         text += "        '1:command:->command' '*::argument:->argument'\n    case \"$state\" in\n";
@@ -212,6 +217,10 @@ fn fish(program: &Command) -> String {
                 c.get_name(),
                 quoted(&about(c), &[])
             );
+        }
+        let list: Vec<String> = command.get_positionals().flat_map(choices).collect();
+        if !list.is_empty() {
+            text += &format!("complete -c {name} -n '{condition}' -f -a '{}'\n", list.join(" "));
         }
         if !words.is_empty() && !below.is_empty() {
             condition += &format!("; and not __fish_seen_subcommand_from {}", below.join(" "));

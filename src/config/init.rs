@@ -28,7 +28,11 @@ pub fn commented() -> String {
         };
         for field in FIELDS.iter().filter(shown) {
             text += &format!("\n# {}\n", described(field));
-            text += &format!("# {} = {}\n", field.name, toml(&all[field.key]));
+            text += &match (field.kind, &all[field.key]) {
+                // A text can say everything but that there is none.
+                (Kind::Text, Value::Null) => format!("# {}: not given\n", field.name),
+                (_, value) => format!("# {} = {}\n", field.name, toml(value)),
+            };
         }
     }
     text
@@ -46,7 +50,7 @@ fn described(field: &Field) -> String {
     format!("{}{choices}{note}", field.doc)
 }
 
-/// A default as TOML has it; what has none stands as an empty text, which the setting's meaning explains.
+/// A default as TOML has it; `none` where there is none.
 fn toml(value: &Value) -> String {
     match value {
         Value::Null => "\"none\"".into(),
