@@ -75,9 +75,6 @@ pub fn program() -> Command {
     let json = || Arg::new("json").long("json").action(ArgAction::SetTrue).help("For a machine: JSON");
     let run_folder = Arg::new("run").value_name("OUTPUT_DIR").required(true).help("The folder of the run");
     let rows = Arg::new("rows").long("rows").value_name("N").default_value("3").help("How many rows to show");
-    let measure = Arg::new("measure").long("measure").action(ArgAction::SetTrue);
-    let measure =
-        measure.help("Run a few steps in a folder of their own, and say how long the run takes here");
     let explain = Arg::new("explain").long("explain").action(ArgAction::SetTrue);
     let explain = explain.help("Say what was recognised in each row, and why");
     Command::new("qwentune")
@@ -105,15 +102,7 @@ pub fn program() -> Command {
                 .arg(rows),
         )
         .subcommand(tokenize())
-        .subcommand(
-            settings(
-                command("plan", "Shows memory, steps and tokens of a run, and starts nothing"),
-                Shown::All,
-            )
-            .arg(config.clone())
-            .arg(measure)
-            .arg(json()),
-        )
+        .subcommand(plan().arg(config.clone()).arg(json()))
         .subcommand(checkpoint(json))
         .subcommand(
             settings(
@@ -132,18 +121,25 @@ pub fn program() -> Command {
         .subcommand(chat())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
-        .subcommand(
-            command(
-                "init",
-                "Writes a configuration to begin with: every setting, its default and its meaning",
-            )
-            .arg(Arg::new("out").value_name("OUT.toml").help("A new file; without it standard output")),
-        )
+        .subcommand(init())
         .subcommand(command("completions", "Prints completions for a shell").arg(
             Arg::new("shell").value_name("SHELL").required(true).value_parser(super::completions::SHELLS),
         ))
         .subcommand(command("man", "Prints the manual page: qwentune man | man -l -"))
         .subcommand(super::bench::command())
+}
+
+fn plan() -> Command {
+    let measure = Arg::new("measure").long("measure").action(ArgAction::SetTrue);
+    let measure =
+        measure.help("Run a few steps in a folder of their own, and say how long the run takes here");
+    settings(command("plan", "Shows memory, steps and tokens of a run, and starts nothing"), Shown::All)
+        .arg(measure)
+}
+
+fn init() -> Command {
+    command("init", "Writes a configuration to begin with: every setting, its default and its meaning")
+        .arg(Arg::new("out").value_name("OUT.toml").help("A new file; without it standard output"))
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {

@@ -2,8 +2,8 @@
 //! are nearly the same, states that are never forgotten and at once, and one more token of each segment.
 
 use super::{Backward, DeltaRule, EPS, Gates, States};
-use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
+use crate::device::{Capabilities, Region};
 use crate::ops::attention::{Segment, Segments, placed, work};
 use crate::ops::check::forms::{add, dot, product_nn, product_nt, product_tn, sigmoid};
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed};
@@ -368,21 +368,32 @@ impl check::Case for Case {
             ]
         });
         if x[0].len <= DIFFERENTIATED && self.spread > 0.5 {
-            let of_qkv = form.clone();
-            rig.derivative("dqkv", move |rig| {
-                let form = of_qkv(rig.given(a_log), rig.given(dt_bias));
-                let (at, gates, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
-                let [gradient, _] = form.backward(&at, &gates, &upper);
-                let function = Box::new(move |x: &[f64]| form.forward(x, &gates).0);
-                Derivative { function, at, upper, gradient }
-            });
-            rig.derivative("db, da", move |rig| {
-                let form = form(rig.given(a_log), rig.given(dt_bias));
-                let (qkv, at, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
-                let [_, gradient] = form.backward(&qkv, &at, &upper);
-                let function = Box::new(move |gates: &[f64]| form.forward(&qkv, gates).0);
-                Derivative { function, at, upper, gradient }
-            });
+            derivatives(rig, form, [a_log, dt_bias], x, dout);
         }
     }
+}
+
+/// The derivatives by the operands `x` of the form that its parameters give; `dout` is the gradient of its result.
+fn derivatives(
+    rig: &mut Rig,
+    form: impl Fn(Vec<f64>, Vec<f64>) -> Form + Clone + 'static,
+    [a_log, dt_bias]: [Region; 2],
+    x: [Region; 2],
+    dout: Region,
+) {
+    let of_qkv = form.clone();
+    rig.derivative("dqkv", move |rig| {
+        let form = of_qkv(rig.given(a_log), rig.given(dt_bias));
+        let (at, gates, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
+        let [gradient, _] = form.backward(&at, &gates, &upper);
+        let function = Box::new(move |x: &[f64]| form.forward(x, &gates).0);
+        Derivative { function, at, upper, gradient }
+    });
+    rig.derivative("db, da", move |rig| {
+        let form = form(rig.given(a_log), rig.given(dt_bias));
+        let (qkv, at, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
+        let [_, gradient] = form.backward(&qkv, &at, &upper);
+        let function = Box::new(move |gates: &[f64]| form.forward(&qkv, gates).0);
+        Derivative { function, at, upper, gradient }
+    });
 }
