@@ -56,8 +56,10 @@ fn every_rank_of_a_launcher_is_refused_before_a_folder_is_touched() {
 fn begun(folder: &Path, shell: &str, flags: &str) -> (Child, BufReader<std::process::ChildStdout>) {
     let line =
         format!("{shell} exec '{}' {TRAIN} --max-steps 10000000 {flags}", env!("CARGO_BIN_EXE_qwentune"));
-    let mut command = Command::new("sh");
-    command.args(["-c", &line]).current_dir(folder).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // Whatever runs the tests may ignore some of them, as a shell does for what it puts into the background.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT,TERM,HUP,USR1,USR2", "sh", "-c", &line]).current_dir(folder);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut lines = BufReader::new(child.stdout.take().unwrap());
     wait_for(&mut lines, "step ");
