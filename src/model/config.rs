@@ -327,7 +327,6 @@ impl Config {
 
     /// Refuses, by name, what none of the families of language models has.
     pub fn refuse_unsupported(&self) -> Result<()> {
-        self.refuse_quantised()?;
         let supported = arch::supported();
         let supported = supported.as_str();
         let named = [
@@ -371,6 +370,7 @@ impl Config {
         self.known.borrow_mut().extend(keys.iter().map(|key| (*key).to_owned()));
     }
 
+    /// Refuses every way of quantising, for families whose quantised files are not known.
     pub fn refuse_quantised(&self) -> Result<()> {
         if self.value("quantization_config").is_none() {
             return Ok(());

@@ -1,8 +1,8 @@
 //! Attention: segments around the tiles of rows, groups of heads, sharp and flat softmaxes.
 
 use super::{Attention, Backward, Segment, Segments, placed, work};
-use crate::device::Capabilities;
 use crate::device::Storage::{Activation, F32};
+use crate::device::{Capabilities, Region};
 use crate::ops::check::forms::{add, dot, softmax};
 use crate::ops::check::{self, Cost, Derivative, Limit, Operation, Rig, Shape, boxed, takes_heads};
 use std::borrow::Cow::{self, Borrowed};
@@ -224,19 +224,24 @@ impl check::Case for Case {
             ]
         });
         if tokens <= DIFFERENTIATED {
-            let of_qk = form.clone();
-            rig.derivative("dqk", move |rig| {
-                let (at, v, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
-                let gradient = of_qk.backward(&at, &v, &upper).0;
-                let form = of_qk.clone();
-                Derivative { function: Box::new(move |x: &[f64]| form.forward(x, &v).0), at, upper, gradient }
-            });
-            rig.derivative("dv", move |rig| {
-                let (x, at, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
-                let gradient = form.backward(&x, &at, &upper).1;
-                let form = form.clone();
-                Derivative { function: Box::new(move |v: &[f64]| form.forward(&x, v).0), at, upper, gradient }
-            });
+            differentiate(rig, &form, [qk, qkv, dout]);
         }
     }
+}
+
+/// Adds the gradients of the f64 form.
+fn differentiate(rig: &mut Rig, form: &Form, [qk, qkv, dout]: [Region; 3]) {
+    let (of_qk, of_v) = (form.clone(), form.clone());
+    rig.derivative("dqk", move |rig| {
+        let (at, v, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
+        let gradient = of_qk.backward(&at, &v, &upper).0;
+        let form = of_qk.clone();
+        Derivative { function: Box::new(move |x: &[f64]| form.forward(x, &v).0), at, upper, gradient }
+    });
+    rig.derivative("dv", move |rig| {
+        let (x, at, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
+        let gradient = of_v.backward(&x, &at, &upper).1;
+        let form = of_v.clone();
+        Derivative { function: Box::new(move |v: &[f64]| form.forward(&x, v).0), at, upper, gradient }
+    });
 }
