@@ -28,6 +28,10 @@ SCHEDULES = [
     ("cosine_with_restarts", {"num_cycles": 2}, 2),
     ("inverse_sqrt", {}, 3),
     ("inverse_sqrt", {"timescale": 5}, 0),
+    ("cosine_with_min_lr", {"min_lr": 3e-5}, 3),
+    ("cosine_with_min_lr", {"min_lr_rate": 0.1, "num_cycles": 1.5}, 0),
+    ("cosine_warmup_with_min_lr", {"min_lr_rate": 0.1}, 3),
+    ("cosine_warmup_with_min_lr", {"min_lr": 3e-5, "warmup_lr_rate": 0.2}, 2),
     ("warmup_stable_decay", {"num_decay_steps": 3}, 2),
     ("warmup_stable_decay", {"num_decay_steps": 4, "decay_type": "linear", "min_lr_ratio": 0.1}, 1),
 ]

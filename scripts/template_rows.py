@@ -7,7 +7,10 @@ TOOL = {"type": "function", "function": {"name": "weather", "description": "Look
                                                         "days": {"type": "integer", "default": 1}},
                        "required": ["city"]}}}
 OTHER = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {
-         "a": {"type": "number"}, "b": {"type": "number", "minimum": 1e-07}}}}}
+         "a": {"type": "number", "default": 0.5}, "b": {"type": "number", "minimum": 1e-07},
+         "c": {"type": "boolean", "default": True}, "d": {"type": ["string", "null"], "default": None},
+         "e": {"type": "array", "items": {"type": "string"}, "default": ["x", 1, False]},
+         "f": {"type": "object", "properties": {"g": {"type": "integer", "maximum": 10, "description": "deep"}}}}}}}
 
 
 def user(text):

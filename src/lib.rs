@@ -148,8 +148,8 @@ pub use checkpoint::inspect::{Listed as Checkpoint, list as checkpoints, verify 
 #[doc(hidden)]
 pub use cli::main as command_line;
 pub use config::settings::{
-    CpuIsa, DeviceChoice, Dtype, Recompute, ResumeFrom, RowFormat, Scheduler, Settings, Strategy, Targets,
-    Template, TooLong, TrainOn,
+    CpuIsa, DeviceChoice, Dtype, Recompute, ReportTo, ResumeFrom, RowFormat, Scheduler, Settings, Strategy,
+    Targets, Template, TooLong, TrainOn,
 };
 pub use data::dataset::{IGNORED, Row, Rows};
 pub use error::{Error, Kind, Result};
@@ -160,4 +160,4 @@ pub use report::event::{EvalLine, Event, Observer, StepLine};
 pub use train::evaluate::{Fit, Report as Evaluation, evaluate};
 pub use train::exchange::{Exported, Form as ExportForm, Imported, export};
 pub use train::merge::merge;
-pub use train::{Control, PlanReport, Request, Summary, import, plan, resume, tokenise, train};
+pub use train::{Control, PlanReport, Request, Summary, import, measure, plan, resume, tokenise, train};

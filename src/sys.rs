@@ -182,3 +182,11 @@ pub fn available_memory() -> u64 {
     let kib = line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
     kib.map_or(u64::MAX, |k| k * 1024)
 }
+
+/// Bytes of memory this process holds now, mapped files included; 0 where the system does not say.
+#[must_use]
+pub fn resident_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+    line.and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok()).map_or(0, |kib| kib * 1024)
+}

@@ -99,6 +99,25 @@ fn a_drift_cancels_in_pairs_and_only_there() {
     );
 }
 
+/// Fair coins on both sides of 1: an interval of nine is all of them, so that one of them on the other side is enough to be unsure;
+/// eight are too few to be sure of anything.
+#[test]
+fn few_pairs_are_called_different_when_all_of_them_are() {
+    let pairs = |ratios: &[f64]| paired_ratio(ratios, &vec![1.0; ratios.len()]).sure;
+    let nine = [1.3, 1.1, 1.5, 1.2, 1.4, 1.6, 1.7, 1.8, 0.9];
+    assert_eq!(pairs(&nine), [0.9, 1.8]);
+    assert_eq!(pairs(&nine[..8]), [0.0, f64::INFINITY]);
+    // Of 21, the fourth from either end: 2 x 1562 / 2^21 are less than 0.5 %, and 2 x 7547 / 2^21 more.
+    let many: Vec<f64> = (1..=21).map(f64::from).collect();
+    assert_eq!(pairs(&many), [4.0, 18.0]);
+    // Of equal programs with any noise one in two hundred is called different, so about two of 400.
+    let wrong = |series: u64| {
+        let [low, high] = pairs(&noisy(5000 + series, 9, 1.0, 0.6));
+        low > 1.0 || high < 1.0
+    };
+    assert!((0..400).filter(|series| wrong(*series)).count() <= 5);
+}
+
 fn compared(pairing: Pairing, better: Better, factor: f64, spread: f64, series: u64) -> Comparison {
     let old = measurement(better, noisy(series, 21, 100.0, spread));
     let new = measurement(better, noisy(series + 1, 21, 100.0 * factor, spread));

@@ -178,7 +178,6 @@ const DEEPKE_WITHOUT_EFFECT: &[&str] = &[
     "--group_by_length False",
     "--gradient_checkpointing True",
     "--remove_unused_columns False",
-    "--report_to none",
     "--deepspeed configs/ds_config_bf16.json",
     "--ddp_find_unused_parameters False",
     "--local_rank -1",

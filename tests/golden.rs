@@ -133,13 +133,10 @@ fn bf16_stays_near_transformers_and_peft() {
         let distance = adapter_distance(&out.join("run/adapter"), &case.join("final"));
         println!("{name}: loss {loss:.1e}, gradient norm {norm:.1e}, adapter {distance:.1e}");
         assert!(loss > 1e-6, "{name}: this is not bf16");
-        // Sums over decaying states are a hundred times as sensitive to rounding, in f32 too (see the norms above); bf16 in
-        // PyTorch was measured to be off by 2e-2 in the loss.
-        let limits = if name.starts_with("qwen35") { [4e-3, 0.3] } else { [1e-3, 1e-2] };
-        assert!(
-            loss <= limits[0] && norm <= limits[1] && distance <= 3e-3,
-            "{name}: {loss} {norm} {distance}"
-        );
+        // Sums over decaying states are a hundred times as sensitive to rounding, in f32 too (see the norms above).
+        let [most_loss, most_norm] = if name.starts_with("qwen35") { [4e-3, 0.3] } else { [1e-3, 1e-2] };
+        let near = loss <= most_loss && norm <= most_norm && distance <= 3e-3;
+        assert!(near, "{name}: {loss} {norm} {distance}");
     }
 }
 
@@ -176,6 +173,55 @@ fn schedules_have_the_values_of_transformers() {
             );
         }
         names.insert(name.to_owned());
+    }
+    assert_eq!(names.len(), 10, "{names:?}");
+}
+
+/// A run that is made longer after each of its steps has, from the next step on, the rates of one schedule over the new
+/// length. So has Trainer, but for the very next step, in which it repeats what the optimizer's state holds.
+#[test]
+fn a_longer_run_has_the_rates_of_transformers() {
+    use qwentune::config::Settings;
+    use qwentune::train::schedule::Schedule;
+    use qwentune::train::start::history;
+    let golden = json(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/extensions.json")));
+    let mut names = std::collections::BTreeSet::new();
+    for case in golden["cases"].as_array().unwrap() {
+        let name = format!("{} {}", case["name"], case["kwargs"]);
+        let settings = Settings {
+            lr_scheduler_type: serde_json::from_value(case["name"].clone()).unwrap(),
+            lr_scheduler_kwargs: case["kwargs"].as_object().unwrap().clone(),
+            learning_rate: case["base_lr"].as_f64().unwrap(),
+            warmup_steps: case["warmup"].as_f64().unwrap(),
+            ..Settings::default()
+        };
+        let schedule = Schedule::new(&settings).unwrap();
+        let [short, long] = ["short", "long"].map(|key| case[key].as_u64().unwrap());
+        let planned = history::new(&settings, short);
+        let whole = numbers(&case["whole"]);
+        for done in 0..=short {
+            let theirs = numbers(&case["extended"][done as usize]);
+            let longer =
+                history::go_on(&planned, &planned.before(done), done, &settings, long, None).unwrap();
+            let lengths = &longer.history.lengths;
+            for step in 0..long {
+                let ours = schedule.learning_rate(step, lengths);
+                let expected = match step.checked_sub(done) {
+                    None => schedule.learning_rate(step, &planned.lengths),
+                    Some(0) => whole[step as usize],
+                    Some(beyond) => theirs[beyond as usize],
+                };
+                let close = (ours - expected).abs() <= 1e-15 + 1e-12 * expected.abs();
+                assert!(close, "{name}, longer after step {done}, step {}: {ours} {expected}", step + 1);
+            }
+            let old = schedule.learning_rate(done, &planned.lengths);
+            assert!(
+                (theirs[0] - old).abs() <= 1e-15 + 1e-12 * old,
+                "{name}: Trainer repeats {} {old}",
+                theirs[0]
+            );
+        }
+        names.insert(case["name"].to_string());
     }
     assert_eq!(names.len(), 10, "{names:?}");
 }

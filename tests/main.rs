@@ -2,9 +2,12 @@
 mod adapters;
 mod bench;
 mod calls;
+#[cfg(feature = "text")]
+mod chat;
 mod checkpoint;
 mod cli;
 mod common;
+mod completions;
 mod config;
 mod cpu;
 mod data;
@@ -20,8 +23,10 @@ mod extraction;
 mod faults;
 mod formats;
 mod generate;
+mod gguf;
 mod golden;
 mod house;
+mod launch;
 mod limits;
 mod linear;
 mod llama_factory;
@@ -41,6 +46,7 @@ mod rows;
 mod scratch;
 #[cfg(feature = "text")]
 mod templates;
+mod tensorboard;
 #[cfg(feature = "text")]
 mod text;
 mod torch_files;

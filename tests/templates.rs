@@ -261,6 +261,13 @@ fn values_are_printed_as_python_prints_them() {
         ("true is number", "True"),
         ("missing is iterable", "True"),
         ("'%s' ~ 1", "%s1"),
+        ("'a' ~ true ~ none ~ 0.0000001 ~ [1, 'b'] ~ {'k': 1e16}", "aTrueNone1e-07[1, 'b']{'k': 1e+16}"),
+        ("(1 ~ 2) ~ ('3' ~ [true ~ ''][0])", "123True"),
+        ("'a' ~ (none if false else 'b' ~ false) ~ '~'", "abFalse~"),
+        ("'a' ~ 2 * 3 ~ -1 if 'a' ~ 1 == 'a1' and not 'b' ~ none != 'bNone' else 'no'", "a6-1"),
+        ("[true, none, 'x', 1e-7] | join(' ~ ')", "True ~ None ~ x ~ 1e-07"),
+        ("[{'n': 1}, {'n': false}] | join('-', attribute='n')", "1-False"),
+        ("'abc' | join('.') ~ {'a': 'b' ~ 1}.a", "a.b.cb1"),
         ("'a' | string", "a"),
     ] {
         assert_eq!(written(expression).as_deref(), Ok(expected), "{expression}");

@@ -554,6 +554,73 @@ fn the_engines_version_is_the_one_that_is_built_in() {
     assert!(lock.contains(&format!("name = \"{name}\"\nversion = \"{version}\"")), "{name} {version}");
 }
 
+/// The small tokenizer with the tokens and the post-processor that R1-Distill-Qwen's own has; `after` ends a text.
+fn like_r1(folder: &Folder, after: bool) -> PathBuf {
+    let mut tokenizer: Value =
+        serde_json::from_str(&fs::read_to_string(golden("small/tokenizer.json")).unwrap()).unwrap();
+    let first = Tokenizer::open(&golden("small")).unwrap().size();
+    let (begin, end) = ("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>");
+    let tokens = [(begin, true), (end, true), ("<｜User｜>", false), ("<｜Assistant｜>", false)];
+    for (index, (content, special)) in tokens.into_iter().enumerate() {
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(json!({
+            "id": first + index, "content": content, "special": special, "normalized": false,
+            "single_word": false, "lstrip": false, "rstrip": false,
+        }));
+    }
+    let mut single = vec![
+        json!({"SpecialToken": {"id": begin, "type_id": 0}}),
+        json!({"Sequence": {"id": "A", "type_id": 0}}),
+    ];
+    single.extend(after.then(|| json!({"SpecialToken": {"id": end, "type_id": 0}})));
+    let named = |token: &str, id: usize| json!({"id": token, "ids": [id], "tokens": [token]});
+    let step = json!({
+        "type": "TemplateProcessing", "single": single, "pair": [],
+        "special_tokens": {begin: named(begin, first), end: named(end, first + 1)},
+    });
+    tokenizer["post_processor"] =
+        if after { json!({"type": "Sequence", "processors": [{"type": "ByteLevel"}, step]}) } else { step };
+    folder.file("tokenizer.json", tokenizer.to_string());
+    folder.file("tokenizer_config.json", json!({"bos_token": begin, "eos_token": end}).to_string());
+    folder.file(
+        "chat_template.jinja",
+        "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}<｜User｜>{{ m.content }}{% else %}\
+         <｜Assistant｜>{{ m.content }}{{ eos_token }}{% endif %}{% endfor %}\
+         {% if add_generation_prompt %}<｜Assistant｜>{% endif %}",
+    );
+    folder.path().to_path_buf()
+}
+
+/// As `apply_chat_template` and `tokenizer(text)` of transformers make them of the same folder.
+#[test]
+fn a_post_processor_begins_texts_and_leaves_conversations_alone() {
+    let folder = Folder::new("like-r1");
+    let model = like_r1(&folder, false);
+    let tokenizer = Tokenizer::open(&model).unwrap();
+    let id = |token: &str| tokenizer.added(token).unwrap();
+    let (begin, end) = (id("<｜begin▁of▁sentence｜>"), id("<｜end▁of▁sentence｜>"));
+    let (user, assistant) = (id("<｜User｜>"), id("<｜Assistant｜>"));
+    let plain = |text: &str| tokenizer.encode(text).unwrap();
+    let made = rendered(&model, &chat(&[("user", "q"), ("assistant", "a <｜User｜>")]), |_| ());
+    let answer = tokenizer.tokens("a <｜User｜>", Recognise::Without(&[user])).unwrap();
+    let answer: Vec<u32> = answer.iter().map(|token| token.id).collect();
+    assert_eq!(
+        made.ids,
+        [&[begin, user], &plain("q")[..], &[assistant], &answer, &[end]].concat(),
+        "{}",
+        made.note
+    );
+    assert!(!answer.contains(&user), "what a row says stays text");
+    assert_eq!(made.labels.iter().filter(|label| **label >= 0).count(), answer.len() + 1);
+    for text in ["some text", "<｜begin▁of▁sentence｜>some text"] {
+        let made = rendered(&model, &json!({"text": text}), |_| ());
+        assert_eq!(made.ids, [&[begin], &plain("some text")[..], &[id("<|endoftext|>")]].concat(), "{text}");
+    }
+    let folder = Folder::new("like-r1-ended");
+    let model = like_r1(&folder, true);
+    let made = rendered(&model, &json!({"text": "some text"}), |_| ());
+    assert_eq!(made.ids, [&[begin], &plain("some text")[..], &[end]].concat());
+}
+
 /// Rows 44 to 47 of the fault table: a crafted tokenizer is refused by name and never panics.
 #[test]
 fn crafted_tokenizers_are_refused() {

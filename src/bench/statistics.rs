@@ -1,5 +1,6 @@
-//! What samples say: median, spread, and how sure either is. No distribution is assumed: the intervals are percentile
-//! bootstraps (Efron & Tibshirani 1993, chapter 13), drawn with fixed numbers, so that a report can be made again.
+//! What samples say: median, spread, and how sure either is. No distribution is assumed: the intervals that are shown are
+//! percentile bootstraps (Efron & Tibshirani 1993, chapter 13), drawn with fixed numbers, so that a report can be made again;
+//! those by which pairs of samples are called different are of order statistics.
 
 use crate::philox::{Stream, uniform};
 
@@ -74,7 +75,26 @@ pub fn ratio(new: &[f64], old: &[f64]) -> Ratio {
 #[must_use]
 pub fn paired_ratio(new: &[f64], old: &[f64]) -> Ratio {
     let ratios: Vec<f64> = new.iter().zip(old).map(|(new, old)| new / old).collect();
-    Ratio::of(median(&ratios), &medians(&ratios))
+    Ratio { sure: order_interval(&ratios, SURE), ..Ratio::of(median(&ratios), &medians(&ratios)) }
+}
+
+/// An interval that holds the true median at least as often as `share` says, whatever the distribution: from the k-th smallest
+/// to the k-th largest value, since fewer than k of n values lie on one side of the median as seldom as fewer than k of n coins
+/// fall on one (David & Nagaraja 2003, section 7.1). Resamples of few values promise more than they hold: of nine, the interval
+/// that covers 99.5 % of them holds the median in 96 % of all cases. Everything above 0 where even all values are too few.
+fn order_interval(values: &[f64], share: f64) -> [f64; 2] {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let n = sorted.len();
+    // Chance that exactly `below` of the coins fall on one side, and that at most so many do.
+    let mut exactly = (0..n).fold(1.0, |chance, _| chance / 2.0);
+    let (mut at_most, mut k) = (exactly, 0);
+    while 2.0 * at_most <= 1.0 - share && 2 * k < n {
+        k += 1;
+        exactly *= (n - k + 1) as f64 / k as f64;
+        at_most += exactly;
+    }
+    if k == 0 { [0.0, f64::INFINITY] } else { [sorted[k - 1], sorted[n - k]] }
 }
 
 /// A ratio and how sure it is.

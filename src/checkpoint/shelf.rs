@@ -194,6 +194,14 @@ impl Shelf {
         self.read(&name, Reading::Load).map(|(_, state)| state).map_err(|fault| fault.at(&path))
     }
 
+    /// The newest step before `limit` whose checkpoint is whole.
+    #[must_use]
+    pub fn whole_before(&self, limit: u64) -> Option<u64> {
+        let entries = self.scan().ok()?;
+        let mut earlier = entries.into_iter().map(|entry| entry.step).filter(|step| *step < limit);
+        earlier.find(|step| self.load(*step).is_ok())
+    }
+
     fn read_once(&self, name: &str, reading: Reading) -> std::result::Result<(Header, State), Fault> {
         read(&*self.folder.open(name)?, reading)
     }

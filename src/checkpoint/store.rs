@@ -125,6 +125,12 @@ impl Store {
         self.shelf.load(step)
     }
 
+    /// The newest step before `limit` whose checkpoint is whole.
+    #[must_use]
+    pub fn whole_before(&self, limit: u64) -> Option<u64> {
+        self.shelf.whole_before(limit)
+    }
+
     /// What is to be reported and is no error, since the last call.
     pub fn take_warnings(&mut self) -> Vec<String> {
         self.shelf.take_warnings()

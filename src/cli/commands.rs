@@ -5,7 +5,7 @@ use crate::config::read::{edit_distance, nearest};
 use crate::config::{Layer, value};
 use crate::data::extraction::Task;
 use crate::error::{Error, Result};
-use clap::builder::NonEmptyStringValueParser;
+use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches, Command};
 
@@ -83,6 +83,11 @@ pub fn program() -> Command {
         .args_override_self(true)
         .subcommand_required(true)
         .arg_required_else_help(true)
+        .after_help("-h says it in short, --help in full; qwentune COMMAND --help: what a command takes; qwentune man: all of it")
+        .after_long_help(format!(
+            "qwentune COMMAND --help: what a command takes; qwentune man: all of it\n\n{}",
+            super::completions::exit_statuses()
+        ))
         .subcommand(settings(command("train", "Fine-tunes a model"), Shown::All).arg(config.clone()))
         .subcommand(settings(
             command("resume", "Continues the run in a folder from its newest valid checkpoint")
@@ -97,14 +102,7 @@ pub fn program() -> Command {
                 .arg(rows),
         )
         .subcommand(tokenize())
-        .subcommand(
-            settings(
-                command("plan", "Shows memory, steps and tokens of a run, and starts nothing"),
-                Shown::All,
-            )
-            .arg(config.clone())
-            .arg(json()),
-        )
+        .subcommand(plan().arg(config.clone()).arg(json()))
         .subcommand(checkpoint(json))
         .subcommand(
             settings(
@@ -120,9 +118,28 @@ pub fn program() -> Command {
         .subcommand(merge())
         .subcommand(report())
         .subcommand(generate())
+        .subcommand(chat())
         .subcommand(command("doctor", "Shows what this machine has and what is missing"))
         .subcommand(selftest())
+        .subcommand(init())
+        .subcommand(command("completions", "Prints completions for a shell").arg(
+            Arg::new("shell").value_name("SHELL").required(true).value_parser(super::completions::SHELLS),
+        ))
+        .subcommand(command("man", "Prints the manual page: qwentune man | man -l -"))
         .subcommand(super::bench::command())
+}
+
+fn plan() -> Command {
+    let measure = Arg::new("measure").long("measure").action(ArgAction::SetTrue);
+    let measure =
+        measure.help("Run a few steps in a folder of their own, and say how long the run takes here");
+    settings(command("plan", "Shows memory, steps and tokens of a run, and starts nothing"), Shown::All)
+        .arg(measure)
+}
+
+fn init() -> Command {
+    command("init", "Writes a configuration to begin with: every setting, its default and its meaning")
+        .arg(Arg::new("out").value_name("OUT.toml").help("A new file; without it standard output"))
 }
 
 fn command(name: &'static str, about: &'static str) -> Command {
@@ -164,17 +181,13 @@ const GENERATING: &[(&str, &str)] = &[
     ("quiet", ""),
 ];
 
-fn generate() -> Command {
-    let valued = |name: &'static str, value: &'static str, help: &'static str| {
-        let long = Arg::new(name).long(name.replace('_', "-"));
-        long.value_name(value).value_parser(NonEmptyStringValueParser::new()).help(help)
-    };
-    let number = |name, help| valued(name, "X", help).allow_negative_numbers(true);
-    let mut command = command("generate", "Answers a prompt, or every row of a file");
+/// A command that answers: what decides an answer.
+fn answering(name: &'static str, about: &'static str) -> Command {
+    let mut command = command(name, about);
     for (name, help) in GENERATING {
         let Some(field) = FIELDS.iter().find(|field| field.name == *name) else { continue };
         let arg = flag(field, Shown::All).help_heading(None::<&str>);
-        let arg = if help.is_empty() { arg } else { arg.help(*help) };
+        let arg = if help.is_empty() { arg } else { arg.help(*help).long_help(*help) };
         command = command.arg(match *name {
             "model_name_or_path" => arg.required(true),
             // What `--batch-size` means to `train`.
@@ -192,6 +205,25 @@ fn generate() -> Command {
             "repetition_penalty",
             "Above 1, tokens that are in the text already are less likely (default: the model's)",
         ))
+}
+
+/// A flag that is no setting.
+fn valued(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    let long = Arg::new(name).long(name.replace('_', "-"));
+    long.value_name(value).value_parser(NonEmptyStringValueParser::new()).help(help)
+}
+
+fn number(name: &'static str, help: &'static str) -> Arg {
+    valued(name, "X", help).allow_negative_numbers(true)
+}
+
+fn chat() -> Command {
+    answering("chat", "A conversation: on a terminal, or a question a line of standard input")
+        .after_help("/reset begins a new conversation, /quit or the end of input ends it")
+}
+
+fn generate() -> Command {
+    answering("generate", "Answers a prompt, or every row of a file")
         .arg(valued(
             "input_file",
             "FILE",
@@ -325,11 +357,18 @@ fn word(name: &'static str, shown: &'static str, help: &'static str) -> Arg {
 }
 
 fn export() -> Command {
+    let forms = [
+        PossibleValue::new("peft").help("the adapter, a folder"),
+        PossibleValue::new("hf-trainer")
+            .alias("hf_trainer")
+            .help("a complete checkpoint that Trainer resumes"),
+        PossibleValue::new("gguf").help("the adapter, one file for llama.cpp and what is built on it"),
+    ];
     let form = Arg::new("format").long("format").value_name("FORMAT").default_value("peft");
-    command("export", "Writes a checkpoint for PEFT or Hugging Face's Trainer")
+    command("export", "Writes a checkpoint for PEFT, Hugging Face's Trainer or llama.cpp")
         .arg(word("from", "PATH", "A .qckpt file, or a run folder for its newest one"))
-        .arg(word("out", "OUT", "A new folder"))
-        .arg(form.help("peft: the adapter; hf-trainer: a complete checkpoint that Trainer resumes"))
+        .arg(word("out", "OUT", "A new folder; with gguf a new file"))
+        .arg(form.value_parser(PossibleValuesParser::new(forms)).help("What is written"))
 }
 
 /// Refuses settings that make no sense for a command.
@@ -361,27 +400,30 @@ fn settings(mut command: Command, shown: Shown) -> Command {
 fn adapter_to_compare(arg: Arg) -> Arg {
     arg.long("adapter")
         .alias("init-adapter")
-        .help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")
+        .help("An adapter to compare with the base model, PEFT's format")
+        .long_help("An adapter to compare with the base model, PEFT's format [also --checkpoint-dir]")
         .help_heading(Group::Data.title())
 }
 
 fn flag(field: &'static Field, shown: Shown) -> Arg {
     let aliases = field.aliases.iter().map(|a| format!("--{}", a.replace('_', "-"))).collect::<Vec<_>>();
-    let mut help = field.doc.to_owned();
-    if let Kind::Choice(names) = field.kind {
-        help += &format!(" [{}]", names.join(", "));
-    }
-    match field.default_text().as_str() {
+    let default = match field.default_text().as_str() {
         // What a resumed run is not told stays as it was.
-        _ if shown == Shown::Changeable => {}
-        "required" if shown == Shown::Evaluation => {}
-        "required" => help += " (required)",
-        text => help += &format!(" (default: {text})"),
+        _ if shown == Shown::Changeable => String::new(),
+        "required" if shown == Shown::Evaluation => String::new(),
+        "required" => " (required)".into(),
+        text => format!(" (default: {text})"),
+    };
+    let mut long = field.doc.to_owned();
+    if let Kind::Choice(names) = field.kind {
+        long += &format!(" [{}]", names.join(", "));
     }
+    long += &default;
     if !aliases.is_empty() {
-        help += &format!(" [also {}]", aliases.join(" "));
+        long += &format!(" [also {}]", aliases.join(" "));
     }
-    let arg = Arg::new(field.name).long(field.flag()).help(help).help_heading(field.group.title());
+    let arg = Arg::new(field.name).long(field.flag()).help_heading(field.group.title());
+    let arg = arg.help(format!("{}{default}", field.doc)).long_help(long);
     // An empty text is a text; an empty number or path is a mistake.
     let arg = if field.kind == Kind::Text { arg } else { arg.value_parser(NonEmptyStringValueParser::new()) };
     match field.kind {

@@ -36,7 +36,8 @@ pub fn export(matches: &ArgMatches) -> Result<()> {
     let form = match option(matches, "format").unwrap_or_default().replace('_', "-").as_str() {
         "peft" => Form::Peft,
         "hf-trainer" => Form::HfTrainer,
-        other => return Err(Error::usage(format!("--format {other}: peft or hf-trainer"))),
+        "gguf" => Form::Gguf,
+        other => return Err(Error::usage(format!("--format {other}: peft, hf-trainer or gguf"))),
     };
     if files::exists(&from.join("adapter_config.json"))? {
         return Err(Error::usage(format!("{} is an adapter in PEFT's format already", from.display()))
@@ -53,6 +54,7 @@ fn ending(exported: &exchange::Exported, out: &Path, form: Form) -> String {
     let what = match form {
         Form::Peft => "the adapter, PEFT's format",
         Form::HfTrainer => "a checkpoint of Hugging Face's Trainer",
+        Form::Gguf => "the adapter, for llama.cpp",
     };
     let (source, out) = (exported.source.display(), out.display());
     format!("step {} of {source} is in {out}: {what}", exported.step)

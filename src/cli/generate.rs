@@ -5,6 +5,7 @@ use super::{commands, option, show, signals};
 use crate::config::{self, Settings};
 use crate::config::{Layer, model_folder};
 use crate::data::prompts::Prompter;
+use crate::data::tokenizer::Tokenizer;
 use crate::error::{Error, Kind, Result, printable};
 use crate::formats::publish::MadeFrom;
 use crate::generate::{Event, Generator, Model, Options, Sampling, job, text};
@@ -24,28 +25,15 @@ enum Task {
 
 /// `qwentune generate`.
 pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
-    let mut settings = config::resolve(&commands::given(matches, warnings)?)?;
     for (name, why) in [("cutoff_len", "prompts are not cut"), ("output_dir", "answers go to --output-file")]
     {
         if option(matches, name).is_some() {
             warnings.push(format!("--{} has no effect: {why}", name.replace('_', "-")));
         }
     }
-    show(warnings);
-    let mut options = options(matches, &settings)?;
-    Devices::default().check(&settings)?;
-    settings.model = model_folder::find(&settings.model)?;
+    let (settings, options) = asked(matches, warnings)?;
     let task = task(matches)?;
-    let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
-    let prompter = Prompter::open(&settings, model.spec.vocab)?;
-    show(&model.defaults.notes);
-    if option(matches, "repetition_penalty").is_none() {
-        options.sampling.repetition_penalty = model.defaults.repetition_penalty;
-    }
-    options.ends.extend(&model.ends);
-    options.ends.extend(prompter.ends());
-    options.ends.sort_unstable();
-    options.ends.dedup();
+    let Answerer { model, prompter, options } = open(matches, &settings, options)?;
     let control = Control::default();
     control.begin(); // what was answered is kept from the first row on
     signals::watch(&control, &Layer::default())?;
@@ -63,6 +51,38 @@ pub fn generate(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> 
             Ok(())
         }
     }
+}
+
+/// What the command line says, checked before anything is read or waited for.
+pub(super) fn asked(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<(Settings, Options)> {
+    let mut settings = config::resolve(&commands::given(matches, warnings)?)?;
+    show(warnings);
+    let options = options(matches, &settings)?;
+    Devices::default().check(&settings)?;
+    settings.model = model_folder::find(&settings.model)?;
+    Ok((settings, options))
+}
+
+/// What answers.
+pub(super) struct Answerer {
+    pub model: Model,
+    pub prompter: Prompter,
+    pub options: Options,
+}
+
+/// Opens model, adapter, tokenizer and template, and completes the options by what they say.
+pub(super) fn open(matches: &ArgMatches, settings: &Settings, mut options: Options) -> Result<Answerer> {
+    let model = Model::open(&settings.model, option(matches, "adapter").map(Path::new))?;
+    let prompter = Prompter::open(settings, model.spec.vocab)?;
+    show(&model.defaults.notes);
+    if option(matches, "repetition_penalty").is_none() {
+        options.sampling.repetition_penalty = model.defaults.repetition_penalty;
+    }
+    options.ends.extend(&model.ends);
+    options.ends.extend(prompter.ends());
+    options.ends.sort_unstable();
+    options.ends.dedup();
+    Ok(Answerer { model, prompter, options })
 }
 
 fn options(matches: &ArgMatches, settings: &Settings) -> Result<Options> {
@@ -140,36 +160,62 @@ fn answer(
     control: &Control,
 ) -> Result<()> {
     let ids = prompter.question(prompt)?;
-    let tokenizer = prompter.tokenizer();
-    let terminal = std::io::stdout().is_terminal();
-    let gone = Cell::new(false);
-    let write = |text: &str| {
-        let written = if terminal { type_out(&printable(text)) } else { type_out(text) };
-        gone.set(gone.get() || !written);
-    };
     let mut generator = Generator::new(model, options, ids.len(), 1)?;
-    let (mut stream, mut tokens, start) = (text::Stream::default(), 0u32, Instant::now());
-    let mut tell = |event| {
-        match event {
-            Event::Token { id, .. } => {
-                tokens += 1;
-                write(&stream.push(tokenizer, id));
-            }
-            Event::Answer { .. } => write(&stream.finish()),
-        }
-        Ok(())
-    };
-    let complete = generator.run(&[&ids], 0, &mut tell, &|| control.stop_requested() || gone.get())?;
-    write("\n");
+    let start = Instant::now();
+    let said = speak(&mut generator, prompter.tokenizer(), &ids, 0, &|| control.stop_requested())?;
     model.check_unchanged()?;
-    if !complete && !gone.get() {
+    if said.cancelled && !said.unheard {
         return Err(Error::new(Kind::Stopped, "stopped"));
     }
     if !settings.quiet && std::io::stderr().is_terminal() {
-        let seconds = start.elapsed().as_secs_f64();
-        complain(&format!("{tokens} tokens, {:.1} tokens/s", f64::from(tokens) / seconds));
+        let (tokens, seconds) = (said.ids.len(), start.elapsed().as_secs_f64());
+        complain(&format!("{tokens} tokens, {:.1} tokens/s", tokens as f64 / seconds));
     }
     Ok(())
+}
+
+/// An answer that was written to standard output.
+pub(super) struct Said {
+    pub ids: Vec<u32>,
+    /// It ended by itself, not by its length.
+    pub ended: bool,
+    pub cancelled: bool,
+    /// Whoever read standard output is gone.
+    pub unheard: bool,
+}
+
+/// Writes the answer to `prompt`, which is row `row` for what is drawn, as it comes, and a line end behind it. A terminal
+/// obeys nothing that the model says.
+pub(super) fn speak(
+    generator: &mut Generator,
+    tokenizer: &Tokenizer,
+    prompt: &[u32],
+    row: usize,
+    cancelled: &dyn Fn() -> bool,
+) -> Result<Said> {
+    let terminal = std::io::stdout().is_terminal();
+    let unheard = Cell::new(false);
+    let write = |text: &str| {
+        let written = if terminal { type_out(&printable(text)) } else { type_out(text) };
+        unheard.set(unheard.get() || !written);
+    };
+    let (mut stream, mut ids, mut by_itself) = (text::Stream::default(), Vec::new(), false);
+    let mut tell = |event| {
+        match event {
+            Event::Token { id, .. } => {
+                ids.push(id);
+                write(&stream.push(tokenizer, id));
+            }
+            Event::Answer { ended, .. } => {
+                by_itself = ended;
+                write(&stream.finish());
+            }
+        }
+        Ok(())
+    };
+    let complete = generator.run(&[prompt], row, &mut tell, &|| cancelled() || unheard.get())?;
+    write("\n");
+    Ok(Said { ids, ended: by_itself, cancelled: !complete, unheard: unheard.get() })
 }
 
 fn ending(done: &job::Done, output: &Path, seconds: f64, longest: usize) -> String {

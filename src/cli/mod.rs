@@ -1,8 +1,11 @@
 //! The command line: words in, text and an exit status out. It holds no logic a user of the library would miss.
 
 mod bench;
+#[cfg(feature = "text")]
+mod chat;
 mod checkpoint;
 pub mod commands;
+mod completions;
 pub mod dialect;
 mod doctor;
 mod evaluate;
@@ -10,6 +13,7 @@ mod exchange;
 #[cfg(feature = "text")]
 mod generate;
 mod inference;
+mod init;
 mod merge;
 #[cfg(feature = "text")]
 mod preview;
@@ -91,8 +95,10 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("tokenize", m)) => tokenize::tokenize(m),
         #[cfg(feature = "text")]
         Some(("generate", m)) => generate::generate(m, warnings),
+        #[cfg(feature = "text")]
+        Some(("chat", m)) => chat::chat(m, warnings),
         #[cfg(not(feature = "text"))]
-        Some((name @ ("preview" | "tokenize" | "generate"), _)) => {
+        Some((name @ ("preview" | "tokenize" | "generate" | "chat"), _)) => {
             Err(Error::usage(format!("`qwentune {name}` is not in this build, which has no tokenizers"))
                 .hint("build it with the feature `text`"))
         }
@@ -103,6 +109,12 @@ pub fn run(args: Vec<OsString>) -> Result<()> {
         Some(("merge", m)) => merge::merge(m),
         Some(("report", m)) => report::report(m),
         Some(("doctor", _)) => doctor::doctor(),
+        Some(("init", m)) => init::init(m),
+        Some(("completions", m)) => completions::print(m),
+        Some(("man", _)) => {
+            completions::print_manual();
+            Ok(())
+        }
         Some(("bench", m)) => bench::bench(m),
         Some(("selftest", m)) => selftest::selftest(m),
         _ => Err(Error::usage("a command is missing").hint("qwentune --help lists them")),

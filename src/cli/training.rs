@@ -4,7 +4,7 @@ use super::{commands, option, show, signals};
 use crate::checkpoint::storage::FileSystem;
 use crate::config::{self, Layer, Settings};
 use crate::error::{Error, Result};
-use crate::report::console::{Console, say};
+use crate::report::console::{Console, duration, say};
 use crate::train::{self, Control, PlanReport, Request, Summary};
 use clap::ArgMatches;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,10 @@ pub fn plan(matches: &ArgMatches, warnings: &mut Vec<String>) -> Result<()> {
     let settings = train::settled(Request { given, ..Request::default() })?;
     let json = matches.get_flag("json");
     let mut console = Console::new(quiet || json);
-    let report = train::plan(&settings, &mut console)?;
+    let mut report = train::plan(&settings, &mut console)?;
+    if matches.get_flag("measure") {
+        report.seconds_per_step = Some(train::measure(&settings, &mut console)?);
+    }
     drop(console);
     if json {
         say(&serde_json::to_string_pretty(&report).unwrap_or_default());
@@ -143,7 +146,30 @@ fn plan_table(report: &PlanReport) -> Vec<String> {
     lines.push(row("tokens of the largest micro-batch", report.micro_batch_tokens.to_string()));
     lines.push(row("trainable parameters", report.trainable.to_string()));
     lines.push(row("one checkpoint", size(report.checkpoint)));
+    lines.push(format!("fits here: {}", fit(report, arena)));
+    if let Some(seconds) = report.seconds_per_step {
+        let all = duration(seconds * report.steps as f64);
+        lines.push(format!("takes here: about {all}, {seconds:.3} s a step (median of a few that were run)"));
+    }
     lines
+}
+
+/// Whether it fits, and what would make it.
+fn fit(report: &PlanReport, arena: u64) -> String {
+    let Some(available) = report.available else {
+        return "not known, the device is not here".into();
+    };
+    let (need, place) = if report.own_memory { (arena, "on the device") } else { (report.peak, "here") };
+    let (needed, there) = (size(need), size(available));
+    if need <= available {
+        return format!("yes, {needed} of {there} that can be had {place}");
+    }
+    // What is not mapped fits: a run for which it did not would have been refused.
+    format!(
+        "not whole: {needed} are needed, {there} can be had {place}. It runs, but weights are read from the disk again \
+         in every step, which is slow; a smaller model or {} more memory would do",
+        size(need - available)
+    )
 }
 
 /// Bytes in the unit that reads best.

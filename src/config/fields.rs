@@ -367,6 +367,8 @@ pub static FIELDS: &[Field] = &[
         "Checkpoints kept; 1 counts as 2, 0 keeps all"),
     field("logging_steps", "logging_steps", &[], Count, Free, Group::Output, "",
         "Steps between console lines; metrics.jsonl has every step"),
+    field("report_to", "report_to", &[], Choice(&["none", "tensorboard"]), Free, Group::Output, "",
+        "Where else the numbers go: tensorboard writes an event file into output_dir"),
     field("eval_strategy", "eval_strategy", &["evaluation_strategy"], Choice(STRATEGIES), Recorded, Group::Output, "",
         "When the valid rows are evaluated"),
     field("eval_steps", "eval_steps", &[], OptionalNumber, Recorded, Group::Output, "logging_steps",

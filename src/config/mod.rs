@@ -4,6 +4,7 @@ pub mod check;
 pub mod fields;
 pub mod foreign;
 pub mod identity;
+pub mod init;
 pub mod llama_factory;
 pub mod model_folder;
 pub mod read;

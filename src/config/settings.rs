@@ -175,6 +175,16 @@ pub enum Recompute {
     Full,
 }
 
+/// Where else a run's numbers go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReportTo {
+    /// Nowhere: `metrics.jsonl` and `report.html` have them.
+    None,
+    /// An event file of TensorBoard.
+    Tensorboard,
+}
+
 /// Which linear layers get an adapter.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -315,6 +325,8 @@ pub struct Settings {
     pub save_total_limit: usize,
     /// Steps between console lines; metrics.jsonl has every step.
     pub logging_steps: u64,
+    /// Where else the numbers go: tensorboard writes an event file into output_dir.
+    pub report_to: ReportTo,
     /// When the valid rows are evaluated.
     pub eval_strategy: Strategy,
     /// `None`: as often as `logging_steps`, as in Hugging Face.
@@ -409,6 +421,7 @@ impl Default for Settings {
             save_steps: 500.0,
             save_total_limit: 3,
             logging_steps: 10,
+            report_to: ReportTo::None,
             eval_strategy: Strategy::No, eval_steps: None,
             load_best_model_at_end: false,
             early_stopping_patience: None,

@@ -113,6 +113,10 @@ pub fn from_json(field: &Field, value: &Value) -> Result<Value> {
             let names: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
             from_text(field, &names.join(","))
         }
+        // Hugging Face has a list of one name where one is meant.
+        (Kind::Choice(_), Value::Array(items)) if matches!(items.as_slice(), [Value::String(_)]) => {
+            from_json(field, &items[0])
+        }
         (Kind::Counts, Value::Array(items)) if !items.is_empty() => {
             from_text(field, &items.iter().map(Value::to_string).collect::<Vec<_>>().join(","))
         }
@@ -186,6 +190,10 @@ fn unfit(text: &str) -> Option<&'static str> {
         "reduce_lr_on_plateau" | "greedy" => {
             Some("a schedule here is a function of the step alone: it cannot follow the losses")
         }
+        "all" | "wandb" | "swanlab" | "mlflow" | "comet_ml" | "clearml" | "neptune" | "dvclive"
+        | "trackio" => Some(
+            "nothing is sent over a network: tensorboard writes an event file, which `wandb sync` imports too",
+        ),
         _ => None,
     }
 }

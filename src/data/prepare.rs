@@ -278,6 +278,7 @@ impl Source<'_> {
     ) -> std::result::Result<(Part, Report), Fault> {
         let mut reader = RowReader::open(path)?;
         let total = files::size(path)?.unwrap_or(0);
+        self.observer.on_event(&Event::Progress { what: "tokenising", done: 0, total });
         let mut report = Report::default();
         loop {
             let left = self.settings.max_samples.map_or(u64::MAX, |most| most as u64 - report.rows);
@@ -309,6 +310,7 @@ impl Source<'_> {
         if reader.digest()? != *digest {
             return Err(Error::input(format!("{} changed while it was read", path.display())).into());
         }
+        self.observer.on_event(&Event::Tokenised { path: path.to_owned(), rows: report.rows });
         writer.finish(report).map_err(Fault::Writing)
     }
 

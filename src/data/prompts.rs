@@ -4,7 +4,7 @@
 use super::json::Fields;
 use super::reader::{Place, RowReader};
 use super::render::Renderer;
-use super::rows::{self, Content, Conversation, Message, Role};
+use super::rows::{self, Content, Conversation, Message, Role, Said};
 use super::tokenizer::Tokenizer;
 use super::{json, prepare};
 use crate::config::Settings;
@@ -24,6 +24,29 @@ pub struct Prompter {
     format: RowFormat,
     vocab: usize,
     thinking: Option<bool>,
+}
+
+/// Questions and answers, in turn.
+#[derive(Clone, Debug, Default)]
+pub struct Dialogue {
+    messages: Vec<Message>,
+}
+
+impl Dialogue {
+    /// Adds a question.
+    pub fn ask(&mut self, text: &str) {
+        self.messages.push(Message::new(Role::User, text.to_owned()));
+    }
+
+    /// Adds the answer to the last question.
+    pub fn answer(&mut self, text: &str) {
+        self.messages.push(Message::new(Role::Assistant, text.to_owned()));
+    }
+
+    /// Takes the last question back.
+    pub fn take_back(&mut self) {
+        self.messages.pop();
+    }
 }
 
 /// One row of a file.
@@ -76,11 +99,21 @@ impl Prompter {
     /// # Errors
     /// The template is not known, or the question is empty.
     pub fn question(&self, text: &str) -> Result<Vec<u32>> {
+        let mut dialogue = Dialogue::default();
+        dialogue.ask(text);
+        self.dialogue(&dialogue)
+    }
+
+    /// The prompt of the last question of a dialogue, behind all that was said before.
+    ///
+    /// # Errors
+    /// As [`Prompter::question`].
+    pub fn dialogue(&self, dialogue: &Dialogue) -> Result<Vec<u32>> {
         self.renderer.require_template()?;
-        if text.is_empty() {
+        let messages = dialogue.messages.clone();
+        if messages.last().is_none_or(|last| last.content == Said::Text(String::new())) {
             return Err(Error::input("the prompt is empty"));
         }
-        let messages = vec![Message::new(Role::User, text.to_owned())];
         let chat = Conversation { messages, tools: Vec::new(), variables: Fields::default() };
         self.ids(&Content::Chat(chat)).map_err(Error::input)
     }

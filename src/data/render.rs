@@ -48,7 +48,8 @@ impl Renderer {
         let template = Template::open(settings, &tokenizer);
         let ends = template.as_ref().map(|template| template.ends()).unwrap_or_default();
         let known = |token: &&str| tokenizer.added(token).is_some();
-        let Some(text_end) = ["<|endoftext|>"].into_iter().chain(ends).find(known).map(str::to_owned) else {
+        let last = tokenizer.ends().into_iter().chain(["<|endoftext|>"]).chain(ends).find(known);
+        let Some(text_end) = last.map(str::to_owned) else {
             return Err(Error::input(format!("the tokenizer in {folder} has no token <|endoftext|>")));
         };
         Ok(Renderer { tokenizer, template, text_end })
@@ -87,7 +88,7 @@ impl Renderer {
     ) -> std::result::Result<Vec<u32>, String> {
         let chat = match content {
             Content::Tokens(row) => return Ok(row.ids.clone()),
-            Content::Text(text) => return self.tokenizer.encode(text).map_err(|e| e.what),
+            Content::Text(text) => return self.text_prompt(text).map_err(|e| e.what),
             Content::Chat(chat) => chat,
         };
         let template = self.template.as_ref().map_err(|fault| fault.what.clone())?;
@@ -95,6 +96,11 @@ impl Renderer {
         let marked =
             self.mark(&pieces, &vec![false; pieces.len()], template.recognise()).map_err(|e| e.what)?;
         Ok(marked.iter().map(|token| token.id).collect())
+    }
+
+    fn text_prompt(&self, text: &str) -> Result<Vec<u32>> {
+        let begins = self.tokenizer.begins(text).iter().filter_map(|token| self.tokenizer.added(token));
+        Ok(begins.chain(self.tokenizer.encode(text)?).collect())
     }
 
     /// The tokens that end an answer in this template.
@@ -129,7 +135,7 @@ impl Renderer {
                 (template.render(chat, system, settings.train_on)?, template.recognise())
             }
             Content::Text(text) => {
-                let pieces = whole_text(text, &self.text_end);
+                let pieces = whole_text(text, self.tokenizer.begins(text), &self.text_end);
                 (Rendered { pieces, ..Rendered::default() }, Recognise::All)
             }
             Content::Tokens(_) => return Err("the row is tokens already".into()),
@@ -189,8 +195,8 @@ fn place(token: Token, ends: &[usize], first: usize, scored: &[bool]) -> Marked 
     Marked { id: token.id, scored: any, piece: first + begins }
 }
 
-/// A `text` row: all of it, and the end unless it has one.
-fn whole_text(text: &str, end: &str) -> Vec<Piece> {
+/// A `text` row: all of it, behind the tokens that begin a text, and the end unless it has one.
+fn whole_text(text: &str, begins: &[String], end: &str) -> Vec<Piece> {
     let piece = |text: &str, part, control| Piece {
         text: text.to_string(),
         part,
@@ -201,7 +207,8 @@ fn whole_text(text: &str, end: &str) -> Vec<Piece> {
         alone: true,
     };
     let body = text.strip_suffix(end).unwrap_or(text);
-    let mut pieces = vec![piece(body, Part::Body, false), piece(end, Part::End, true)];
+    let mut pieces: Vec<Piece> = begins.iter().map(|token| piece(token, Part::Start, true)).collect();
+    pieces.extend([piece(body, Part::Body, false), piece(end, Part::End, true)]);
     pieces.retain(|piece| !piece.text.is_empty());
     pieces
 }

@@ -4,7 +4,7 @@
 //! `tokenizers` library. Control tokens in the text are recognised only where the caller says so, because text
 //! that comes from users must not be able to end a turn.
 
-use super::vocabulary::{self, AddedToken, Vocabulary};
+use super::vocabulary::{self, AddedToken, Around, Vocabulary};
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -44,6 +44,7 @@ pub struct Tokenizer {
     added: Vec<AddedToken>,
     starts: [bool; 256],
     bytes: BTreeMap<u32, Vec<u8>>,
+    around: Around,
     digest: String,
     is_tiktoken: bool,
 }
@@ -56,14 +57,15 @@ impl Tokenizer {
     pub fn open(folder: &Path) -> Result<Self> {
         let (vocabulary, is_tiktoken) = vocabulary::read(folder)?;
         let bytes = bytes_of(&vocabulary);
-        let Vocabulary { ids, merges, mut added, split, digest } = vocabulary;
+        let Vocabulary { ids, merges, mut added, split, around, digest } = vocabulary;
         let inner = library(ids, merges, split).map_err(|fault| {
             Error::input(format!("the tokenizer in {} cannot be used: {fault}", folder.display()))
         })?;
         added.sort_by_key(|token| std::cmp::Reverse(token.content.len()));
         let mut starts = [false; 256];
         added.iter().for_each(|token| starts[token.content.as_bytes()[0] as usize] = true);
-        Ok(Tokenizer { inner, added, starts, bytes, digest: digest.to_hex().to_string(), is_tiktoken })
+        let digest = digest.to_hex().to_string();
+        Ok(Tokenizer { inner, added, starts, bytes, around, digest, is_tiktoken })
     }
 
     /// Ids of a text; control tokens in it are recognised, nothing is added.
@@ -135,6 +137,17 @@ impl Tokenizer {
     #[must_use]
     pub fn added(&self, content: &str) -> Option<u32> {
         self.added.iter().find(|token| token.content == content).map(|token| token.id)
+    }
+
+    /// The added tokens that begin a text of its own, as the model's own tokenizer has it, but for those that the
+    /// text begins with itself.
+    pub(super) fn begins(&self, text: &str) -> &[String] {
+        if text.starts_with(&self.around.before.concat()) { &[] } else { &self.around.before }
+    }
+
+    /// The added token that ends a text of its own, where the model's own tokenizer adds one.
+    pub(super) fn ends(&self) -> Option<&str> {
+        self.around.after.first().map(String::as_str)
     }
 
     /// The added tokens, and whether they are special.

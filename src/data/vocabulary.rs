@@ -56,8 +56,17 @@ pub(super) struct Vocabulary {
     pub(super) added: Vec<AddedToken>,
     /// The splitting expression.
     pub(super) split: &'static str,
+    pub(super) around: Around,
     /// BLAKE3 of the file.
     pub(super) digest: blake3::Hash,
+}
+
+/// The added tokens that the tokenizer's post-processor puts around a text of its own; a conversation has none of
+/// them but what its template writes (transformers' `add_special_tokens=False`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Around {
+    pub(super) before: Vec<String>,
+    pub(super) after: Vec<String>,
 }
 
 /// The printable stand-in of each byte (GPT-2, `bytes_to_unicode`).
@@ -235,6 +244,7 @@ fn from_json(bytes: &[u8]) -> Made<Vocabulary> {
     Ok(Vocabulary {
         ids: file.model.vocab.0,
         merges: file.model.merges.into_iter().enumerate().map(merge).collect::<Made<_>>()?,
+        around: around(&file.post_processor, &file.added_tokens)?,
         added: file.added_tokens,
         split,
         digest: blake3::hash(bytes),
@@ -263,9 +273,6 @@ fn check_pipeline(file: &File) -> Made<&'static str> {
     if bytes["type"] != "ByteLevel" || bytes["add_prefix_space"] != false || bytes["use_regex"] != false {
         return Err(format!("the splitting step {} is not Qwen's", short(bytes)));
     }
-    if !file.post_processor.is_null() && file.post_processor["type"] != "ByteLevel" {
-        return Err(format!("the post-processor {} would add tokens", short(&file.post_processor)));
-    }
     let model = &file.model;
     let empty = |text: &Option<String>| text.as_ref().is_none_or(String::is_empty);
     let plain = model.kind.as_deref().is_none_or(|kind| kind == "BPE")
@@ -276,6 +283,46 @@ fn check_pipeline(file: &File) -> Made<&'static str> {
         && !model.byte_fallback
         && !model.ignore_merges;
     if plain { Ok(expression) } else { Err("the model is not the plain byte-level BPE that Qwen has".into()) }
+}
+
+/// What a post-processor adds: `ByteLevel` nothing, `TemplateProcessing` (R1-Distill-Qwen) single tokens.
+fn around(post_processor: &Value, added: &[AddedToken]) -> Made<Around> {
+    let unknown =
+        || format!("the post-processor {} adds tokens in a way that is not known", short(post_processor));
+    let steps = match post_processor["type"].as_str() {
+        None if post_processor.is_null() => return Ok(Around::default()),
+        Some("Sequence") => post_processor["processors"].as_array().ok_or_else(unknown)?.as_slice(),
+        _ => std::slice::from_ref(post_processor),
+    };
+    let mut around = Around::default();
+    for step in steps {
+        match step["type"].as_str() {
+            Some("ByteLevel") => {}
+            Some("TemplateProcessing") if around == Around::default() => {
+                around = single(step, added).ok_or_else(unknown)?;
+            }
+            _ => return Err(unknown()),
+        }
+    }
+    Ok(around)
+}
+
+/// The tokens of `TemplateProcessing` before and after the one text; none where it says something else.
+fn single(step: &Value, added: &[AddedToken]) -> Option<Around> {
+    let (mut around, mut text_seen) = (Around::default(), false);
+    for part in step["single"].as_array()? {
+        if part["Sequence"]["id"] == "A" && !text_seen {
+            text_seen = true;
+            continue;
+        }
+        let name = part["SpecialToken"]["id"].as_str()?;
+        for id in step["special_tokens"][name]["ids"].as_array()? {
+            let token = added.iter().find(|token| Some(u64::from(token.id)) == id.as_u64())?;
+            let side = if text_seen { &mut around.after } else { &mut around.before };
+            side.push(token.content.clone());
+        }
+    }
+    (text_seen && around.after.len() < 2).then_some(around)
 }
 
 fn short(value: &Value) -> String {
@@ -322,6 +369,7 @@ fn from_tiktoken(bytes: &[u8]) -> Made<Vocabulary> {
         merges: merges?,
         added: v1_control_tokens(tokens.len() as u32),
         split: QWEN_SPLIT,
+        around: Around::default(),
         digest: blake3::hash(bytes),
     })
 }

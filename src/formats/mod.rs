@@ -1,6 +1,7 @@
 //! File formats: plain bytes in and out. Nothing here knows a device.
 
 pub mod digest_cache;
+pub mod gguf;
 pub mod hf_trainer;
 pub mod json;
 pub mod lfs;

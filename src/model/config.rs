@@ -370,7 +370,7 @@ impl Config {
         self.known.borrow_mut().extend(keys.iter().map(|key| (*key).to_owned()));
     }
 
-    /// Refuses every way of quantising, for families whose quantised files are not known.
+    /// Refuses every way of quantising, for a family of which none was tried.
     pub fn refuse_quantised(&self) -> Result<()> {
         if self.value("quantization_config").is_none() {
             return Ok(());

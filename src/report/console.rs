@@ -1,9 +1,11 @@
-//! The console: a bar on a terminal, plain lines elsewhere, nothing but warnings when quiet.
+//! The console: lines that stay, on a terminal above a bar; nothing but warnings when quiet.
 
 use super::event::{EvalLine, Event, Observer, StepLine};
 use crate::error::printable;
+use crate::sys::resident_memory;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -49,17 +51,20 @@ pub fn colours() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty())
 }
 
+/// Seconds from which on the time that tokenising took is told.
+const WORTH_TELLING: f64 = 1.0;
+
 /// Shows a run's events to a person.
 pub struct Console {
     quiet: bool,
     logging_steps: u64,
     /// Drawn on standard error; none when that is no terminal.
     bar: Option<ProgressBar>,
-    /// Plain step lines: also beside a bar when standard output goes to a file.
-    plain: bool,
     total: u64,
     window: Window,
     progress: Option<(&'static str, Instant)>,
+    /// Since when the rows of a file are tokenised.
+    tokenising: Option<Instant>,
 }
 
 /// What happened since the last line.
@@ -81,9 +86,15 @@ impl Console {
             bar.set_style(ProgressStyle::default_spinner());
             bar
         });
-        let only_bar = drawn && std::io::stdout().is_terminal();
-        let plain = !quiet && !only_bar;
-        Console { quiet, logging_steps: 1, bar, plain, total: 0, window: Window::default(), progress: None }
+        Console {
+            quiet,
+            logging_steps: 1,
+            bar,
+            total: 0,
+            window: Window::default(),
+            progress: None,
+            tokenising: None,
+        }
     }
 
     /// A line of text, above the bar when there is one.
@@ -136,6 +147,18 @@ impl Console {
         }
     }
 
+    /// How fast a file was tokenised, where it took long enough to be worth a line.
+    fn tokenised(&mut self, path: &Path, rows: u64) {
+        let seconds = self.tokenising.take().map_or(0.0, |since| since.elapsed().as_secs_f64());
+        if seconds >= WORTH_TELLING {
+            let rate = rows as f64 / seconds;
+            self.line(&format!(
+                "{}: {rows} rows tokenised in {seconds:.1} s ({rate:.0} rows/s)",
+                path.display()
+            ));
+        }
+    }
+
     fn started(&mut self, step: u64, total: u64) {
         self.total = total;
         self.window = Window::default();
@@ -156,19 +179,18 @@ impl Console {
         let rates = self.window.rates();
         if let Some(bar) = &self.bar {
             bar.set_position(line.step);
-            bar.set_message(format!("loss {:.4}  {rates}", line.loss));
+            let memory = resident_memory() as f64 / f64::from(1 << 30);
+            bar.set_message(format!("loss {:.4}  {rates}  {memory:.1} GiB", line.loss));
         }
         let due = line.step.is_multiple_of(self.logging_steps) || line.step == self.total;
         if !due {
             return;
         }
-        if self.plain {
-            let left = self.window.left(self.total.saturating_sub(line.step));
-            self.line(&format!(
-                "step {}/{}  epoch {:.2}  loss {:.4}  grad_norm {:.3}  lr {:.3e}  {rates}  {left} left",
-                line.step, self.total, line.epoch, line.loss, line.grad_norm, line.lr
-            ));
-        }
+        let left = self.window.left(self.total.saturating_sub(line.step));
+        self.line(&format!(
+            "step {}/{}  epoch {:.2}  loss {:.4}  grad_norm {:.3}  lr {:.3e}  {rates}  {left} left",
+            line.step, self.total, line.epoch, line.loss, line.grad_norm, line.lr
+        ));
         self.window = Window::default();
     }
 
@@ -218,7 +240,11 @@ impl Observer for Console {
         match event {
             Event::Note(text) => self.line(text),
             Event::Warning(text) => self.warning(text),
+            Event::Tokenised { path, rows } => self.tokenised(path, *rows),
             Event::Progress { what, done, total } => {
+                if *done == 0 {
+                    self.tokenising = Some(Instant::now());
+                }
                 if !self.quiet {
                     self.progress(what, *done, *total);
                 }

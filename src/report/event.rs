@@ -21,6 +21,13 @@ pub enum Event {
         /// All there is; 0 when unknown.
         total: u64,
     },
+    /// All rows of a file were tokenised; the first progress of `tokenising` was at their beginning.
+    Tokenised {
+        /// The file.
+        path: PathBuf,
+        /// Its rows.
+        rows: u64,
+    },
     /// Training starts now.
     Started {
         /// Steps already done (0 for a new run).

@@ -6,3 +6,4 @@ pub mod event;
 pub mod html;
 pub mod jsonl;
 pub mod line;
+pub mod tensorboard;

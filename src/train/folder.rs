@@ -1,6 +1,7 @@
 //! A run folder: the lock on it, and its files beside the checkpoints. Names are resolved in the open folder, so that a
 //! run whose folder is moved goes on writing there and never into what took its name.
 
+use super::event_file;
 use super::run_file::{self, RunFile};
 use crate::checkpoint::shelf::step_of;
 use crate::checkpoint::storage::{self, Disk, Entry, Tree};
@@ -14,8 +15,21 @@ use std::path::{Path, PathBuf};
 
 /// The files of a run, in the order in which they are moved aside: while `run.json` is there, the folder names itself
 /// a run.
-const FILES: [&str; 7] =
-    [REPORT, "best", "adapter", "checkpoints", "metrics.jsonl", "metrics.jsonl.old", run_file::NAME];
+const FILES: [&str; 9] = [
+    REPORT,
+    SAVED_BEST,
+    BEST,
+    "adapter",
+    "checkpoints",
+    "metrics.jsonl",
+    "metrics.jsonl.old",
+    event_file::NAME,
+    run_file::NAME,
+];
+/// The adapter of the best evaluation.
+pub const BEST: &str = "best";
+/// That of the evaluation that the newest saved state names, while `best` is of a later one.
+pub const SAVED_BEST: &str = "best.old";
 /// The run's page.
 pub const REPORT: &str = "report.html";
 /// Where they lie while they are being moved.
@@ -151,7 +165,8 @@ impl RunFolder {
         Ok(Some(folder.path().join(target)))
     }
 
-    /// Ends a moving aside that was interrupted, before anybody looks at what is here.
+    /// Ends a moving aside that was interrupted, before anybody looks at what is here. While nothing was moved yet, the
+    /// folder is as it was.
     ///
     /// # Errors
     /// As [`RunFolder::move_aside`].
@@ -160,10 +175,14 @@ impl RunFolder {
             Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return Ok(None),
             opened => opened.map_err(|e| Error::reading(path, e))?,
         };
-        match folder.entry(MOVING).map_err(|e| Error::reading(path, e))? {
-            Some(Entry::Folder) => Self::lock(disk, path)?.move_aside(),
-            _ => Ok(None),
+        let begun = || match folder.entry(MOVING)? {
+            Some(Entry::Folder) => Ok(!folder.subfolder(MOVING)?.list()?.is_empty()),
+            _ => Ok(false),
+        };
+        if begun().map_err(|e: io::Error| Error::reading(path, e))? {
+            return Self::lock(disk, path)?.move_aside();
         }
+        Ok(None)
     }
 }
 

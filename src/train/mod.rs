@@ -2,9 +2,11 @@
 
 pub mod engine;
 pub mod evaluate;
+mod event_file;
 pub mod exchange;
 pub mod folder;
 mod initial;
+mod measure;
 pub mod merge;
 pub mod metrics;
 pub mod objective;
@@ -19,6 +21,7 @@ pub mod start;
 pub mod trainer;
 
 pub use crate::device::Devices;
+pub use measure::measure;
 pub use start::{Request, import, plan, resume, settled, train};
 
 use crate::config::Settings;
@@ -138,4 +141,10 @@ pub struct PlanReport {
     pub trainable: u64,
     /// Most tokens of one micro-batch, padding included.
     pub micro_batch_tokens: u64,
+    /// Bytes that can be had now, on the device where it has memory of its own; `None` where nothing says.
+    pub available: Option<u64>,
+    /// Whether the device has memory of its own.
+    pub own_memory: bool,
+    /// Seconds of a step here: the median of the few that [`measure()`] ran.
+    pub seconds_per_step: Option<f64>,
 }

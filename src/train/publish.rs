@@ -39,8 +39,8 @@ pub(super) fn final_adapter(run: &mut Begun) -> Result<(peft::Adapter, Option<St
 
 fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<String>)> {
     let Begun { commands, settings, folder, saver, trainer, base, .. } = run;
-    let path = folder.shown("best");
-    let why = match folder.read_adapter("best") {
+    let path = folder.shown(folder::BEST);
+    let why = match folder.read_adapter(folder::BEST) {
         Ok(None) => format!("{} is missing", path.display()),
         Ok(Some(found)) => {
             let values = trainer.engine().values_of(&found);
@@ -55,8 +55,11 @@ fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<S
         }
         Err(error) => error.what,
     };
-    let kept = saver.store().load(best.step).ok().filter(|state| digest_of(&state.weights) == best.adapter);
-    let Some(state) = kept else {
+    let saved = folder.read_adapter(folder::SAVED_BEST).ok().flatten();
+    let saved = saved.and_then(|found| trainer.engine().values_of(&found));
+    let kept = saver.store().load(best.step).ok().map(|state| state.weights);
+    let is_it = |values: &&Vec<f32>| digest_of(values) == best.adapter;
+    let Some(values) = saved.iter().chain(&kept).find(is_it) else {
         return Err(Error::input(format!(
             "{why}, and there is no whole checkpoint of step {} to take it from",
             best.step
@@ -66,7 +69,7 @@ fn best_adapter(best: &Best, run: &mut Begun) -> Result<(peft::Adapter, Option<S
             commands.last_instead_of_best()
         )));
     };
-    let found = adapter(trainer, &state.weights, settings)?;
-    folder.write_adapter("best", &found, &**base)?;
-    Ok((found, Some(format!("{why}: written again from the checkpoint of step {}", best.step))))
+    let found = adapter(trainer, values, settings)?;
+    folder.write_adapter(folder::BEST, &found, &**base)?;
+    Ok((found, Some(format!("{why}: written again from what was kept of step {}", best.step))))
 }

@@ -1,14 +1,17 @@
 //! A run under way: from the state it begins with to the files it leaves.
 
-use super::folder::{REPORT, RunFolder};
+use super::event_file::{self, EventFile};
+use super::folder::{self, REPORT, RunFolder};
 use super::metrics::Metrics;
 use super::publish;
 use super::saver::Saver;
 use super::start::Commands;
 use super::trainer::Trainer;
 use super::{Control, Summary};
+use crate::checkpoint::state::{Best, digest_of};
 use crate::config::{Settings, Strategy};
 use crate::error::{Error, Kind, Result};
+use crate::formats::peft::Adapter;
 use crate::formats::publish::MadeFrom;
 use crate::report::event::{Event, Observer};
 use crate::report::html;
@@ -36,6 +39,10 @@ pub(super) struct Begun {
     /// This process need not repeat what an earlier one computed: it continues inexactly.
     pub inexact: bool,
     pub metrics: Metrics,
+    /// For TensorBoard, where it was asked for.
+    pub events: Option<EventFile>,
+    /// The step it begins at.
+    pub first_step: u64,
     /// What adapters are made for: it must not change meanwhile.
     pub base: Box<dyn MadeFrom>,
     /// What messages offer.
@@ -129,7 +136,9 @@ impl<'a> Run<'a> {
     /// Logs a line, or compares it with the one an interrupted run had logged.
     fn record(&mut self, logged: LogLine, begin: Instant, real_tokens: u64) -> Result<()> {
         let seconds = begin.elapsed().as_secs_f64();
+        let before = self.begun.metrics.lines().len();
         let repeated = self.begun.metrics.push(Line { logged, seconds: Some(seconds) })?;
+        self.append_events(before);
         self.begun.trainer.state_mut().log.push(logged);
         match logged {
             LogLine::Step(line) => {
@@ -144,6 +153,18 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
+    /// Gives TensorBoard the lines from number `first` on. The run does not depend on it: a failure is said once.
+    fn append_events(&mut self, first: usize) {
+        let Begun { events, metrics, folder, .. } = &mut self.begun;
+        let Some(Err(e)) = events.as_mut().map(|events| events.append(&metrics.lines()[first..])) else {
+            return;
+        };
+        *events = None;
+        let path = folder.shown(event_file::NAME);
+        let text = format!("{} is not written any more: {e}; a resume mends it", path.display());
+        self.observer.on_event(&Event::Warning(text));
+    }
+
     /// Evaluates, logs, keeps the best. False when a stop was asked for meanwhile.
     fn evaluate(&mut self) -> Result<bool> {
         let (begin, control) = (Instant::now(), self.control);
@@ -151,17 +172,41 @@ impl<'a> Run<'a> {
         let Some(eval_loss) = trainer.evaluate(&|| control.stop_requested())? else {
             return Ok(!control.stop_requested());
         };
-        let step = trainer.step();
+        let (step, before) = (trainer.step(), trainer.state().cursor.best);
         // Step 0 is no candidate: there is nothing to publish yet.
         if step > 0
             && let Some(values) = trainer.note_evaluation(eval_loss)?
         {
-            let adapter = publish::adapter(trainer, &values, &self.begun.settings)?;
-            self.begun.folder.write_adapter("best", &adapter, &*self.begun.base)?;
+            self.keep_saved_best(before)?;
+            let Begun { settings, folder, trainer, base, .. } = &mut self.begun;
+            let adapter = publish::adapter(trainer, &values, settings)?;
+            folder.write_adapter(folder::BEST, &adapter, &**base)?;
         }
+        let trainer = &self.begun.trainer;
         let epoch = trainer.state().log.last().map_or(0.0, LogLine::epoch);
         self.record(LogLine::Eval(EvalLine { step, epoch, eval_loss }), begin, 0)?;
         Ok(true)
+    }
+
+    /// The best adapter that the newest saved state names stays, until a state is saved that names another.
+    fn keep_saved_best(&mut self, before: Option<Best>) -> Result<()> {
+        let Some(before) = before else { return Ok(()) };
+        if self.begun.saver.newest().is_some_and(|saved| saved < before.step) {
+            let (_, engine) = self.begun.trainer.saving();
+            self.begun.saver.finish(engine, self.observer)?;
+        }
+        let Begun { folder, saver, trainer, base, first_step, .. } = &mut self.begun;
+        if saver.newest().unwrap_or(*first_step) < before.step {
+            return Ok(());
+        }
+        let found = folder.read_adapter(folder::BEST).ok().flatten();
+        let is_it = |found: &Adapter| {
+            trainer.engine().values_of(found).is_some_and(|values| digest_of(&values) == before.adapter)
+        };
+        match found.filter(is_it) {
+            Some(found) => folder.write_adapter(folder::SAVED_BEST, &found, &**base).map(drop),
+            None => Ok(()),
+        }
     }
 
     // ---- saves --------------------------------------------------------------------------------------------
@@ -225,14 +270,16 @@ impl<'a> Run<'a> {
         .hint(format!("to continue: {}", self.begun.commands.resume())))
     }
 
-    /// What stands after a divergence, and how to go on from it.
+    /// What stands after a divergence, and how to go on from the newest state whose next step was finite: the very last
+    /// state diverges again, whatever the rate.
     fn after_divergence(&self, error: Error) -> Error {
-        let stands = match self.begun.saver.newest() {
+        let Begun { trainer, saver, commands, .. } = &self.begun;
+        let stands = match saver.newest() {
             Some(step) => format!("the checkpoint of step {step} stands"),
             None => "no checkpoint was saved".into(),
         };
-        let commands = self.begun.commands.after_divergence(self.begun.saver.newest().is_some());
-        error.hint(format!("{stands}; {commands}"))
+        let good = saver.store().whole_before(trainer.step());
+        error.hint(format!("{stands}; {}", commands.after_divergence(good)))
     }
 
     /// One forward pass beyond the last step, for a continuation to compare with. The state is safe already:
@@ -335,7 +382,12 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Publishes again. A folder that goes on with the last state of another is complete by itself only with a
+    /// checkpoint of its own.
     fn already_finished(&mut self) -> Result<Summary> {
+        if self.begun.saver.newest().is_none() && self.begun.settings.save_strategy != Strategy::No {
+            self.save_and_wait()?;
+        }
         let step = self.begun.trainer.step();
         self.observer
             .on_event(&Event::Note(format!("training complete at step {step}; adapter written again")));

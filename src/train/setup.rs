@@ -226,7 +226,7 @@ impl Setup {
         let mut smallest = u64::MAX;
         for &recompute in choices {
             let mut planner = Planner::new(device);
-            let network = self.planned(&mut planner, self.work, recompute)?;
+            let network = self.planned(&mut planner, self.work, self.tokens, recompute)?;
             let sums = Sums::plan(&mut planner, self.settings.gradient_accumulation_steps, self.tokens);
             let need = planner.bytes() as u64 + beside;
             smallest = smallest.min(need);
@@ -236,21 +236,48 @@ impl Setup {
         }
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let mapped = if device.own_memory { "" } else { " beside the mapped weights" };
+        let remedy = match self.largest_that_fits(available.saturating_sub(beside))? {
+            Some(tokens) => format!(
+                "micro-batches of {tokens} tokens fit with --recompute full, these have {}: make them smaller with --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len or --tokens-per-micro-batch",
+                self.tokens
+            ),
+            None => "not even a micro-batch of one token fits: a smaller --lora-r, a smaller model or more memory is needed".into(),
+        };
         Err(Error::device(format!(
             "the run needs {:.1} GiB{mapped}, {:.1} GiB are available on the device",
             gib(smallest),
             gib(available)
         ))
-        .hint("make it fit with --recompute full, a smaller --per-device-train-batch-size (and more --gradient-accumulation-steps), --cutoff-len, --tokens-per-micro-batch or --lora-r"))
+        .hint(remedy))
     }
 
-    fn planned(&self, planner: &mut Planner, work: Work, recompute: Recompute) -> Result<Network> {
+    /// The largest half, quarter, … of this run's micro-batches that fits into `available` bytes when everything is
+    /// computed again.
+    fn largest_that_fits(&self, available: u64) -> Result<Option<usize>> {
+        for tokens in
+            std::iter::successors(Some(self.tokens), |tokens| Some(tokens / 2)).take_while(|t| *t > 0)
+        {
+            let mut planner = Planner::new(self.device.capabilities());
+            self.planned(&mut planner, self.work, tokens, Recompute::Full)?;
+            Sums::plan(&mut planner, self.settings.gradient_accumulation_steps, tokens);
+            if planner.bytes() as u64 <= available {
+                return Ok(Some(tokens));
+            }
+        }
+        Ok(None)
+    }
+
+    fn planned(
+        &self,
+        planner: &mut Planner,
+        work: Work,
+        tokens: usize,
+        recompute: Recompute,
+    ) -> Result<Network> {
         let (spec, weights, layout) = (&self.spec, &self.weights, &self.layout);
         match work {
-            Work::Training => {
-                Network::plan(planner, spec, weights, layout, &self.adapter, self.tokens, recompute)
-            }
-            Work::Evaluation => Network::plan_evaluation(planner, spec, weights, layout, self.tokens),
+            Work::Training => Network::plan(planner, spec, weights, layout, &self.adapter, tokens, recompute),
+            Work::Evaluation => Network::plan_evaluation(planner, spec, weights, layout, tokens),
         }
     }
 
@@ -272,7 +299,7 @@ impl Setup {
         let arena: Vec<(String, u64)> =
             planner.bytes_by_purpose().into_iter().map(|(p, b)| (purpose(p).to_owned(), b as u64)).collect();
         let mut evaluation = Planner::new(self.device.capabilities());
-        self.planned(&mut evaluation, Work::Evaluation, Recompute::None)?;
+        self.planned(&mut evaluation, Work::Evaluation, self.tokens, Recompute::None)?;
         let lengths = self.train.rows.lengths();
         let snapshot = snapshot_bytes(&self.layout);
         let device: u64 = arena.iter().map(|(_, b)| b).sum();
@@ -289,6 +316,9 @@ impl Setup {
             tokens_per_epoch: lengths.iter().map(|&l| u64::from(l)).sum(),
             trainable: self.layout.len as u64,
             micro_batch_tokens: self.tokens as u64,
+            available: Some(self.device.available()?).filter(|bytes| *bytes < u64::MAX),
+            own_memory: self.device.capabilities().own_memory,
+            seconds_per_step: None,
         })
     }
 

@@ -1,10 +1,10 @@
 //! Every command that writes: whichever of its calls fails, what it makes is whole or absent, nothing saved is lost, and
 //! the same command goes on to the bytes it makes undisturbed. And several of one command at once on one output.
 //!
-//! The normal run tries some calls of each; `CALLS=all` tries every one, `ROUNDS=100` that many rounds of several.
+//! The normal run tries some calls of each and two rounds of several; `QWENTUNE_FULL=1` tries every call and 100 rounds.
 
 use super::supervisor::{Ended, Fault, possible, run};
-use crate::common::{scratch, tiny_model, tiny_rows};
+use crate::common::{full, scratch, tiny_model, tiny_rows};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -277,7 +277,7 @@ fn every_call_fails(case: &Case) {
     undisturbed(&folder, &(case.command)(&folder));
     let expected = made(case, &folder);
     assert!(expected.values().all(|files| !files.is_empty()), "{}: {:?}", case.name, expected.keys());
-    let all = std::env::var_os("CALLS").is_some_and(|value| value == "all");
+    let all = full();
     let modes = [
         (false, libc::ENOSPC, true),
         (false, libc::EIO, false),
@@ -323,7 +323,7 @@ fn every_command_does_without_special_renames() {
 
 /// Several at once: one makes it, the others are told so, and what is there is whole.
 fn several_at_once(case: &Case) {
-    let rounds = std::env::var("ROUNDS").ok().and_then(|text| text.parse().ok()).unwrap_or(2);
+    let rounds = if full() { 100 } else { 2 };
     let template = template(case, "several");
     let folder = fresh(&template);
     undisturbed(&folder, &(case.command)(&folder));

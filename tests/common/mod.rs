@@ -16,6 +16,11 @@ pub fn scratch(name: &str) -> PathBuf {
     path
 }
 
+/// Whether tests that try a sample try all: `QWENTUNE_FULL=1`.
+pub fn full() -> bool {
+    std::env::var_os("QWENTUNE_FULL").is_some()
+}
+
 /// A small linear congruential generator: test data only (Knuth's MMIX constants).
 pub struct Lcg(pub u64);
 

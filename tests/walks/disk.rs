@@ -10,7 +10,7 @@ use qwentune::checkpoint::storage::{Disk, Entry, Folder, Held, Locked, Stored, T
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 
 const PAGE: usize = 4096;
 const ROOT: usize = 0;
@@ -164,6 +164,10 @@ impl SimDisk {
         inner.ends_at = Some(inner.operations + at);
     }
 
+    pub fn never_end(&self) {
+        self.lock().ends_at = None;
+    }
+
     pub fn has_ended(&self) -> bool {
         self.lock().off
     }
@@ -223,7 +227,7 @@ impl SimDisk {
     fn walk(&self, path: &Path) -> io::Result<usize> {
         let inner = self.lock();
         let mut at = ROOT;
-        for part in path.components() {
+        for part in from_here(path).components() {
             if let Component::Normal(name) = part {
                 if matches!(inner.nodes[at], Node::File { .. }) {
                     return Err(os(libc::ENOTDIR));
@@ -295,7 +299,7 @@ impl Disk for SimDisk {
 
     fn create(&self, path: &Path) -> io::Result<Box<dyn Tree>> {
         let mut at = ROOT;
-        for part in path.components() {
+        for part in from_here(path).components() {
             let Component::Normal(name) = part else { continue };
             let name = name.to_str().expect("text").to_owned();
             let mut inner = self.lock();
@@ -331,8 +335,15 @@ impl Disk for SimDisk {
 
     fn canonical(&self, path: &Path) -> io::Result<PathBuf> {
         self.walk(path)?;
-        Ok(path.components().filter(|part| matches!(part, Component::Normal(_))).collect())
+        Ok(from_here(path).components().filter(|part| matches!(part, Component::Normal(_))).collect())
     }
+}
+
+/// The working directory is the root.
+fn from_here(path: &Path) -> &Path {
+    static HERE: OnceLock<PathBuf> = OnceLock::new();
+    let here = HERE.get_or_init(|| std::env::current_dir().expect("a working directory"));
+    path.strip_prefix(here).unwrap_or(path)
 }
 
 fn kind(node: &Node) -> Entry {

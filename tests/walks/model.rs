@@ -64,6 +64,13 @@ impl Recipe {
     /// The same run, longer or evaluated otherwise after `step` steps.
     pub fn changed(&self, step: u64, total: Option<u64>, every: Option<u64>) -> Self {
         let mut recipe = self.clone();
+        let other = |new: Option<u64>, old: u64| new.is_some_and(|new| new != old);
+        if step == 0 && (other(total, self.total()) || other(every, self.every())) {
+            // It begins again, as something else.
+            recipe.lengths = vec![(0, total.unwrap_or(self.total()))];
+            recipe.evals = vec![(0, every.unwrap_or(self.every()))];
+            return recipe;
+        }
         if let Some(total) = total {
             change(&mut recipe.lengths, step, total);
         }
@@ -73,11 +80,13 @@ impl Recipe {
         recipe
     }
 
-    pub fn branch(&self, step: u64, lr: f64, batch: usize) -> Self {
-        Recipe {
-            parent: Some((Box::new(self.clone()), step)),
-            ..Recipe::new(lr, batch, self.total(), self.every())
-        }
+    /// A branch off the state of `step` steps, which is this run's own, or that of its parent while it has saved nothing.
+    pub fn branch(&self, step: u64, own: bool, lr: f64, batch: usize) -> Self {
+        let parent = self.parent.as_ref().filter(|_| !own).map_or(self, |(parent, _)| parent);
+        let mut recipe = Recipe::new(lr, batch, self.total(), 0);
+        recipe.evals = parent.evals.iter().filter(|(from, _)| *from == 0 || *from < step).copied().collect();
+        change(&mut recipe.evals, step, self.every());
+        Recipe { parent: Some((Box::new(parent.clone()), step)), ..recipe }
     }
 
     pub fn settings(&self) -> Settings {
@@ -87,7 +96,7 @@ impl Recipe {
             max_steps: Some(self.total()),
             warmup_steps: WARMUP as f64,
             seed: SEED,
-            save_steps: 2.0,
+            save_steps: 1000.0,
             save_total_limit: 2,
             eval_strategy: Strategy::Steps,
             eval_steps: Some(self.every() as f64),
@@ -135,7 +144,8 @@ impl Recipe {
     /// The state after `step` steps.
     pub fn expected(&self, step: u64) -> Expected {
         let (begin, mut state) = match &self.parent {
-            Some((parent, step)) => (*step, parent.expected(*step)),
+            Some((parent, at)) if step < *at => return parent.expected(step),
+            Some((parent, at)) => (*at, parent.expected(*at)),
             None => {
                 let numbers = Numbers::initial(SEED);
                 let origin = PlanOrigin::default();

@@ -183,7 +183,8 @@ impl<'a> Finder<'a> {
         let ends: Vec<Vec<char>> =
             modes.iter().zip(&whole).filter_map(|(mode, p)| self.own_end(index, *mode, p.as_ref())).collect();
         let opens = |end: &&Vec<char>| self.prompts.control(end).is_some();
-        let once = |wanted: &[char]| once(text, free..place.start, wanted);
+        // It may reach into what the message says (`<think>`): the model is given it, whoever wrote it.
+        let once = |wanted: &[char]| once(text, free..place.start, place.end, wanted);
         if let Some(start) = ends.iter().filter(opens).filter_map(|end| once(end)).max() {
             return Ok((start, Found::PromptEnd, true));
         }
@@ -274,13 +275,12 @@ impl<'a> Finder<'a> {
     }
 }
 
-/// The end of `wanted` within a part of the text, when it stands there exactly once.
-fn once(text: &[char], within: Range<usize>, wanted: &[char]) -> Option<usize> {
-    if wanted.is_empty() || within.len() < wanted.len() {
+/// The end of `wanted`, when exactly one begins within a part of the text and ends before `last`.
+fn once(text: &[char], within: Range<usize>, last: usize, wanted: &[char]) -> Option<usize> {
+    if wanted.is_empty() {
         return None;
     }
-    let mut places =
-        text[within.clone()].windows(wanted.len()).enumerate().filter(|(_, window)| *window == wanted);
-    let (at, _) = places.next()?;
-    places.next().is_none().then_some(within.start + at + wanted.len())
+    let mut places = within.filter(|at| text[*at..last].starts_with(wanted));
+    let at = places.next()?;
+    places.next().is_none().then_some(at + wanted.len())
 }

@@ -135,6 +135,8 @@ fn environment() -> Environment<'static> {
     environment.add_filter("trim", python::trim);
     environment.add_filter("replace", python::replace);
     environment.add_filter("string", python::string);
+    environment.add_filter(PRINTED, python::string);
+    environment.add_filter("join", python::join);
     environment.add_filter(BOUNDED, |value: Value| match value.kind() {
         ValueKind::Seq | ValueKind::Iterable if value.len().is_some_and(|length| length > MOST_ITEMS) => {
             Err(Error::from(ErrorKind::OutOfFuel))
@@ -205,6 +207,8 @@ fn rewritten(source: &str) -> Made<String> {
             "the chat template holds characters of planes without meaning (U+40000 to U+DFFFF)".into()
         );
     }
+    // As jinja2 reads a source.
+    let source = &source.replace("\r\n", "\n").replace('\r', "\n");
     let written = |code: &str| code.chars().filter(|c| !c.is_whitespace()).count();
     if let Some((start, _)) = tags(source).iter().find(|(_, code)| written(code) > MAX_TAG) {
         let line = 1 + source[..*start].matches('\n').count();
@@ -227,7 +231,7 @@ fn rewritten(source: &str) -> Made<String> {
         let (trim, feeds) = (&found[1], found[2].replace('\n', "\\n"));
         format!("{{%{trim} raw %}}{{% endraw %}}{{{{ \"{feeds}\" }}}}{{% raw %}}")
     });
-    Ok(with_bounded_values(&source))
+    Ok(with_bounded_values(&with_printed_operands(&source)))
 }
 
 /// What stands inside the tags `{{ }}` and `{% %}`, with its strings blanked; comments and raw text are passed over.
@@ -311,6 +315,80 @@ fn with_bounded_values(source: &str) -> String {
     }
     made.push_str(&source[done..]);
     made
+}
+
+/// The filter that operands of `~` go through: the engine would print `True`, `None`, lists and numbers its own way.
+const PRINTED: &str = "qwentune_printed";
+/// Words that end an operand.
+const WORDS: [&str; 8] = ["if", "else", "and", "or", "is", "in", "not", "recursive"];
+
+/// The source with every operand of `~` printed first, as Python prints it.
+fn with_printed_operands(source: &str) -> String {
+    let (mut made, mut done) = (String::with_capacity(source.len()), 0);
+    for (start, code) in tags(source) {
+        for end in operand_ends(&code, &source[start..start + code.len()]) {
+            made.push_str(&source[done..start + end]);
+            made.push_str(" | ");
+            made.push_str(PRINTED);
+            made.push(' ');
+            done = start + end;
+        }
+    }
+    made.push_str(&source[done..]);
+    made
+}
+
+/// What is known of the operand under way within one pair of brackets.
+#[derive(Clone, Copy, Default)]
+struct Operand {
+    /// It stands behind a `~`.
+    joined: bool,
+    /// Something of it was seen.
+    begun: bool,
+    /// It is a product, which a filter behind it would not bind to; numbers need none.
+    product: bool,
+}
+
+/// Where operands of `~` end in a tag's `code`, of which the strings are blanked; `written` is the tag as it is.
+fn operand_ends(code: &str, written: &str) -> Vec<usize> {
+    let mut ends = Vec::new();
+    let mut open = vec![Operand::default()];
+    let mut end = |operand: &mut Operand, at: usize| {
+        if operand.joined && operand.begun && !operand.product {
+            ends.push(at);
+        }
+        *operand = Operand::default();
+    };
+    let mut place = 0;
+    while let Some(c) = code[place..].chars().next() {
+        let word: String = code[place..].chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+        let Some(operand) = open.last_mut() else { return Vec::new() };
+        match c {
+            '~' => {
+                operand.joined = true;
+                end(operand, place);
+                operand.joined = true;
+            }
+            '(' | '[' | '{' => {
+                operand.begun = true;
+                open.push(Operand::default());
+            }
+            ')' | ']' | '}' => {
+                end(operand, place);
+                open.pop();
+            }
+            '*' | '/' | '%' => operand.product = true,
+            ',' | ':' | '=' | '<' | '>' | '!' => end(operand, place),
+            '+' | '-' if operand.begun => end(operand, place),
+            '+' | '-' => {}
+            _ if WORDS.contains(&word.as_str()) => end(operand, place),
+            _ => operand.begun |= !written.as_bytes()[place].is_ascii_whitespace(),
+        }
+        place += if word.is_empty() { c.len_utf8() } else { word.len() };
+    }
+    let last = code.trim_end_matches(['-', '+']).len();
+    open.last_mut().into_iter().for_each(|operand| end(operand, last));
+    ends
 }
 
 // ---- values -----------------------------------------------------------------------------------------------

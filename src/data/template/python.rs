@@ -419,6 +419,27 @@ pub(super) fn string(state: &State, value: &Value) -> Made<Value> {
     if value.as_str().is_some() { Ok(value.clone()) } else { text_of(state, value).map(Value::from) }
 }
 
+/// The filter `join`; what is no string is printed as Python prints it.
+pub(super) fn join(state: &State, value: &Value, joiner: Option<&str>, named: Kwargs) -> Made<String> {
+    let joiner = joiner.or(named.get("d")?).unwrap_or_default();
+    let attribute: Option<&str> = named.get("attribute")?;
+    named.assert_all_used()?;
+    let items: Vec<Value> = match value.as_str() {
+        Some(text) => text.chars().map(Value::from).collect(),
+        None if value.is_undefined() || value.is_none() => Vec::new(),
+        None => value.try_iter()?.collect(),
+    };
+    let mut joined = String::new();
+    for (index, item) in items.iter().enumerate() {
+        let item = attribute.map_or_else(|| Ok(item.clone()), |name| item.get_attr(name))?;
+        let text = text_of(state, &item)?;
+        state.consume_fuel(1 + (text.len() + joiner.len()) as u64 / 64)?;
+        joined.push_str(if index > 0 { joiner } else { "" });
+        joined.push_str(&text);
+    }
+    Ok(joined)
+}
+
 /// Methods of Python's values.
 pub(super) fn method(state: &mut State, value: &Value, name: &str, arguments: &[Value]) -> Made<Value> {
     let Some(text) = value.as_str() else {

@@ -224,14 +224,14 @@ impl check::Case for Case {
             ]
         });
         if tokens <= DIFFERENTIATED {
-            differentiate(rig, &form, [qk, qkv, dout]);
+            derivatives(rig, form, [qk, qkv, dout]);
         }
     }
 }
 
-/// Adds the gradients of the f64 form.
-fn differentiate(rig: &mut Rig, form: &Form, [qk, qkv, dout]: [Region; 3]) {
-    let (of_qk, of_v) = (form.clone(), form.clone());
+/// The derivatives of `form` by its operands, of which the last is the gradient of its result.
+fn derivatives(rig: &mut Rig, form: Form, [qk, qkv, dout]: [Region; 3]) {
+    let of_qk = form.clone();
     rig.derivative("dqk", move |rig| {
         let (at, v, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
         let gradient = of_qk.backward(&at, &v, &upper).0;
@@ -240,8 +240,8 @@ fn differentiate(rig: &mut Rig, form: &Form, [qk, qkv, dout]: [Region; 3]) {
     });
     rig.derivative("dv", move |rig| {
         let (x, at, upper) = (rig.given(qk), rig.given(qkv), rig.given(dout));
-        let gradient = of_v.backward(&x, &at, &upper).1;
-        let form = of_v.clone();
+        let gradient = form.backward(&x, &at, &upper).1;
+        let form = form.clone();
         Derivative { function: Box::new(move |v: &[f64]| form.forward(&x, v).0), at, upper, gradient }
     });
 }

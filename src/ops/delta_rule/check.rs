@@ -302,7 +302,8 @@ impl check::Case for Case {
         let ([key_heads, value_heads], [key_dim, value_dim]) = (self.heads, self.dims);
         let gates = Gates { width: 8 + 2 * value_heads, b: 3, a: 3 + value_heads };
         rig.seed(43);
-        let a_log = rig.holding(F32, (0..value_heads).map(|h| self.gates[2] + 0.1 * h as f32).collect());
+        let a_log = (0..value_heads).map(|h| self.gates[2] + 0.1 * h as f32).collect();
+        let a_log = rig.holding(F32, a_log);
         let dt_bias = rig.holding(F32, (0..value_heads).map(|h| 0.3 * h as f32 - 0.2).collect());
         let p = DeltaRule { key_heads, value_heads, key_dim, value_dim, a_log, dt_bias, gates };
         let segments = placed(&self.segments);
@@ -333,7 +334,8 @@ impl check::Case for Case {
             Ok(())
         });
         let activations = next[0].len + 2 * count * value_heads + out_next.len;
-        let cost = Cost { activations, words: 2 * count * p.state_len(), ..Cost::default() };
+        let flops = 3.0 * product / tokens as f64 * count as f64;
+        let cost = Cost { flops, activations, words: 2 * count * p.state_len(), ..Cost::default() };
         rig.call("step", cost, move |dev, all| {
             super::step(dev, &p, next, out_next, States { region: states, slots: all[slots.at] });
             Ok(())
@@ -366,30 +368,32 @@ impl check::Case for Case {
             ]
         });
         if x[0].len <= DIFFERENTIATED && self.spread > 0.5 {
-            differentiate(rig, form, [a_log, dt_bias, x[0], x[1], dout]);
+            derivatives(rig, form, [a_log, dt_bias], x, dout);
         }
     }
 }
 
-/// Adds the gradients of the f64 form, given its rates and biases.
-fn differentiate(
+/// The derivatives by the operands `x` of the form that its parameters give; `dout` is the gradient of its result.
+fn derivatives(
     rig: &mut Rig,
     form: impl Fn(Vec<f64>, Vec<f64>) -> Form + Clone + 'static,
-    [a_log, dt_bias, qkv, projected, dout]: [Region; 5],
+    [a_log, dt_bias]: [Region; 2],
+    x: [Region; 2],
+    dout: Region,
 ) {
     let of_qkv = form.clone();
     rig.derivative("dqkv", move |rig| {
         let form = of_qkv(rig.given(a_log), rig.given(dt_bias));
-        let (at, gates, upper) = (rig.given(qkv), rig.given(projected), rig.given(dout));
+        let (at, gates, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
         let [gradient, _] = form.backward(&at, &gates, &upper);
         let function = Box::new(move |x: &[f64]| form.forward(x, &gates).0);
         Derivative { function, at, upper, gradient }
     });
     rig.derivative("db, da", move |rig| {
         let form = form(rig.given(a_log), rig.given(dt_bias));
-        let (x, at, upper) = (rig.given(qkv), rig.given(projected), rig.given(dout));
-        let [_, gradient] = form.backward(&x, &at, &upper);
-        let function = Box::new(move |gates: &[f64]| form.forward(&x, gates).0);
+        let (qkv, at, upper) = (rig.given(x[0]), rig.given(x[1]), rig.given(dout));
+        let [_, gradient] = form.backward(&qkv, &at, &upper);
+        let function = Box::new(move |gates: &[f64]| form.forward(&qkv, gates).0);
         Derivative { function, at, upper, gradient }
     });
 }

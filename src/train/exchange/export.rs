@@ -9,11 +9,13 @@ use crate::config::fields::{FIELDS, Group as Heading};
 use crate::config::{self, Layer, Settings, Targets, value};
 use crate::error::{Error, Kind, Result};
 use crate::files;
+use crate::formats::gguf;
 use crate::formats::hf_trainer::{self, Every, Group, MomentsOf, Progress, Schedule as TorchSchedule};
 use crate::formats::peft::{self, Adapter, AdapterConfig, AdapterTensor};
-use crate::formats::publish::{FolderDraft, Memory, check_free};
+use crate::formats::publish::{FileDraft, FolderDraft, Memory, Over, check_free};
 use crate::identity::Identity;
-use crate::model::names;
+use crate::model::patterns::Patterns;
+use crate::model::{Spec, names};
 use crate::report::event::{Event, Observer};
 use crate::report::line::{EvalLine, LogLine, StepLine};
 use crate::train::folder;
@@ -29,6 +31,8 @@ pub enum Form {
     Peft,
     /// Adapter, optimizer, schedule, progress.
     HfTrainer,
+    /// The adapter alone, one file for llama.cpp.
+    Gguf,
 }
 
 /// What an export wrote.
@@ -44,13 +48,15 @@ pub struct Exported {
 const EMBEDDING_RATE: f64 = 1e-6;
 
 /// Writes a checkpoint file, or the newest whole one of a run folder, into the folder `out`, which must be new or
-/// empty. The run's lock is not needed.
+/// empty, or into the new file `out`. The run's lock is not needed.
 ///
 /// # Errors
 /// No whole checkpoint; [`crate::error::Kind::Output`] where `out` holds something; I/O errors.
 pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) -> Result<Exported> {
     let (source, state) = load(from, observer)?;
-    check_free(out)?;
+    if form != Form::Gguf {
+        check_free(out)?;
+    }
     let settings = settings_of(&state.identity).map_err(|e| e.at(source.display()))?;
     let run = run_around(&source)?;
     let base = run.as_ref().map_or_else(String::new, |run| folder::base_name(&run.settings));
@@ -59,6 +65,12 @@ pub fn export(from: &Path, out: &Path, form: Form, observer: &mut dyn Observer) 
         let text =
             "the run trained on a base with --fold-adapters folded in: what is exported belongs to that base";
         observer.on_event(&Event::Warning(text.into()));
+    }
+    if form == Form::Gguf {
+        let mut draft = FileDraft::beside(out)?;
+        draft.write(&gguf_of(&adapter, &settings, run.as_ref())?)?;
+        draft.publish(Over::Nothing, &Memory)?;
+        return Ok(Exported { source, step: state.step });
     }
     let mut parts = Vec::from(peft::encode(&adapter));
     if form == Form::HfTrainer {
@@ -147,6 +159,22 @@ fn adapter_of(state: &State, s: &Settings, base_model_name_or_path: String) -> A
         base_model_name_or_path,
     };
     Adapter { config, tensors }
+}
+
+/// The adapter as llama.cpp reads it.
+fn gguf_of(adapter: &Adapter, s: &Settings, run: Option<&RunFile>) -> Result<Vec<u8>> {
+    let run = run.ok_or_else(|| {
+        Error::usage("a GGUF file says which model it is for, and only the folder of the run names that")
+            .hint("give the folder of the run, or a checkpoint inside it")
+    })?;
+    let spec = Spec::read(&run.settings.model)?;
+    let alphas = Patterns::new("lora_alpha_pattern", &s.lora_alpha_pattern)?;
+    // The alpha of alpha / rank: RS-LoRA counts alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732).
+    let alpha_of = |module: &str, rank: usize| -> Result<f64> {
+        let alpha = alphas.get(module)?.unwrap_or(s.lora_alpha);
+        Ok(if s.use_rslora { alpha * (rank as f64).sqrt() } else { alpha })
+    };
+    gguf::encode_adapter(adapter, spec.family, &alpha_of)
 }
 
 /// Whether a target's name has a block's number in it.

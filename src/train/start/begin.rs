@@ -12,10 +12,11 @@ use crate::checkpoint::state::{Ancestor, Descent, History, PlanOrigin, State};
 use crate::checkpoint::storage::Disk;
 use crate::checkpoint::store::Store;
 use crate::config::fields::FIELDS;
-use crate::config::{self, Layer, Settings, Strategy};
+use crate::config::{self, Layer, ReportTo, Settings, Strategy};
 use crate::error::{Error, Result};
 use crate::identity::Identity;
 use crate::report::event::{Event, Observer};
+use crate::train::event_file::EventFile;
 use crate::train::folder::RunFolder;
 use crate::train::metrics::{Metrics, Proof};
 use crate::train::run::{Begun, Run};
@@ -68,7 +69,7 @@ pub(super) fn begin(
     start.from.inherit(&mut identity);
     let carried = match world.fault {
         Some(Fault::LeavesBest) => Carried::Nothing,
-        _ => start.carry(world.disk, &settings, &mut trainer, &identity)?,
+        _ => start.carry(world.disk, &settings, &mut trainer, &identity, &plan)?,
     };
     let commands = start.commands(world.disk, &settings)?;
     let proof = match world.fault {
@@ -91,12 +92,18 @@ pub(super) fn begin(
     warnings.into_iter().for_each(|text| observer.on_event(&Event::Warning(text)));
     let (metrics, set_aside) = Metrics::open(&folder, &trainer.state().log, proof)?;
     start.notes.extend(set_aside);
+    let events = match settings.report_to {
+        ReportTo::Tensorboard => Some(EventFile::open(&folder, metrics.lines())?),
+        ReportTo::None => None,
+    };
     carried.write(&folder, &mut start.notes)?;
     folder.write_run_file(&start.run_file(&settings, &identity, &plan)?)?;
     start.introduce(world.disk, &trainer, &found, &plan, observer)?;
     let saver = Saver::new(store, saved)?;
     let inexact = matches!(plan.continuation, Continuation::Inexact(_));
-    let begun = Begun { settings, folder, saver, trainer, inexact, metrics, base, commands };
+    let first_step = trainer.step();
+    let begun =
+        Begun { settings, folder, saver, trainer, inexact, metrics, events, first_step, base, commands };
     Run::new(begun, control, observer).train().map(Outcome::Ended)
 }
 
@@ -150,9 +157,13 @@ impl From {
         allow_inexact: bool,
         fault: Option<Fault>,
     ) -> Result<Plan> {
-        let From::State { found, run, here, how } = self else {
-            let course = Course { history: history::new(settings, total), news: Vec::new() };
-            return Ok(Plan { course, continuation: Continuation::Exact, tainted: false });
+        let (found, run, here, how) = match self {
+            From::Beginning { run, .. } => {
+                let known = run.as_ref().map(|run| &run.history);
+                let course = history::begin(known, settings, total, fault)?;
+                return Ok(Plan { course, continuation: Continuation::Exact, tainted: false });
+            }
+            From::State { found, run, here, how } => (found, run, here, how),
         };
         let state = &found.state;
         let inexact = policy::compare(&state.identity, now, *how, allow_inexact)?;
@@ -190,9 +201,8 @@ impl From {
                 "give it a length: --max-steps N or --num-train-epochs X, counted from the parent's step 0",
             ));
         }
-        let mut history = history::new(settings, total);
+        let mut history = history::branch(&state.history, state.step, settings, total);
         history.plan = self.plan_origin(now);
-        history.lineage.clone_from(&state.history.lineage);
         history.lineage.push(Ancestor {
             descent: Descent::Branch,
             step: state.step,
@@ -263,19 +273,21 @@ impl Start {
         if !inexact && self.from.own_run().is_some_and(same) { Proof::Repeats } else { Proof::SetAside }
     }
 
-    /// What of the run the state comes from the new folder needs to be complete by itself.
+    /// The best adapter so far, where the folder may lack it: without it the run could not publish what its state names.
     fn carry(
         &self,
         disk: &dyn Disk,
         settings: &Settings,
         trainer: &mut Trainer,
         identity: &Identity,
+        plan: &Plan,
     ) -> Result<Carried> {
         let From::State { found, .. } = &self.from else { return Ok(Carried::Nothing) };
-        let from_elsewhere = self.from.saved_here().is_none();
-        match found.state.cursor.best.filter(|_| from_elsewhere) {
+        // The very same run finds its later best ones again.
+        let repeats = self.from.saved_here().is_some() && plan.continuation == Continuation::Exact;
+        match found.state.cursor.best.filter(|_| !repeats) {
             Some(best) if found.state.identity.data.eval == identity.data.eval => {
-                best_of(disk, found, &best, settings, trainer)
+                best_of(disk, &self.asked.output, found, &best, settings, trainer)
             }
             _ => Ok(Carried::Nothing),
         }

@@ -25,12 +25,14 @@ pub(super) enum Carried {
     Lost(u64),
 }
 
-/// The best adapter that the state names: that of the state itself, of its checkpoint, or of the run's `best`.
+/// The best adapter that the state names: that of the state itself, of its checkpoint, or of a folder of the run it lies in
+/// or of `out`.
 ///
 /// # Errors
 /// Input: it is to be published at the end, and not there any more.
 pub(super) fn best_of(
     disk: &dyn Disk,
+    out: &Path,
     found: &FoundState,
     best: &Best,
     settings: &Settings,
@@ -47,15 +49,21 @@ pub(super) fn best_of(
     if let Some(values) = of_checkpoint(disk, &inspect::path_of_step(run, best.step))?.filter(is_best) {
         return Ok(as_adapter(&values));
     }
-    let adapter = match disk.open(run) {
-        Err(e) if e.kind() == ErrorKind::NotFound => None,
-        opened => folder::read_adapter(&*opened.map_err(|e| Error::reading(run, e))?, "best").ok().flatten(),
-    };
-    let values = adapter.and_then(|adapter| engine.values_of(&adapter));
-    match values.filter(is_best) {
-        Some(values) => Ok(as_adapter(&values)),
-        None => lost(best, settings),
+    for (folder, name) in
+        [run, out].into_iter().flat_map(|folder| [(folder, folder::BEST), (folder, folder::SAVED_BEST)])
+    {
+        let adapter = match disk.open(folder) {
+            Err(e) if e.kind() == ErrorKind::NotFound => None,
+            opened => {
+                folder::read_adapter(&*opened.map_err(|e| Error::reading(folder, e))?, name).ok().flatten()
+            }
+        };
+        let values = adapter.and_then(|adapter| engine.values_of(&adapter));
+        if let Some(values) = values.filter(is_best) {
+            return Ok(as_adapter(&values));
+        }
     }
+    lost(best, settings)
 }
 
 /// The weights of a checkpoint, if a whole one is there.
@@ -87,7 +95,7 @@ impl Carried {
         match self {
             Carried::Nothing => {}
             Carried::Best(adapter) => {
-                folder.write_adapter("best", &adapter, &Memory)?;
+                folder.write_adapter(folder::BEST, &adapter, &Memory)?;
             }
             Carried::Lost(step) => {
                 notes.push(format!("the best adapter so far, that of step {step}, is not there any more"));

@@ -1,5 +1,6 @@
 //! The commands that messages offer. They work when pasted.
 
+use crate::checkpoint::inspect::path_of_step;
 use crate::config::Settings;
 use std::path::{Path, PathBuf};
 
@@ -66,32 +67,37 @@ impl Commands {
         format!("{} resume {}{}", shell_word(&self.program), shell_path(&self.folder), flags.concat())
     }
 
-    /// How a run of its own goes on from the newest good state with a tenth of the learning rate; `saved` tells whether
-    /// there is one.
+    /// How a run of its own goes on with a tenth of the learning rate from the state of step `good`, or where none is
+    /// known to be good, how the run begins again with it.
     #[must_use]
-    pub fn after_divergence(&self, saved: bool) -> String {
+    pub fn after_divergence(&self, good: Option<u64>) -> String {
         let rate = self.learning_rate / 10.0;
         let [run, new] = [&self.folder, &self.branch].map(|path| shell_path(path));
         let program = shell_word(&self.program);
-        match (saved, self.in_memory) {
-            (true, false) => format!(
-                "go on from the last saved state with a lower rate: {program} train --branch --resume-from-checkpoint {run} --output-dir {new} --learning-rate {rate:e}"
+        let state = good.map(|step| (step, path_of_step(&self.folder, step)));
+        match (state, self.in_memory) {
+            (Some((step, path)), false) => format!(
+                "go on from the good state of step {step} with a lower rate: {program} train --branch --resume-from-checkpoint {} --output-dir {new} --learning-rate {rate:e}",
+                shell_path(&path)
             ),
-            (true, true) => format!(
-                "go on from the last saved state with a lower rate: the same request with branch: true, resume_from_checkpoint: Some(ResumeFrom::Path({run})), another output_dir and learning_rate: {rate:e}"
+            (Some((step, path)), true) => format!(
+                "go on from the good state of step {step} with a lower rate: the same request with branch: true, resume_from_checkpoint: Some(ResumeFrom::Path({})), another output_dir and learning_rate: {rate:e}",
+                path.display()
             ),
-            (false, false) => format!(
-                "nothing was saved yet; start over with a lower rate: {program} train --config {run}/run.json --overwrite-output-dir --learning-rate {rate:e}"
+            (None, false) => format!(
+                "no state is known to be good; start over with a lower rate: {program} train --config {run}/run.json --overwrite-output-dir --learning-rate {rate:e}"
             ),
-            (false, true) => format!(
-                "nothing was saved yet; start over with overwrite_output_dir: true and learning_rate: {rate:e}"
+            (None, true) => format!(
+                "no state is known to be good; start over with overwrite_output_dir: true and learning_rate: {rate:e}"
             ),
         }
     }
 }
 
+/// A path as a shell takes it, and no command takes it for a flag.
 fn shell_path(path: &Path) -> String {
-    shell_word(&path.display().to_string())
+    let text = path.display().to_string();
+    shell_word(&if text.starts_with('-') { format!("./{text}") } else { text })
 }
 
 /// A word as a shell takes it.

@@ -246,6 +246,11 @@ fn going_on(disk: &dyn Disk, asked: Asked, found: FoundRun, seen: Seen) -> Resul
         }
     };
     let run_file = run.map(|(_, run)| Box::new(run));
+    // A branch that has saved nothing yet is one wherever it goes on.
+    let how = match state.as_ref().and_then(|found| found.origin.as_ref()) {
+        Some(origin) if origin.branch => As::Branch,
+        _ => how,
+    };
     let own_origin = run_file.as_ref().filter(|_| own).and_then(|run| run.origin.clone());
     let origin = match &state {
         _ if own => own_origin,
@@ -253,13 +258,7 @@ fn going_on(disk: &dyn Disk, asked: Asked, found: FoundRun, seen: Seen) -> Resul
         None => None,
     };
     let from = match state {
-        Some(found) => {
-            let how = match &found.origin {
-                Some(origin) if origin.branch => As::Branch,
-                _ => how,
-            };
-            From::State { found: Box::new(found), run: run_file, here: own, how }
-        }
+        Some(found) => From::State { found: Box::new(found), run: run_file, here: own, how },
         None => From::Beginning { why: "it had saved nothing yet".into(), run: run_file },
     };
     Ok(Start {

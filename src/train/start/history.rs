@@ -41,6 +41,35 @@ pub fn new(settings: &Settings, total_steps: u64) -> History {
     history
 }
 
+/// That of a run at step 0. One that was there before and lost its checkpoints keeps the history it has, and repeats
+/// itself; with another length or evaluation it begins a new one.
+///
+/// # Errors
+/// Wrong schedule arguments.
+pub fn begin(
+    known: Option<&History>,
+    settings: &Settings,
+    total_steps: u64,
+    fault: Option<Fault>,
+) -> Result<Course> {
+    if let Some(known) = known {
+        let course = go_on(known, known, 0, settings, total_steps, fault)?;
+        if course.news.is_empty() {
+            return Ok(course);
+        }
+    }
+    Ok(Course { history: new(settings, total_steps), news: Vec::new() })
+}
+
+/// That of a branch off a run with the history `parent` after `step` steps: lengths are its own over its whole length, the
+/// other recorded settings count from its first step on.
+#[must_use]
+pub fn branch(parent: &History, step: u64, settings: &Settings, total_steps: u64) -> History {
+    let mut course = Course { history: parent.before(step), news: Vec::new() };
+    course.change(step, settings);
+    History { lengths: new(settings, total_steps).lengths, ..course.history }
+}
+
 /// The settings with those that are recorded as they count after `done` steps.
 ///
 /// # Errors
@@ -90,6 +119,11 @@ pub fn go_on(
     let mut course = Course { history: known.clone(), news: Vec::new() };
     course.lengthen(step, wanted, total, fault)?;
     course.change(step, wanted);
+    if step == 0 && !course.news.is_empty() && fault != Some(Fault::Restart) {
+        // Nothing was trained yet: the run is what it would be had it begun so.
+        let History { lengths, changes, .. } = new(wanted, total);
+        course.history = History { lengths, changes, ..course.history };
+    }
     Ok(course)
 }
 

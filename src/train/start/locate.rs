@@ -170,15 +170,20 @@ impl Look<'_> {
         Ok(Located::Run(Box::new(found)))
     }
 
-    /// The output folder's own run, when it is the one that began with the state of the run in `path`: the same
-    /// command again.
+    /// The output folder's own run, when it is the one that began with the state of the run in `path`, be it one that
+    /// run began with itself: the same command again.
     fn begun_from(&self, path: &Path) -> Result<Option<Located>> {
         let out = &self.asked.output;
         let Some(run) = RunFile::find(self.disk, out)? else { return Ok(None) };
         let branch = matches!(self.asked.beginning, Beginning::Branch(_));
+        let theirs = RunFile::find(self.disk, path)?.and_then(|run| run.origin);
         let from_there = |origin: &Origin| {
             let around = origin.checkpoint.parent().and_then(Path::parent);
-            origin.branch == branch && around.is_some_and(|run| same(self.disk, run, path))
+            let as_theirs = theirs.as_ref().is_some_and(|theirs| {
+                theirs.digest == origin.digest && origin.branch == (branch || theirs.branch)
+            });
+            let in_it = around.is_some_and(|run| same(self.disk, run, path));
+            as_theirs || origin.branch == branch && in_it
         };
         if self.asked.overwrite || !run.origin.as_ref().is_some_and(from_there) {
             return Ok(None);
@@ -242,6 +247,16 @@ impl Look<'_> {
                 Err(_) if self.fault == Some(Fault::BeginsAnew) => None,
                 found => Some(found?),
             };
+        }
+        if found.state.is_none()
+            && let Some(ancestor) = run.as_ref().and_then(|run| run.history.lineage.last())
+        {
+            return Err(Error::refused(format!(
+                "{} began with a state of step {}, and all its checkpoints are gone",
+                folder.display(),
+                ancestor.step
+            ))
+            .hint("put a checkpoint back, or begin again in a new --output-dir"));
         }
         found.run = run.map(|run| (folder.to_owned(), run));
         Ok(found)
