@@ -133,9 +133,9 @@ fn bf16_stays_near_transformers_and_peft() {
         let distance = adapter_distance(&out.join("run/adapter"), &case.join("final"));
         println!("{name}: loss {loss:.1e}, gradient norm {norm:.1e}, adapter {distance:.1e}");
         assert!(loss > 1e-6, "{name}: this is not bf16");
-        // The state of Gated DeltaNet carries what was rounded along the text.
-        let wider = if name.starts_with("qwen35") { 2.0 } else { 1.0 };
-        let near = loss <= wider * 1e-3 && norm <= wider * 1e-2 && distance <= wider * 3e-3;
+        // Sums over decaying states are a hundred times as sensitive to rounding, in f32 too (see the norms above).
+        let [most_loss, most_norm] = if name.starts_with("qwen35") { [4e-3, 0.3] } else { [1e-3, 1e-2] };
+        let near = loss <= most_loss && norm <= most_norm && distance <= 3e-3;
         assert!(near, "{name}: {loss} {norm} {distance}");
     }
 }

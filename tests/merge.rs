@@ -58,12 +58,17 @@ fn rounding(element: Element) -> f64 {
 
 /// The matrices of one module, as PEFT names them.
 fn matrices<'a>(adapter: &'a Adapter, weight: &str) -> Option<[&'a AdapterTensor; 2]> {
-    let module = weight.strip_suffix(".weight")?;
+    let module = language_part(weight.strip_suffix(".weight")?);
     let find = |m| {
         let name = format!("base_model.model.{module}.lora_{m}.weight");
         adapter.tensors.iter().find(|t| t.name == name)
     };
     Some([find('A')?, find('B')?])
+}
+
+/// The name that a module of a model with towers has in the language part alone, which adapters are saved for.
+fn language_part(module: &str) -> String {
+    module.replacen("model.language_model.", "model.", 1)
 }
 
 fn check_matrix(name: &str, base: &Tensor, merged: &Tensor, [a, b]: [&AdapterTensor; 2], scale: f64) {
@@ -95,7 +100,7 @@ fn every_family_is_the_sum_rounded_once_and_otherwise_the_base() {
         // Scales by layer are checked where patterns are.
         let read = qwentune::model::Adapter::read(&folder, &Spec::read(&model).unwrap()).unwrap();
         let scale = |weight: &str| {
-            let slot = read.layout.slot(weight.strip_suffix(".weight").unwrap());
+            let slot = read.layout.slot(&language_part(weight.strip_suffix(".weight").unwrap()));
             f64::from(slot.unwrap().scale)
         };
         let (base, new) = (WeightMap::open(&model).unwrap(), WeightMap::open(&out).unwrap());

@@ -47,6 +47,7 @@ fn read(root: &Config) -> Result<Spec> {
     let inner = root.object("text_config")?;
     let config = inner.as_ref().unwrap_or(root);
     root.refuse_quantised()?;
+    config.refuse_quantised()?;
     config.refuse_unsupported()?;
     config.only("attn_output_gate", true, "attention without output gates is not supported")?;
     config.only("attention_bias", false, "Qwen3.5 with biases is not supported")?;
