@@ -293,19 +293,26 @@ fn rounded(value: f32) -> f32 {
     half::bf16::from_f32(value).to_f32()
 }
 
+impl Case {
+    fn parameters(&self, rig: &mut Rig) -> DeltaRule {
+        let ([key_heads, value_heads], [key_dim, value_dim]) = (self.heads, self.dims);
+        let gates = Gates { width: 8 + 2 * value_heads, b: 3, a: 3 + value_heads };
+        let a_log = (0..value_heads).map(|h| self.gates[2] + 0.1 * h as f32).collect();
+        let a_log = rig.holding(F32, a_log);
+        let dt_bias = rig.holding(F32, (0..value_heads).map(|h| 0.3 * h as f32 - 0.2).collect());
+        DeltaRule { key_heads, value_heads, key_dim, value_dim, a_log, dt_bias, gates }
+    }
+}
+
 impl check::Case for Case {
     fn runs_on(&self, device: &Capabilities) -> bool {
         device.gated_mixers
     }
 
     fn set_up(&self, rig: &mut Rig) {
-        let ([key_heads, value_heads], [key_dim, value_dim]) = (self.heads, self.dims);
-        let gates = Gates { width: 8 + 2 * value_heads, b: 3, a: 3 + value_heads };
         rig.seed(43);
-        let a_log = (0..value_heads).map(|h| self.gates[2] + 0.1 * h as f32).collect();
-        let a_log = rig.holding(F32, a_log);
-        let dt_bias = rig.holding(F32, (0..value_heads).map(|h| 0.3 * h as f32 - 0.2).collect());
-        let p = DeltaRule { key_heads, value_heads, key_dim, value_dim, a_log, dt_bias, gates };
+        let p = self.parameters(rig);
+        let DeltaRule { value_heads, key_dim, value_dim, a_log, dt_bias, gates, .. } = p;
         let segments = placed(&self.segments);
         let (count, tokens) = (segments.len(), self.segments.iter().sum::<u32>() as usize);
         let [x, next] = [tokens, count].map(|rows| {
