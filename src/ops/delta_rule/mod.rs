@@ -4,7 +4,9 @@
 //! Per token, with the normalised `q̂ = q / sqrt(Σq² + 1e-6) / sqrt(dk)`, `k̂ = k / sqrt(Σk² + 1e-6)`, `β = σ(b)` and
 //! `g = -exp(A_log) · softplus(a + dt_bias)`:
 //!
-//!     S' = e^g S;  u = β (v - S'ᵀ k̂);  S = S' + k̂ uᵀ;  o = Sᵀ q̂
+//! ```text
+//! S' = e^g S;  u = β (v - S'ᵀ k̂);  S = S' + k̂ uᵀ;  o = Sᵀ q̂
+//! ```
 //!
 //! with S [dk, dv] zero where a segment begins. Value head h reads key head `h / (value_heads / key_heads)`.
 

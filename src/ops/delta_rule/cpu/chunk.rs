@@ -3,10 +3,12 @@
 //! Within a chunk, `b_i` sums the decays g up to token i; `Γ_ij = e^(b_i - b_j)` for i >= j; all exponents are at most
 //! zero. With rows q̂, k̂, v, u in Q, K, V, R and the state S before the chunk:
 //!
-//!     N_ij = Γ_ij (k_i·k_j), i > j;   P_ij = Γ_ij (q_i·k_j), i >= j
-//!     U = V - e^b ∘ (K S) - N R,  R = β ∘ U     row by row
-//!     O = e^b ∘ (Q S) + P R
-//!     S ← e^(b_n) S + (e^(b_n - b) ∘ K)ᵀ R
+//! ```text
+//! N_ij = Γ_ij (k_i·k_j), i > j;   P_ij = Γ_ij (q_i·k_j), i >= j
+//! U = V - e^b ∘ (K S) - N R,  R = β ∘ U     row by row
+//! O = e^b ∘ (Q S) + P R
+//! S ← e^(b_n) S + (e^(b_n - b) ∘ K)ᵀ R
+//! ```
 
 use super::panels::{Panels, add_transposed_product, product};
 use crate::device::cpu::Isa;
